@@ -1,0 +1,46 @@
+# Two commands do everything on a fresh machine with Python 3.11 or newer: `make demo` and `make test`.
+PYTHON ?= python3
+BIN = .venv/bin
+DEMO ?= demo
+
+.PHONY: setup test demo lint lock clean
+
+setup: .venv/installed
+
+.venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "sedjax needs Python 3.11 or newer; name one with PYTHON=...: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+
+test: setup lint
+	$(BIN)/python -m pytest -n 2
+
+# The whole path on the built-in data set: recordings, records, models, their cost, a submission, a report.
+RUN = $(BIN)/python -m
+demo: setup
+	$(RUN) data_prep.soundscapes --output $(DEMO)/soundscapes
+	$(RUN) data_prep.build_records --source $(DEMO)/soundscapes --output $(DEMO)/mel_records --features melspectrogram --overwrite
+	$(RUN) sedjax train --config=configs/demo.py:naive --config.data.path=$(DEMO)/mel_records --workdir=$(DEMO)/naive
+	$(RUN) sedjax train --config=configs/demo.py:conv_transformer --config.data.path=$(DEMO)/mel_records --workdir=$(DEMO)/conv_transformer
+	$(RUN) data_prep.extract --source $(DEMO)/soundscapes --embeddings_from $(DEMO)/conv_transformer
+	$(RUN) data_prep.build_records --source $(DEMO)/soundscapes --output $(DEMO)/records --overwrite
+	$(RUN) sedjax train --config=configs/demo.py:embedding_transformer --config.data.path=$(DEMO)/records --workdir=$(DEMO)/embedding_transformer
+	$(RUN) sedjax predict --workdir=$(DEMO)/embedding_transformer --source=$(DEMO)/soundscapes --split=test --output=$(DEMO)/predictions.csv
+	$(RUN) data_prep.ground_truth --source $(DEMO)/soundscapes --split test --output $(DEMO)/ground_truth.csv
+	$(RUN) sedjax score --predictions $(DEMO)/predictions.csv --ground_truth $(DEMO)/ground_truth.csv
+	$(RUN) sedjax report $(DEMO)/naive $(DEMO)/conv_transformer $(DEMO)/embedding_transformer --output=$(DEMO)/report
+	@echo "Recordings: $(DEMO)/soundscapes   Models: $(DEMO)/*_transformer   Submission: $(DEMO)/predictions.csv   Report: $(DEMO)/report/index.md"
+
+lock:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --extra test --universal --python-version 3.11 --no-header --upgrade -o requirements.lock
+
+clean:
+	rm -rf .venv $(DEMO)
