@@ -1,0 +1,3 @@
+"""Sound event detection in JAX."""
+
+__version__ = "0.1.0"

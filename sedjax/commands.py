@@ -1,0 +1,75 @@
+"""What all commands share: flags, errors that a person can cause, outputs that are whole or not there."""
+
+import contextlib
+import logging
+import os
+import pathlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+
+from absl import flags
+from absl import logging as absl_logging
+
+from sedjax.errors import UserError
+
+USER_ERROR_STATUS = 2
+
+
+def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
+    """Parses absl flags, runs `main(remaining arguments)` and ends the process.
+
+    A UserError, an unknown flag or an unknown config key ends in one sentence on standard error and exit status 2.
+    """
+    argv = list(sys.argv if argv is None else argv)
+    _log_to_stderr()
+    if "--help" in argv or "-h" in argv:
+        module = main.__module__ if main.__module__ != "__main__" else sys.argv[0]
+        print(f"{(sys.modules[main.__module__].__doc__ or '').strip()}\n{flags.FLAGS.module_help(module)}")
+        sys.exit(0)
+    try:
+        try:
+            arguments = flags.FLAGS(argv)
+        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            # absl's own, and what ml_collections raises for a config file or key that does not exist.
+            raise UserError(" ".join(str(error).strip("'\"").split())) from error
+        main(arguments)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR_STATUS)
+
+
+def _log_to_stderr() -> None:
+    """Shows what sedjax and data_prep say, and of the libraries only what is a warning."""
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    for name in ("sedjax", "data_prep"):
+        logging.getLogger(name).handlers = [handler]
+        logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger(name).propagate = False
+
+
+@contextlib.contextmanager
+def atomic_output(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields a temporary path beside `path` and renames it to `path` when the block ends well.
+
+    Raises UserError if the folder is missing, read-only or full; nothing half-written stays.
+    """
+    path = pathlib.Path(path)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror}.") from error
+    temporary = pathlib.Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,214 @@
+"""Reads a directory in MLPC layout (SPEC section 3): recordings, features, labels, splits."""
+
+import csv
+import dataclasses
+import os
+import pathlib
+import threading
+import zipfile
+import zlib
+
+import numpy as np
+
+from sedjax.errors import UserError
+from sedjax.task import MLPC_2025, Task, read_task
+
+SPLITS = ("train", "validation", "test")
+
+# numpy parses array headers with ast.parse, which raises SystemError now and then when two threads of CPython 3.11 use
+# it at once (https://github.com/python/cpython/issues/106905).
+_ONE_READER = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A directory in MLPC layout. Nothing is read before it is asked for.
+
+    Attributes:
+      path: the directory.
+      filenames: unique recordings, in the order of metadata.csv.
+      task: from costs.json, else MLPC 2025.
+    """
+
+    path: pathlib.Path
+    filenames: tuple[str, ...]
+    task: Task
+
+    def features_path(self, filename: str) -> pathlib.Path:
+        return self.path / "audio_features" / f"{_stem(filename)}.npz"
+
+    def labels_path(self, filename: str) -> pathlib.Path:
+        return self.path / "labels" / f"{_stem(filename)}_labels.npz"
+
+    def audio_path(self, filename: str) -> pathlib.Path:
+        return self.path / "audio" / filename
+
+    def num_frames(self, filename: str) -> int:
+        """Frames of a recording, from the header of its features file, or of its labels file if it has no features.
+
+        Raises UserError if there is neither, or for a damaged file.
+        """
+        for path in (self.features_path(filename), self.labels_path(filename)):
+            if path.exists():
+                return _rows_of_first_array(path)
+        raise UserError(f"{self.path} has neither features nor labels of {filename!r}, so its length is unknown.")
+
+    def features(self, filename: str, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """The named features of a recording, each (T, D), float16 or float32, all with the same T >= 1.
+
+        Raises UserError that names the file for anything missing, unreadable, misshapen or not finite.
+        """
+        path = self.features_path(filename)
+        arrays = _load_npz(path, keys)
+        found = {}
+        for key, value in arrays.items():
+            value = value[:, None] if value.ndim == 1 else value
+            if value.ndim != 2 or not np.issubdtype(value.dtype, np.number) or 0 in value.shape:
+                raise UserError(f"{path}: {key!r} must be numbers of shape (frames, width), "
+                                f"not {value.dtype} {value.shape}.")
+            with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinity, an error of its own below
+                value = value.astype(np.float16 if value.dtype == np.float16 else np.float32)
+            if not np.isfinite(value).all():
+                raise UserError(f"{path}: {key!r} holds NaN or infinity, first in frame "
+                                f"{int(np.argmin(np.isfinite(value).all(axis=1)))}.")
+            found[key] = value
+        lengths = {key: len(value) for key, value in found.items()}
+        if len(set(lengths.values())) > 1:
+            raise UserError(f"{path}: features differ in their number of frames: {lengths}.")
+        return found
+
+    def votes(self, filename: str) -> np.ndarray:
+        """The fraction of annotators that marked each frame: (T, C) float16, in the task's class order.
+
+        Raises UserError that names the file for anything missing, unreadable, misshapen or outside 0 to 1.
+        """
+        path = self.labels_path(filename)
+        arrays = _load_npz(path, self.task.classes)
+        columns = []
+        for label, marks in arrays.items():
+            marks = marks[:, None] if marks.ndim == 1 else marks
+            numbers = np.issubdtype(marks.dtype, np.number) or marks.dtype == bool
+            if marks.ndim != 2 or 0 in marks.shape or not numbers:
+                raise UserError(f"{path}: {label!r} must be 0/1 of shape (frames, annotators), "
+                                f"not {marks.dtype} {marks.shape}.")
+            marks = marks.astype(np.float32)
+            if not ((marks >= 0) & (marks <= 1)).all():
+                raise UserError(f"{path}: {label!r} holds a value outside 0 to 1.")
+            columns.append(marks.mean(axis=1))
+        lengths = {label: len(column) for label, column in zip(self.task.classes, columns)}
+        if len(set(lengths.values())) > 1:
+            raise UserError(f"{path}: classes differ in their number of frames: {lengths}.")
+        return np.stack(columns, axis=1).astype(np.float16)
+
+
+def read_layout(path: str | os.PathLike, task: Task | None = None) -> Layout:
+    """Opens a directory in MLPC layout; `task` overrides the directory's own costs.json.
+
+    Raises UserError if there is no such directory or no usable metadata.csv.
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        raise UserError(f"There is no directory {path}.")
+    rows = read_csv(path / "metadata.csv", ("filename",))
+    filenames = tuple(dict.fromkeys(row["filename"] for row in rows))
+    if not filenames:
+        raise UserError(f"{path / 'metadata.csv'} names no recording.")
+    stems: dict[str, str] = {}
+    for filename in filenames:
+        if not _stem(filename) or pathlib.PurePath(filename).name != filename:
+            raise UserError(f"{path / 'metadata.csv'}: {filename!r} is not a plain file name.")
+        other = stems.setdefault(_stem(filename), filename)
+        if other != filename:
+            raise UserError(f"{path / 'metadata.csv'}: {other!r} and {filename!r} would share one features file.")
+    if task is None:
+        costs = path / "costs.json"
+        task = read_task(costs) if costs.exists() else MLPC_2025
+    return Layout(path, filenames, task)
+
+
+def read_splits(layout: Layout, split_seed: int | None = None) -> dict[str, tuple[str, ...]]:
+    """Recordings of each split: from splits.csv, or the report's 60 / 20 / 20 split where there is none.
+
+    Args:
+      layout: the directory.
+      split_seed: shuffles with this seed and ignores splits.csv; 42 gives the report's own split.
+
+    Raises:
+      UserError: splits.csv names an unknown split or recording, one recording twice, or not all of them.
+    """
+    path = layout.path / "splits.csv"
+    if split_seed is None and path.exists():
+        split_of: dict[str, str] = {}
+        for line, row in enumerate(read_csv(path, ("filename", "split")), start=2):
+            filename, split = row["filename"], row["split"]
+            if split not in SPLITS:
+                raise UserError(f"{path}, line {line}: split {split!r} is none of {list(SPLITS)}.")
+            if split_of.setdefault(filename, split) != split:
+                raise UserError(f"{path}, line {line}: {filename!r} is in {split_of[filename]!r} already; "
+                                "a recording may be in one split only.")
+        unknown = sorted(set(split_of) - set(layout.filenames))
+        missing = sorted(set(layout.filenames) - set(split_of))
+        if unknown or missing:
+            raise UserError(f"{path} and metadata.csv disagree: not in metadata.csv {unknown[:5]}, "
+                            f"without a split {missing[:5]}.")
+        return {split: tuple(f for f in layout.filenames if split_of[f] == split) for split in SPLITS}
+
+    from sklearn.model_selection import train_test_split  # slow to import
+
+    seed = 42 if split_seed is None else split_seed
+    try:
+        train, rest = train_test_split(list(layout.filenames), test_size=0.4, random_state=seed, shuffle=True)
+        validation, test = train_test_split(rest, test_size=0.5, random_state=seed, shuffle=True)
+    except ValueError as error:
+        raise UserError(f"{layout.path} has too few recordings to split: {len(layout.filenames)}.") from error
+    return {"train": tuple(train), "validation": tuple(validation), "test": tuple(test)}
+
+
+def read_csv(path: pathlib.Path, required: tuple[str, ...]) -> list[dict[str, str]]:
+    """Rows of a CSV file with a header. Raises UserError if it is missing, unreadable or lacks a column."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            missing = [column for column in required if column not in (reader.fieldnames or ())]
+            if missing:
+                raise UserError(f"{path}, line 1: the column {missing[0]!r} is missing.")
+            rows = []
+            for row in reader:
+                if None in row or None in row.values():
+                    raise UserError(f"{path}, line {reader.line_num}: the number of columns is not that of the header.")
+                rows.append(row)
+    except FileNotFoundError as error:
+        raise UserError(f"There is no file {path}.") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is not a readable CSV file: {error}.") from error
+    return rows
+
+
+def _stem(filename: str) -> str:
+    return pathlib.PurePath(filename).stem
+
+
+def _load_npz(path: pathlib.Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
+    try:
+        # numpy leaves a damaged file open if it was the one to open it.
+        with _ONE_READER, open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            missing = [key for key in keys if key not in archive.files]
+            if missing:
+                raise UserError(f"{path}: {missing[0]!r} is missing; the file holds {sorted(archive.files)}.")
+            return {key: archive[key] for key in keys}
+    except FileNotFoundError as error:
+        raise UserError(f"There is no file {path}.") from error
+    except (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        # TypeError: a .npy file; RuntimeError: encrypted, or a compression that this Python does not know
+        raise UserError(f"{path} is damaged or not an npz file: {str(error).rstrip('.')}.") from error
+
+
+def _rows_of_first_array(path: pathlib.Path) -> int:
+    # numpy would decompress the whole array; its header alone tells the length.
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as file:
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape = read_header[np.lib.format.read_magic(file)](file)[0]
+        return shape[0]
+    except (OSError, ValueError, LookupError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is damaged or not an npz file: {str(error).rstrip('.')}.") from error

@@ -1,0 +1,80 @@
+"""Small valid data for tests, and what it takes to spoil it."""
+
+import csv
+import json
+import pathlib
+
+import numpy as np
+from absl import flags
+
+from sedjax.layout import Layout, read_layout
+from sedjax.task import MLPC_2025, OUTCOMES, Task
+
+TINY_TASK = Task("tiny", ("Bell", "Crow", "Drum"), ((0, 1, 0, 5), (0, 2, 0, 10), (0, 3, 0, 15)))
+
+
+def write_layout(path: pathlib.Path, task: Task = TINY_TASK, recordings: int | dict[str, int] = 10, seed: int = 0,
+                 labels: bool = True, splits: bool = False) -> Layout:
+    """A valid directory in MLPC layout without audio.
+
+    Args:
+      path: the directory; made if it is not there.
+      task: its classes and costs; MLPC 2025 is the one that needs no costs.json.
+      recordings: how many, of 11 to 40 frames (one of exactly 20), or frames by filename.
+      seed: of the features and labels.
+      labels: of 1 to 3 annotators, who disagree at times. A class lifts the embeddings column of its number, so
+        that there is something to learn.
+      splits: write splits.csv (60 / 20 / 20, in order).
+    """
+    rng = np.random.default_rng(seed)
+    if isinstance(recordings, int):
+        lengths = [20, *rng.integers(11, 41, recordings - 1).tolist()]
+        recordings = {f"{100 + i}.mp3": length for i, length in enumerate(lengths)}
+    for folder in ("audio_features", "labels") if labels else ("audio_features",):
+        (path / folder).mkdir(parents=True, exist_ok=True)
+    for filename, frames in recordings.items():
+        active = rng.random((frames // 5 + 1, len(task.classes))).repeat(5, axis=0)[:frames] < 0.2
+        embeddings = rng.standard_normal((frames, 16))
+        embeddings[:, :len(task.classes)] += 4 * active[:, :16]
+        stem = pathlib.PurePath(filename).stem
+        np.savez(path / "audio_features" / f"{stem}.npz", embeddings=embeddings.astype(np.float16),
+                 melspectrogram=rng.exponential(size=(frames, 64)).astype(np.float32))
+        if labels:
+            annotators = int(rng.integers(1, 4))
+            heard = active[:, :, None] & (rng.random((frames, len(task.classes), annotators)) < 0.9)
+            np.savez(path / "labels" / f"{stem}_labels.npz",
+                     **{name: heard[:, i].astype(np.uint8) for i, name in enumerate(task.classes)})
+    write_csv(path / "metadata.csv", ["filename", "duration"],
+              [[filename, frames * task.frame_seconds] for filename, frames in recordings.items()])
+    if splits:
+        n = len(recordings)
+        of = ["train"] * (n - 2 * (n // 5)) + ["validation"] * (n // 5) + ["test"] * (n // 5)
+        write_csv(path / "splits.csv", ["filename", "split"], list(zip(recordings, of)))
+    if task != MLPC_2025:
+        costs = {name: dict(zip(OUTCOMES, row)) for name, row in zip(task.classes, task.costs)}
+        (path / "costs.json").write_text(json.dumps(costs))
+    return read_layout(path)
+
+
+def write_csv(path: pathlib.Path, header: list[str], rows: list) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def change_npz(path: pathlib.Path, **arrays: np.ndarray | None) -> None:
+    """Replaces arrays of an npz file, adds them, or removes them (None)."""
+    with np.load(path) as archive:
+        held = dict(archive)
+    held |= arrays
+    np.savez(path, **{name: value for name, value in held.items() if value is not None})
+
+
+def run_command(module, *arguments: str) -> None:
+    """Runs a command's main() on parsed flags, in this process; its flags are gone afterwards, for the next one."""
+    before = set(flags.FLAGS)
+    module.define_flags()
+    try:
+        module.main(flags.FLAGS([module.__name__, *map(str, arguments)]))
+    finally:
+        for name in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, name)
