@@ -1,0 +1,35 @@
+"""`python -m data_prep.ground_truth`: the labels of a directory in MLPC layout as a CSV that `score` compares with."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from absl import flags
+
+from sedjax import commands, grid
+from sedjax.layout import SPLITS, Layout, read_layout, read_splits
+from sedjax.submission import write_submission
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("source", None, "Directory in MLPC layout.", required=True)
+    flags.DEFINE_string("output", None, "CSV to write.", required=True)
+    flags.DEFINE_enum("split", None, SPLITS, "Only the recordings of this split; all if not given.")
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    options = flags.FLAGS
+    layout = read_layout(options.source)
+    filenames = read_splits(layout)[options.split] if options.split else layout.filenames
+    write_submission(options.output, layout.task, {name: true_segments(layout, name) for name in filenames})
+    print(f"Wrote {len(filenames):,} recordings to {options.output}.")
+
+
+def true_segments(layout: Layout, filename: str) -> np.ndarray:
+    """(S, C) bool: the classes that any annotator marked in any frame of each segment."""
+    return grid.any_frame(grid.pad_to_segments(layout.votes(filename) > 0, layout.task), layout.task)
+
+
+if __name__ == "__main__":
+    define_flags()
+    commands.run(main)
