@@ -1,0 +1,17 @@
+"""The conv-transformer on mel spectrograms with learned positions (SPEC system 3).
+
+Command:  python -m sedjax train --config=configs/conv_transformer.py --config.data.path=DATA --workdir=WORKDIR
+"""
+
+from sedjax.config import base_config
+
+
+def get_config():
+    config = base_config("conv_transformer")
+    config.data.path = "records/mlpc"
+    config.data.batch_size = 32
+    config.optimizer.learning_rate = 1e-5
+    config.optimizer.weight_decay = 1e-4
+    config.train.duration = "100 epochs"
+    config.train.patience = 10
+    return config

@@ -1,0 +1,28 @@
+"""The models of `make demo`, small enough to train on two CPU cores in a minute.
+
+Command:  python -m sedjax train --config=configs/demo.py:MODEL --workdir=WORKDIR
+          MODEL is conv_transformer (on mel spectrograms), embedding_transformer (on what the conv-transformer makes of
+          them) or naive.
+"""
+
+from configs import conv_transformer_small, embedding_transformer_small, naive
+
+CONFIGS = {"conv_transformer": conv_transformer_small, "embedding_transformer": embedding_transformer_small,
+           "naive": naive}
+
+
+def get_config(model="conv_transformer"):
+    config = CONFIGS[model].get_config()
+    config.data.max_frames = 100
+    if model == "naive":
+        return config
+    config.data.batch_size = 8
+    config.model.positions = 100
+    config.model.width = 96
+    config.model.head_width = 96
+    config.model.feed_forward = 192
+    config.optimizer.learning_rate = 2e-3
+    config.train.duration = "20 epochs"
+    config.train.ema = 0.98
+    config.train.patience = 0
+    return config

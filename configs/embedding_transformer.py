@@ -1,0 +1,19 @@
+"""The embedding-transformer that won MLPC 2025 (SPEC system 13), as the report trained it.
+
+Command:  python -m sedjax train --config=configs/embedding_transformer.py --config.data.path=DATA --workdir=WORKDIR
+"""
+
+from sedjax.config import base_config
+
+
+def get_config():
+    config = base_config("embedding_transformer")
+    config.data.path = "records/mlpc"
+    config.data.batch_size = 32
+    config.data.bucket_frames = 20
+    config.data.pool_batches = 12
+    config.optimizer.learning_rate = 1e-5
+    config.optimizer.weight_decay = 1e-4
+    config.train.duration = "100 epochs"
+    config.train.patience = 10
+    return config

@@ -1,0 +1,48 @@
+"""Numbers of a run over its steps: metrics.jsonl and TensorBoard events."""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+
+
+class MetricWriter:
+    """Appends scalars by step to a workdir. A run that resumes drops what it wrote after its last checkpoint."""
+
+    def __init__(self, workdir: pathlib.Path, first_step: int):
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        from clu import metric_writers  # imports TensorFlow
+
+        path = workdir / "metrics.jsonl"
+        kept = [entry for entry in read_metrics(workdir) if entry["step"] <= first_step]
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        self._file = path.open("a", buffering=1)
+        self._events = metric_writers.SummaryWriter(str(workdir))
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._events.write_scalars(step, dict(scalars))
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()
+
+
+@contextlib.contextmanager
+def open_writer(workdir: pathlib.Path, first_step: int) -> Iterator[MetricWriter]:
+    writer = MetricWriter(workdir, first_step)
+    try:
+        yield writer
+    finally:
+        writer.close()
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
+    """The entries of metrics.jsonl in order; a last line that was cut off is left out."""
+    path = workdir / "metrics.jsonl"
+    entries = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            entries.append(json.loads(line))
+    return entries

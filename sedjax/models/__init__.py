@@ -1,0 +1,78 @@
+"""The models by name, and what all of them need: construction from a config, statistics, a table of parameters."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from sedjax.errors import UserError
+from sedjax.models.conv_transformer import ConvTransformer
+from sedjax.models.embedding_transformer import EmbeddingTransformer
+from sedjax.models.naive import Naive
+from sedjax.task import Task
+
+MODELS = {"conv_transformer": ConvTransformer, "embedding_transformer": EmbeddingTransformer, "naive": Naive}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def default_fields(name: str) -> dict:
+    """The configurable fields of a model and their defaults."""
+    return {field.name: field.default for field in dataclasses.fields(_model(name))
+            if field.name not in ("num_classes", "dtype", "parent", "name")}
+
+
+def build(name: str, fields: dict, num_classes: int, precision: str = "float32") -> nn.Module:
+    """The model `name` with the given fields. Raises UserError for sizes that do not fit together."""
+    if fields.get("heads") and fields["width"] % fields["heads"]:
+        raise UserError(f"model.width = {fields['width']} cannot be divided by model.heads = {fields['heads']}.")
+    if fields.get("norm", "post") not in ("post", "pre"):
+        raise UserError(f"model.norm must be 'post' or 'pre', not {fields['norm']!r}.")
+    if "dtype" in {field.name for field in dataclasses.fields(_model(name))}:
+        fields = {**fields, "dtype": DTYPES[precision]}
+    return _model(name)(num_classes=num_classes, **fields)
+
+
+def build_from(config, task: Task) -> nn.Module:
+    """The model of an experiment (a sedjax.config.Config) for a task."""
+    fields = {key: value for key, value in config.model.items() if key != "name"}
+    return build(config.model["name"], fields, len(task.classes), config.precision)
+
+
+def example_inputs(model: nn.Module, widths: dict[str, int]) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Features and frame mask of one clip of ten frames, for `init` and for counting parameters."""
+    return {key: jnp.zeros((1, 10, widths[key])) for key in model.features}, jnp.ones((1, 10), bool)
+
+
+def count_parameters(model: nn.Module, widths: dict[str, int]) -> int:
+    """Trainable parameters, without allocating any."""
+    variables = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model, widths))
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+def fill_statistics(variables: dict, features: dict[str, dict]) -> dict:
+    """Sets the collection "statistics" of freshly initialised variables from the records' metadata.
+
+    Args:
+      variables: what `init` returned.
+      features: per feature key, and for "labels", the entries of data_prep.builder.column_statistics.
+    """
+    def statistic(name: str) -> np.ndarray:
+        key, entry = name.rsplit("_", 1)
+        if key.endswith("_level"):
+            key, entry = key.removesuffix("_level"), f"level_{entry}"
+        if entry not in features[key]:
+            raise UserError(f"The feature {key!r} holds negative values: it is no power, so it has no level; "
+                            "set model.log_scale = False.")
+        return np.asarray(features[key][entry], np.float32)
+
+    if "statistics" not in variables:
+        return variables
+    return {**variables, "statistics": {name: statistic(name) for name in variables["statistics"]}}
+
+
+def _model(name: str) -> type[nn.Module]:
+    if name not in MODELS:
+        raise UserError(f"There is no model {name!r}; the models are {sorted(MODELS)}.")
+    return MODELS[name]

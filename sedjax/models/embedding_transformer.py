@@ -1,0 +1,52 @@
+"""The embedding-transformer: system 13 of the report, winner of MLPC 2025 (SPEC section 4)."""
+
+from typing import ClassVar
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from sedjax.models.encoder import Encoder, Head, gelu, standardize
+
+
+class EmbeddingTransformer(nn.Module):
+    """Embeddings of frames -> two linear layers -> transformer encoder -> frame logits.
+
+    The defaults are the report's final model: 40,821,514 parameters for 768 columns, 10 classes and 5000 positions.
+
+    Attributes:
+      num_classes: C.
+      width, heads, layers, feed_forward, dropout, positions, norm: of the encoder.
+      head_width: hidden units of the head; 0 for a single linear layer.
+      standardize: normalise the embeddings by the statistics of the training frames.
+      dtype: of the computation.
+    """
+
+    features: ClassVar[tuple[str, ...]] = ("embeddings",)
+
+    num_classes: int
+    width: int = 1024
+    heads: int = 4
+    layers: int = 4
+    feed_forward: int = 2048
+    dropout: float = 0.2
+    positions: int = 250
+    norm: str = "post"
+    head_width: int = 256
+    standardize: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: dict[str, Float[Array, "clip frame _"]], frame_mask: Bool[Array, "clip frame"], *,
+                 train: bool = False, clip_id: Int[Array, "clip"] | None = None) -> Float[Array, "clip frame class"]:
+        x = features["embeddings"]
+        if self.standardize:
+            x = standardize(self, "embeddings", x.astype(jnp.float32))
+        clip_id = clip_id if train else None
+        x = gelu(nn.Dense(self.width, dtype=self.dtype, name="proj1")(x.astype(self.dtype)))
+        x = nn.Dense(self.width, dtype=self.dtype, name="proj2")(x)
+        x = Encoder(self.layers, self.heads, self.feed_forward, self.dropout, self.positions, self.norm, self.dtype,
+                    name="encoder")(x, frame_mask, clip_id)
+        self.sow("intermediates", "embeddings", x)  # kept only when asked for: steps.embed_step
+        return Head(self.num_classes, self.head_width, self.dropout, self.dtype, name="head")(x, clip_id)

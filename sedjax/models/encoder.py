@@ -1,0 +1,167 @@
+"""What the models share: dropout by clip, attention over real frames, the transformer encoder, the classifier head."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, UInt
+
+from sedjax.errors import UserError
+
+POSITION_STD = 0.02
+
+
+def gelu(x: Array) -> Array:
+    """The exact GELU, with erf, as in PyTorch (Hendrycks and Gimpel 2016)."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+class Dropout(nn.Module):
+    """Inverted dropout whose mask is a function of (module, step key, clip), not of the place of a clip in the batch.
+
+    So it is the same on one device and on eight, under jit and under pmap.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "clip ..."], clip_id: Int[Array, "clip"] | None) -> Float[Array, "clip ..."]:
+        """Drops entries of `x`; `clip_id` None means evaluation: nothing is dropped."""
+        if clip_id is None or self.rate == 0:
+            return x
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), clip_id)
+        seeds = jax.random.key_data(keys).reshape(len(x), -1, *[1] * (x.ndim - 1))
+        entry = jax.lax.iota(jnp.uint32, x[0].size).reshape(1, *x.shape[1:])
+        bits = _mix(_mix(entry ^ seeds[:, 0]) ^ seeds[:, -1])
+        return jnp.where(bits >= np.uint32(self.rate * 2**32), x / (1 - self.rate), 0)
+
+
+def _mix(x: UInt[Array, "..."]) -> UInt[Array, "..."]:
+    """A 32-bit integer hash (lowbias32, Wellons 2018).
+
+    A cipher for every entry, as in jax.random.bits, takes up to a tenth of a training step on a CPU; a hash of the
+    entry's number, keyed by a cipher once a clip, fuses with the multiplication and is random enough to drop units.
+    """
+    x = (x ^ (x >> 16)) * np.uint32(0x21F0AAAD)
+    x = (x ^ (x >> 15)) * np.uint32(0x735A2D97)
+    return x ^ (x >> 15)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention in which no frame sees padding (Vaswani et al. 2017).
+
+    Attributes:
+      heads: must divide the width.
+      dropout: rate on the attention weights.
+      dtype: of the matrix products; the softmax is float32.
+    """
+
+    heads: int
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "clip frame width"], frame_mask: Bool[Array, "clip frame"],
+                 clip_id: Int[Array, "clip"] | None) -> Float[Array, "clip frame width"]:
+        clips, frames, width = x.shape
+        size = width // self.heads
+        qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="qkv")(x)
+        query, key, value = jnp.moveaxis(qkv.reshape(clips, frames, 3, self.heads, size), 2, 0)
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query * size**-0.5, key, preferred_element_type=jnp.float32)
+        # A clip that is all padding has no real key: the finite minimum keeps its softmax and gradients finite.
+        scores = jnp.where(frame_mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
+        weights = Dropout(self.dropout)(jax.nn.softmax(scores).astype(self.dtype), clip_id)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(clips, frames, width)
+        return nn.Dense(width, dtype=self.dtype, name="out")(mixed)
+
+
+class EncoderLayer(nn.Module):
+    """One transformer layer: attention and a ReLU feed-forward, the norm after (post) or before (pre) each."""
+
+    heads: int
+    feed_forward: int
+    dropout: float
+    norm: str
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "clip frame width"], frame_mask: Bool[Array, "clip frame"],
+                 clip_id: Int[Array, "clip"] | None) -> Float[Array, "clip frame width"]:
+        def block(x: Array, norm: Callable, branch: Callable) -> Array:
+            if self.norm == "post":
+                return norm(x + Dropout(self.dropout)(branch(x), clip_id)).astype(self.dtype)
+            return x + Dropout(self.dropout)(branch(norm(x).astype(self.dtype)), clip_id)
+
+        def feed_forward(x: Array) -> Array:
+            hidden = nn.relu(nn.Dense(self.feed_forward, dtype=self.dtype, name="linear1")(x))
+            return nn.Dense(width, dtype=self.dtype, name="linear2")(Dropout(self.dropout)(hidden, clip_id))
+
+        width = x.shape[-1]
+        attention = Attention(self.heads, self.dropout, self.dtype, name="attention")
+        x = block(x, nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name="norm1"),
+                  lambda x: attention(x, frame_mask, clip_id))
+        return block(x, nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name="norm2"), feed_forward)
+
+
+class Encoder(nn.Module):
+    """Learned positions and a stack of transformer layers over frames.
+
+    Attributes:
+      layers, heads, feed_forward, dropout: sizes; `heads` must divide the width.
+      positions: rows of the learned position table; 0 for none.
+      norm: "post", as in the report, or "pre", with one more norm at the end.
+      dtype: of the computation; parameters and norms are float32.
+    """
+
+    layers: int
+    heads: int
+    feed_forward: int
+    dropout: float
+    positions: int
+    norm: str = "post"
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "clip frame width"], frame_mask: Bool[Array, "clip frame"],
+                 clip_id: Int[Array, "clip"] | None) -> Float[Array, "clip frame width"]:
+        frames, width = x.shape[1:]
+        if self.positions:
+            if frames > self.positions:
+                raise UserError(f"A batch has {frames} frames but the model has {self.positions} positions: "
+                                "lower data.max_frames or raise model.positions.")
+            table = self.param("positions", nn.initializers.normal(POSITION_STD), (self.positions, width))
+            x = x + table[None, :frames].astype(self.dtype)
+        for i in range(self.layers):
+            x = EncoderLayer(self.heads, self.feed_forward, self.dropout, self.norm, self.dtype,
+                             name=f"layer_{i}")(x, frame_mask, clip_id)
+        return nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name="norm")(x) if self.norm == "pre" else x
+
+
+class Head(nn.Module):
+    """Frame logits: Linear, or Linear - GELU - dropout - Linear if `hidden` is not 0. Always float32 at the end."""
+
+    num_classes: int
+    hidden: int
+    dropout: float
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "clip frame width"],
+                 clip_id: Int[Array, "clip"] | None) -> Float[Array, "clip frame class"]:
+        if self.hidden:
+            x = gelu(nn.Dense(self.hidden, dtype=self.dtype, name="linear1")(x))
+            x = Dropout(self.dropout)(x, clip_id)
+        return nn.Dense(self.num_classes, dtype=jnp.float32, name="linear2")(x.astype(jnp.float32))
+
+
+def standardize(module: nn.Module, key: str, x: Float[Array, "clip frame band"]) -> Float[Array, "clip frame band"]:
+    """Subtracts the training mean of feature `key` and divides by its deviation, column by column.
+
+    They are variables of the collection "statistics", so every checkpoint holds them; models.statistics fills them.
+    """
+    mean = module.variable("statistics", f"{key}_mean", jnp.zeros, x.shape[-1:])
+    std = module.variable("statistics", f"{key}_std", jnp.ones, x.shape[-1:])
+    return (x - mean.value[None, None]) / std.value[None, None]

@@ -1,0 +1,116 @@
+"""The train step and the evaluation step: pure functions of the global batch, without jit and without devices."""
+
+from typing import TypedDict
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from sedjax import decisions, grid
+from sedjax.losses import masked_sum, weighted_bce
+from sedjax.metrics import confusion_counts
+from sedjax.task import Task
+from sedjax.train_state import TrainState
+
+
+class Batch(TypedDict):
+    """Clips padded to one length. A padded clip has no real frame and the id -1."""
+
+    features: dict[str, Float[Array, "clip frame _"]]
+    votes: Float[Array, "clip frame class"]
+    frame_mask: Bool[Array, "clip frame"]
+    clip_id: Int[Array, "clip"]
+
+
+def train_step(state: TrainState, batch: Batch, *, model: nn.Module, optimizer: optax.GradientTransformation,
+               weights: Float[Array, "2 class"], seed: int, accumulate: int = 1,
+               ema: float = 0.0) -> tuple[TrainState, dict[str, Array]]:
+    """One step on the mean loss per real frame of the global batch.
+
+    Args:
+      state: before the step.
+      batch: the global batch.
+      model, optimizer: as for train_state.create.
+      weights: of the loss, from losses.class_weights.
+      seed: of dropout.
+      accumulate: equal parts into which the batch is split, one after the other; the gradient is that of the whole.
+      ema: decay of the averaged parameters.
+
+    Returns:
+      The state after the step, and scalars `loss` (mean per real frame) and `gradient_norm`.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    mutable = [name for name in state.model_state if name != "statistics"]
+
+    def loss_sum(params, model_state, batch: Batch):
+        logits, updates = model.apply({"params": params, **model_state}, batch["features"], batch["frame_mask"],
+                                      train=True, clip_id=batch["clip_id"], rngs={"dropout": key}, mutable=mutable)
+        targets = (batch["votes"] > 0).astype(jnp.float32)
+        total, count = masked_sum(weighted_bce(logits, targets, jnp.asarray(weights)), batch["frame_mask"])
+        return total, (count, {**model_state, **updates})
+
+    def part(carry, batch: Batch):
+        gradient, total, count, model_state = carry
+        (part_total, (part_count, model_state)), part_gradient = jax.value_and_grad(loss_sum, has_aux=True)(
+            state.params, model_state, batch)
+        gradient = jax.tree.map(jnp.add, gradient, part_gradient)
+        return (gradient, total + part_total, count + part_count, model_state), None
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    carry = (zeros, jnp.zeros(()), jnp.zeros(()), state.model_state)
+    if accumulate == 1:
+        carry, _ = part(carry, batch)
+    else:
+        # Part i takes every accumulate-th clip, so that each device keeps the clips it has.
+        parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch)
+        carry, _ = jax.lax.scan(part, carry, parts)
+    gradient, total, count, model_state = carry
+    gradient = jax.tree.map(lambda g: g / jnp.maximum(count, 1), gradient)
+
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = state.ema
+    if average is not None:
+        # A young average must forget the initial values sooner than an old one.
+        decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
+        average = optax.incremental_update(params, average, 1 - decay)
+    metrics = {"loss": total / jnp.maximum(count, 1), "gradient_norm": optax.tree.norm(gradient)}
+    return TrainState(state.step + 1, params, average, model_state, opt_state), metrics
+
+
+def eval_step(variables: dict, batch: Batch, thresholds: Float[Array, "candidate class"], *, model: nn.Module,
+              weights: Float[Array, "2 class"], pooling: str, task: Task) -> dict[str, Array]:
+    """Counts and loss of each clip.
+
+    Returns:
+      `segments` and `frames`: (clip, candidate, class, outcome) int32 counts; `loss` (clip,), the loss summed over the
+      clip's frames.
+    """
+    logits = model.apply(variables, batch["features"], batch["frame_mask"])
+    mask, actual = batch["frame_mask"], batch["votes"] > 0
+    probabilities = jax.nn.sigmoid(logits)
+    pooled = decisions.pool_segments(probabilities, mask, pooling, task)
+    from_segments = confusion_counts(decisions.active(pooled, thresholds), _segments(actual & mask[..., None], task),
+                                     _segments(mask[..., None], task)[..., 0])
+    from_frames = confusion_counts(decisions.active(probabilities, thresholds), actual[:, None], mask[:, None])
+    loss = jnp.where(mask[..., None], weighted_bce(logits, actual.astype(jnp.float32), jnp.asarray(weights)), 0)
+    return {"segments": from_segments, "frames": from_frames, "loss": loss.sum((1, 2))}
+
+
+def predict_step(variables: dict, batch: Batch, *, model: nn.Module, pooling: str, task: Task) -> dict[str, Array]:
+    """Probabilities: `frames` (clip, frame, class) and `segments` (clip, segment, class)."""
+    probabilities = jax.nn.sigmoid(model.apply(variables, batch["features"], batch["frame_mask"]))
+    return {"frames": probabilities,
+            "segments": decisions.pool_segments(probabilities, batch["frame_mask"], pooling, task)}
+
+
+def embed_step(variables: dict, batch: Batch, *, model: nn.Module) -> dict[str, Array]:
+    """`frames` (clip, frame, width): what the head of a model sees of each frame."""
+    _, found = model.apply(variables, batch["features"], batch["frame_mask"], mutable=["intermediates"])
+    return {"frames": found["intermediates"]["embeddings"][0]}
+
+
+def _segments(x: Bool[Array, "clip frame class"], task: Task) -> Bool[Array, "clip 1 segment class"]:
+    return grid.any_frame(x, task)[:, None]

@@ -1,0 +1,170 @@
+"""`python -m sedjax train`: trains until the cost on the validation split stops falling; the same command resumes."""
+
+import functools
+import logging
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from absl import flags
+from clu import parameter_overview
+from ml_collections import config_flags
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from sedjax import (
+    checkpoint,
+    decisions,
+    input_pipeline,
+    losses,
+    models,
+    optimizer,
+    parallel,
+    steps,
+    train_state,
+    workdir,
+)
+from sedjax.commands import atomic_output
+from sedjax.config import Config, freeze
+from sedjax.config import steps as duration_steps
+from sedjax.errors import UserError
+from sedjax.evaluate import make_evaluator
+from sedjax.metric_writer import MetricWriter, open_writer
+
+log = logging.getLogger("sedjax")
+
+
+def define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "Experiment, for example configs/demo.py; any of its keys can be "
+                                    "changed: --config.optimizer.learning_rate=1e-4.", lock_config=True)
+    flags.mark_flag_as_required("config")
+    flags.DEFINE_string("workdir", None, "Folder for checkpoints and metrics; the same folder again resumes.",
+                        required=True)
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    train(freeze(flags.FLAGS.config), pathlib.Path(flags.FLAGS.workdir))
+
+
+def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
+    """Trains in `folder`, from its last checkpoint if it has one; returns where the training ended."""
+    # Data.
+    records = input_pipeline.open_records(config.data.path, "train")
+    validation = input_pipeline.open_records(config.data.path, "validation")
+    task = records.task
+    model = models.build_from(config, task)
+    widths = {key: entry["width"] for key, entry in records.features.items()}
+    input_pipeline.require_features(widths, model.features, None, where=f"The dataset {config.data.path}")
+    features = {**{key: records.features[key] for key in model.features}, "labels": records.labels}
+    mesh = parallel.make_mesh()
+    batch_size = config.data.batch_size
+    parallel.require_divisible(batch_size, mesh, "data.batch_size")
+    clips = input_pipeline.cut(records.lengths, config.data, task)
+    per_epoch = input_pipeline.steps_per_epoch(clips, batch_size)
+
+    @functools.lru_cache(maxsize=2)
+    def plan(epoch: int) -> np.ndarray:
+        return input_pipeline.order(clips, batch_size, config.data.pool_batches, config.train.seed, epoch)
+
+    def read(number: int) -> steps.Batch:
+        epoch, batch = divmod(number, per_epoch)
+        return input_pipeline.read_batch(records, clips, plan(epoch)[batch], model.features, config.data,
+                                         parallel.local_rows(batch_size))
+
+    # Durations.
+    total = duration_steps(config.train.duration, "train.duration", batch_size, per_epoch, 0)
+
+    def every(key: str) -> int:
+        return max(duration_steps(getattr(config.train, key), f"train.{key}", batch_size, per_epoch, total), 1)
+
+    evaluate_every, save_every, log_every = every("evaluate_every"), every("save_every"), every("log_every")
+    warmup = duration_steps(config.optimizer.warmup, "optimizer.warmup", batch_size, per_epoch, total)
+
+    # State.
+    workdir.prepare(folder, config, task, features)
+    adamw = optimizer.make_optimizer(config.optimizer, warmup, total)
+    state = train_state.create(model, adamw, features, config.train.ema > 0, config.train.seed)
+    with atomic_output(folder / "parameters.txt") as path:
+        path.write_text(parameter_overview.get_parameter_overview(state.params) + "\n")
+    state = parallel.replicate(state, mesh)
+    weights = losses.class_weights(config.loss, task)
+    train_step = parallel.compile_step(functools.partial(
+        steps.train_step, model=model, optimizer=adamw, weights=weights, seed=config.train.seed,
+        accumulate=config.optimizer.accumulate, ema=config.train.ema), mesh, donate_state=True)
+    evaluate = make_evaluator(model, config, task, validation, mesh)
+    thresholds = decisions.candidates(config.decision, task)
+
+    def validate(state: train_state.TrainState, step: int, progress: checkpoint.Progress,
+                 writer: MetricWriter) -> tuple[checkpoint.Progress, float]:
+        found = evaluate(state.weights, thresholds)
+        chosen, cost = decisions.tune(found.segments.sum(0), thresholds, task)
+        progress = advance(progress, cost, chosen, config.train.patience, last=step == total)
+        writer.write(step, {"epoch": step / per_epoch, "validation_loss": found.loss, "validation_cost": cost})
+        log.info("Step %d, epoch %.1f: validation cost %.3f (best %.3f), loss %.4f.", step, step / per_epoch, cost,
+                 progress.best_cost, found.loss)
+        return progress, cost
+
+    with checkpoint.open_manager(folder) as manager:
+        progress = checkpoint.Progress()
+        if restored := checkpoint.restore(manager, state):
+            state, progress = restored
+            log.info("Resuming at step %d.", int(state.step))
+        if progress.finished:
+            log.info("The training in %s is finished: best validation cost %.3f.", folder, progress.best_cost)
+            return progress
+        first = int(state.step)
+        log.info("%d clips of %d frames at most, %d steps an epoch, up to %d steps, %d devices.", len(clips),
+                     clips.frames.max(), per_epoch, total, mesh.size)
+
+        batches = parallel.to_devices(input_pipeline.stream(read, first, total), mesh)
+        bar = tqdm(batches, total=total, initial=first, unit="step", disable=None, dynamic_ncols=True)
+        running: list[dict[str, jax.Array]] = []  # scalars of the steps since the last entry, still on the device
+        with open_writer(folder, first) as writer, logging_redirect_tqdm([log]):
+            for step, batch in enumerate(bar, start=first + 1):
+                state, scalars = train_step(state, batch)
+                evaluates = step % evaluate_every == 0 or step == total
+                saves = evaluates or step % save_every == 0
+                if step % log_every == 0 or saves:
+                    # The step just dispatched runs on while the scalars of those before it are fetched.
+                    running, fetched = ([], [*running, scalars]) if saves else ([scalars], running)
+                    write_training(writer, fetched, step - len(running), folder, manager.latest_step())
+                else:
+                    running.append(scalars)
+                if evaluates:
+                    progress, cost = validate(state, step, progress, writer)
+                    bar.set_postfix(cost=f"{cost:.2f}", best=f"{progress.best_cost:.2f}")
+                if saves:
+                    checkpoint.save(manager, state, progress if evaluates else checkpoint.without_cost(progress))
+                if progress.finished:
+                    break
+            if total == 0:  # nothing to learn, as for the naive baseline
+                progress, _ = validate(state, 0, progress, writer)
+                checkpoint.save(manager, state, progress)
+    return progress
+
+
+def write_training(writer: MetricWriter, fetched: list[dict[str, jax.Array]], step: int, folder: pathlib.Path,
+                   last_saved: int | None) -> None:
+    """Writes the mean scalars of some steps up to `step`. Raises UserError if the loss is no longer finite."""
+    values = jax.device_get(fetched)
+    if not values:
+        return
+    means = {name: float(np.mean([value[name] for value in values])) for name in values[0]}
+    if not np.isfinite(means["loss"]):
+        bad = step - len(values) + 1 + int(np.argmin(np.isfinite([value["loss"] for value in values])))
+        raise UserError(f"The loss became NaN or infinite at step {bad}; the last good checkpoint in {folder} is "
+                        f"{'none yet' if last_saved is None else f'that of step {last_saved}'}: lower "
+                        "optimizer.learning_rate or set optimizer.clip_norm, and start in a new workdir.")
+    writer.write(step, means)
+
+
+def advance(progress: checkpoint.Progress, cost: float, thresholds: np.ndarray, patience: int,
+            last: bool) -> checkpoint.Progress:
+    """The progress after an evaluation."""
+    better = progress.best_cost is None or cost < progress.best_cost
+    since = 0 if better else progress.evaluations_since_best + 1
+    return checkpoint.Progress(cost=cost, thresholds=tuple(map(float, thresholds)),
+                               best_cost=cost if better else progress.best_cost, evaluations_since_best=since,
+                               finished=last or bool(patience and since >= patience))

@@ -1,0 +1,57 @@
+"""The folder of a run: what it holds besides checkpoints, and that it belongs to one experiment."""
+
+import json
+import os
+import pathlib
+
+from sedjax import config as config_lib
+from sedjax.commands import atomic_output
+from sedjax.errors import UserError
+from sedjax.task import Task, read_task
+
+# What may change between two starts of one training: nothing of it changes a number.
+FREE = {"data.path", "data.eval_batch_size", "train.log_every", "train.save_every"}
+
+
+def prepare(workdir: pathlib.Path, config: config_lib.Config, task: Task, features: dict[str, dict]) -> None:
+    """Writes config.json, task.json and features.json into a new workdir, or checks that an old one has the same.
+
+    Raises UserError if the folder cannot be written or holds a training of something else.
+    """
+    if (workdir / "config.json").exists():
+        task.require_same(read(workdir)[1], where=f"the workdir {workdir}")
+        old, new = _flat(json.loads((workdir / "config.json").read_text())), _flat(json.loads(config.to_json()))
+        changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in FREE)
+        if changed:
+            raise UserError(f"The workdir {workdir} holds a training with another config: {changed[0]} is "
+                            f"{old.get(changed[0])!r} there and {new.get(changed[0])!r} now; use another --workdir.")
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot make the workdir {workdir}: {error.strerror}.") from error
+    # config.json comes last: a folder that has it has the others.
+    for name, text in (("features.json", json.dumps(features)), ("task.json", task.to_json()),
+                       ("config.json", config.to_json())):
+        with atomic_output(workdir / name) as path:
+            path.write_text(text)
+
+
+def read(workdir: str | os.PathLike) -> tuple[config_lib.Config, Task, dict[str, dict]]:
+    """Config, task and feature statistics of a workdir. Raises UserError if it is none."""
+    workdir = pathlib.Path(workdir)
+    try:
+        config = config_lib.from_json((workdir / "config.json").read_text())
+        features = json.loads((workdir / "features.json").read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{workdir} is not the workdir of a training: there is no {error.filename}.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{workdir}/config.json or features.json is damaged: {error}.") from error
+    return config, read_task(workdir / "task.json"), features
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
