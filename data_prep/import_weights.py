@@ -10,10 +10,9 @@ import numpy as np
 from absl import flags
 from flax import linen as nn
 from flax import traverse_util
-from ml_collections import config_flags
 
 from sedjax import checkpoint, commands, models, workdir
-from sedjax.config import freeze
+from sedjax import config as config_lib
 from sedjax.errors import UserError
 from sedjax.task import MLPC_2025, read_task
 from sedjax.train_state import TrainState
@@ -43,8 +42,7 @@ RULES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
 def define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "PyTorch checkpoint (.ckpt, .pt, .pth), or .npz of its state dict.",
                         required=True)
-    config_flags.DEFINE_config_file("config", None, "Experiment whose model the checkpoint holds.", lock_config=True)
-    flags.mark_flag_as_required("config")
+    config_lib.define_flag()
     flags.DEFINE_string("workdir", None, "New folder for the sedjax checkpoint.", required=True)
     flags.DEFINE_string("costs", None, "costs.json of the task, its classes in the order of the checkpoint's outputs; "
                                        "MLPC 2025 if not given.")
@@ -53,7 +51,7 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     del argv
     options = flags.FLAGS
-    config, folder = freeze(options.config), pathlib.Path(options.workdir)
+    config, folder = config_lib.from_flag(), pathlib.Path(options.workdir)
     if folder.exists():
         raise UserError(f"{folder} exists already: choose another --workdir.")
     task = read_task(options.costs) if options.costs else MLPC_2025

@@ -1,6 +1,7 @@
 """Checkpoints with Orbax: the last and the best, weights that can be read on their own."""
 
 import dataclasses
+import math
 import os
 import pathlib
 
@@ -39,8 +40,7 @@ def without_cost(progress: Progress) -> Progress:
 
 def open_manager(workdir: str | os.PathLike) -> ocp.CheckpointManager:
     """The checkpoints of a workdir: the last two, and the one with the lowest validation cost."""
-    best = checkpoint_managers.BestN(get_metric_fn=lambda metrics: -metrics["cost"], n=1,
-                                     keep_checkpoints_without_metrics=False)
+    best = checkpoint_managers.BestN(get_metric_fn=lambda metrics: -metrics["cost"], n=1)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(2), best]),
         best_fn=lambda metrics: metrics["cost"], best_mode="min")
@@ -52,7 +52,9 @@ def open_manager(workdir: str | os.PathLike) -> ocp.CheckpointManager:
 
 def save(manager: ocp.CheckpointManager, state: TrainState, progress: Progress) -> None:
     """Starts saving; a checkpoint counts only once it is whole."""
-    metrics = None if progress.cost is None else {"cost": progress.cost}
+    # Only an improvement competes for the best, so that of equal costs the first stays.
+    improved = progress.cost is not None and progress.evaluations_since_best == 0
+    metrics = {"cost": progress.cost if improved else math.inf}
     manager.save(int(state.step), metrics=metrics, args=ocp.args.Composite(
         weights=ocp.args.StandardSave(state.weights), training=ocp.args.StandardSave(_training(state)),
         progress=ocp.args.JsonSave(dataclasses.asdict(progress))))

@@ -30,9 +30,11 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     try:
         try:
             arguments = flags.FLAGS(argv)
-        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-            # absl's own, and what ml_collections raises for a config file or key that does not exist.
-            raise UserError(" ".join(str(error).strip("'\"").split())) from error
+        except (AttributeError, KeyError) as error:  # ml_collections quotes its own text
+            text = str(error.args[0]).replace("\\n", " ").replace("\\'", "'").strip("'\"")
+            raise UserError(f"There is no such config key: {' '.join(text.split())}") from error
+        except (flags.Error, TypeError, ValueError, OSError) as error:
+            raise UserError(" ".join(str(error).split())) from error
         main(arguments)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)

@@ -7,7 +7,8 @@ import math
 import re
 import typing
 
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from sedjax import models
 from sedjax.errors import UserError
@@ -148,9 +149,24 @@ def base_config(model: str) -> ConfigDict:
     return config.lock()
 
 
-def freeze(config: ConfigDict | dict) -> Config:
+def define_flag() -> None:
+    """Defines --config: a config file, any of whose keys the command line can change."""
+    config_flags.DEFINE_config_file("config", None, "Experiment, for example configs/demo.py; any of its keys can be "
+                                    "changed: --config.optimizer.learning_rate=1e-4.")
+    flags.mark_flag_as_required("config")
+
+
+def from_flag() -> Config:
+    """The checked config of --config. Raises UserError if the file cannot be read."""
+    try:
+        return freeze(flags.FLAGS.config.to_dict())
+    except OSError as error:  # raised at the first access to what could not be loaded
+        raise UserError(f"The config file cannot be read: {' '.join(str(error).split(': ', 1)[-1].split())}") from error
+
+
+def freeze(fields: dict) -> Config:
     """The checked, immutable form. Raises UserError that names a key which is unknown or has an unusable value."""
-    fields = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    fields = dict(fields)
     model = dict(fields.pop("model", {}))
     if "name" not in model:
         raise UserError("The config has no model.name.")

@@ -29,7 +29,7 @@ def pool_segments(probabilities: Float[Array, "clip frame class"], frame_mask: B
 
 
 def active(probabilities: Float[Array, "clip unit class"],
-           thresholds: Float[Array, "candidate class"]) -> Bool[Array, "clip candidate unit class"]:
+           thresholds: Float[Array | np.ndarray, "candidate class"]) -> Bool[Array, "clip candidate unit class"]:
     """Which units are above each candidate threshold."""
     return probabilities[:, None] > thresholds[None, :, None]
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from sedjax.task import Task, task_from_json
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads files here; its start-up notes are noise
 
 
+@runtime_checkable
 class Source(Protocol):
     """Recordings that can be read in any order."""
 
@@ -232,7 +233,7 @@ def stream(read: Callable[[int], Batch], first: int, last: int) -> Iterator[Batc
     failures: list[UserError] = []
     ready: dict[int, Batch] = {}
 
-    def prepare(number: np.ndarray) -> np.ndarray:
+    def prepare(number: np.int64) -> np.int64:
         # The arrays stay in this process: handing on the number alone saves tf.data a copy of each.
         try:
             ready[int(number)] = read(int(number))

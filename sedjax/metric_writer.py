@@ -4,11 +4,15 @@ import contextlib
 import json
 import os
 import pathlib
+import time
 from collections.abc import Iterator, Mapping
 
 
 class MetricWriter:
-    """Appends scalars by step to a workdir. A run that resumes drops what it wrote after its last checkpoint."""
+    """Appends scalars by step to a workdir, with the seconds since the entry before.
+
+    A run that resumes drops what it wrote after its last checkpoint.
+    """
 
     def __init__(self, workdir: pathlib.Path, first_step: int):
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -18,10 +22,13 @@ class MetricWriter:
         kept = [entry for entry in read_metrics(workdir) if entry["step"] <= first_step]
         path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
         self._file = path.open("a", buffering=1)
+        self._time = time.monotonic()
         self._events = metric_writers.SummaryWriter(str(workdir))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+        now, before = time.monotonic(), self._time
+        self._time = now
+        self._file.write(json.dumps({"step": step, **scalars, "seconds": round(now - before, 3)}) + "\n")
         self._events.write_scalars(step, dict(scalars))
 
     def close(self) -> None:

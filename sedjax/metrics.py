@@ -15,8 +15,8 @@ from sedjax.task import OUTCOMES, Task
 Array = jax.Array | np.ndarray
 
 
-def confusion_counts(predicted: Bool[Array, "*batch unit class"], actual: Bool[Array, "*batch unit class"],
-                     mask: Bool[Array, "*batch unit"]) -> Int[Array, "*batch class outcome"]:
+def confusion_counts(predicted: Bool[Array, "*#batch unit class"], actual: Bool[Array, "*#batch unit class"],
+                     mask: Bool[Array, "*#batch unit"]) -> Int[Array, "*batch class outcome"]:
     """Confusion counts per class over the real units (segments or frames), outcomes in the order TP, FP, TN, FN.
 
     A padded unit (mask False) counts nowhere. Counts are int32: exact up to 2**31 segments, 81 years of audio.

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
@@ -95,6 +94,26 @@ def load(folder: str | os.PathLike, which: str = "best") -> Detector:
                     np.asarray(thresholds, np.float32), step)
 
 
+def predict_directory(detector: Detector, path: str | os.PathLike, split: str | None = None) -> dict[str, Prediction]:
+    """The predictions for the recordings of a directory in MLPC layout, by filename.
+
+    Args:
+      detector: from `load`.
+      path: the directory, with or without labels, with the features that the model needs.
+      split: only the recordings of this split; all if None.
+
+    Raises:
+      UserError: the directory is damaged, or of another task or feature width than the model.
+    """
+    layout = read_layout(path)
+    if (layout.path / "costs.json").exists():
+        detector.task.require_same(layout.task, where=str(layout.path / "costs.json"))
+    if split:
+        layout = dataclasses.replace(layout, filenames=read_splits(layout)[split])
+    source = input_pipeline.Features.of(layout, detector.task, detector.model.features, detector.widths)
+    return dict(zip(layout.filenames, detector.predict(source)))
+
+
 def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of a training.", required=True)
     flags.DEFINE_string("source", None, "Directory in MLPC layout, with or without labels.", required=True)
@@ -107,14 +126,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     options = flags.FLAGS
     detector = load(options.workdir, options.checkpoint)
-    directory = read_layout(options.source)
-    if (directory.path / "costs.json").exists():
-        detector.task.require_same(directory.task, where=str(directory.path / "costs.json"))
-    if options.split:
-        directory = dataclasses.replace(directory, filenames=read_splits(directory)[options.split])
-    predictions = detector.predict(
-        input_pipeline.Features.of(directory, detector.task, detector.model.features, detector.widths))
-    submission.write_submission(options.output, detector.task, {
-        filename: prediction.active for filename, prediction in zip(directory.filenames, predictions)})
-    print(f"Wrote {len(predictions):,} recordings, {sum(len(p.active) for p in predictions):,} segments, to "
-          f"{pathlib.Path(options.output)}.")
+    found = predict_directory(detector, options.source, options.split)
+    submission.write_submission(options.output, detector.task, {name: one.active for name, one in found.items()})
+    print(f"Wrote {len(found):,} recordings, {sum(len(one.active) for one in found.values()):,} segments, to "
+          f"{options.output}.")

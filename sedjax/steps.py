@@ -4,6 +4,7 @@ from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
@@ -25,7 +26,7 @@ class Batch(TypedDict):
 
 
 def train_step(state: TrainState, batch: Batch, *, model: nn.Module, optimizer: optax.GradientTransformation,
-               weights: Float[Array, "2 class"], seed: int, accumulate: int = 1,
+               weights: Float[np.ndarray, "2 class"], seed: int, accumulate: int = 1,
                ema: float = 0.0) -> tuple[TrainState, dict[str, Array]]:
     """One step on the mean loss per real frame of the global batch.
 
@@ -80,8 +81,8 @@ def train_step(state: TrainState, batch: Batch, *, model: nn.Module, optimizer: 
     return TrainState(state.step + 1, params, average, model_state, opt_state), metrics
 
 
-def eval_step(variables: dict, batch: Batch, thresholds: Float[Array, "candidate class"], *, model: nn.Module,
-              weights: Float[Array, "2 class"], pooling: str, task: Task) -> dict[str, Array]:
+def eval_step(variables: dict, batch: Batch, thresholds: Float[Array | np.ndarray, "candidate class"], *,
+              model: nn.Module, weights: Float[np.ndarray, "2 class"], pooling: str, task: Task) -> dict[str, Array]:
     """Counts and loss of each clip.
 
     Returns:

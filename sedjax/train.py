@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from absl import flags
 from clu import parameter_overview
-from ml_collections import config_flags
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -25,8 +24,9 @@ from sedjax import (
     train_state,
     workdir,
 )
+from sedjax import config as config_lib
 from sedjax.commands import atomic_output
-from sedjax.config import Config, freeze
+from sedjax.config import Config
 from sedjax.config import steps as duration_steps
 from sedjax.errors import UserError
 from sedjax.evaluate import make_evaluator
@@ -36,16 +36,14 @@ log = logging.getLogger("sedjax")
 
 
 def define_flags() -> None:
-    config_flags.DEFINE_config_file("config", None, "Experiment, for example configs/demo.py; any of its keys can be "
-                                    "changed: --config.optimizer.learning_rate=1e-4.", lock_config=True)
-    flags.mark_flag_as_required("config")
+    config_lib.define_flag()
     flags.DEFINE_string("workdir", None, "Folder for checkpoints and metrics; the same folder again resumes.",
                         required=True)
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    train(freeze(flags.FLAGS.config), pathlib.Path(flags.FLAGS.workdir))
+    train(config_lib.from_flag(), pathlib.Path(flags.FLAGS.workdir))
 
 
 def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:

@@ -23,7 +23,7 @@ class TrainState:
       opt_state: the optimizer's.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
     ema: Any
     model_state: Any

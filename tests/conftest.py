@@ -7,7 +7,29 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_disable_most_optimizations", True)  # most of the time goes into compiling
 install_import_hook("sedjax", "typecheck.checked")
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory):
+    """A directory in MLPC layout: 24 recordings of 11 to 40 frames, 3 classes."""
+    from tiny import write_layout  # not earlier: it imports sedjax, which must come after the hook
+
+    path = tmp_path_factory.mktemp("source")
+    write_layout(path, recordings=24, splits=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def records(source, tmp_path_factory):
+    """The records of `source`."""
+    from data_prep.build_records import build
+
+    path = tmp_path_factory.mktemp("records") / "tiny"
+    build(source, path, ("embeddings", "melspectrogram"))
+    return path

@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 from absl import flags
 
+from sedjax.config import Config, base_config, freeze
 from sedjax.layout import Layout, read_layout
 from sedjax.task import MLPC_2025, OUTCOMES, Task
 
@@ -54,6 +55,21 @@ def write_layout(path: pathlib.Path, task: Task = TINY_TASK, recordings: int | d
         costs = {name: dict(zip(OUTCOMES, row)) for name, row in zip(task.classes, task.costs)}
         (path / "costs.json").write_text(json.dumps(costs))
     return read_layout(path)
+
+
+def tiny_config(model: str = "embedding_transformer", **changes) -> Config:
+    """A config that compiles in a second or two; `changes` are dotted keys with `__` for the dot."""
+    fields = base_config(model).to_dict()
+    small = {"width": 16, "heads": 2, "layers": 1, "feed_forward": 16, "positions": 40, "head_width": 8,
+             "channels": (2, 3)}
+    fields["model"].update({key: value for key, value in small.items() if key in fields["model"]})
+    fields["data"].update(batch_size=8, eval_batch_size=8, max_frames=40, bucket_frames=20)
+    fields["train"].update(duration="4 epochs")
+    fields["optimizer"].update(learning_rate=1e-2)
+    for key, value in changes.items():
+        *section, name = key.split("__")
+        (fields[section[0]] if section else fields)[name] = value
+    return freeze(fields)
 
 
 def write_csv(path: pathlib.Path, header: list[str], rows: list) -> None:

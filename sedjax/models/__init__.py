@@ -48,7 +48,7 @@ def example_inputs(model: nn.Module, widths: dict[str, int]) -> tuple[dict[str, 
 def count_parameters(model: nn.Module, widths: dict[str, int]) -> int:
     """Trainable parameters, without allocating any."""
     variables = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model, widths))
-    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return sum(leaf.size for leaf in jax.tree.leaves(variables.get("params", {})))
 
 
 def fill_statistics(variables: dict, features: dict[str, dict]) -> dict:

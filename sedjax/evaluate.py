@@ -1,0 +1,133 @@
+"""`python -m sedjax evaluate`: cost per minute and the figures of each class on one split."""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from absl import flags
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from sedjax import input_pipeline, losses, metrics, parallel, steps
+from sedjax.commands import atomic_output
+from sedjax.config import Config
+from sedjax.predict import load
+from sedjax.score import format_score
+from sedjax.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Counts of each recording of a split, for each candidate threshold, and the mean loss per frame.
+
+    Attributes:
+      segments, frames: (recording, candidate, class, outcome) int64.
+      loss: mean per real frame.
+    """
+
+    segments: np.ndarray
+    frames: np.ndarray
+    loss: float
+
+
+def make_evaluator(model: nn.Module, config: Config, task: Task, source: input_pipeline.Source,
+                   mesh: Mesh) -> Callable[[dict, np.ndarray], Evaluation]:
+    """Compiles the evaluation of a split: (variables, thresholds (candidate, class)) -> Evaluation.
+
+    Every recording counts exactly once, whatever the batch size and the number of devices.
+    """
+    clips, plan = input_pipeline.evaluation_plan(source, config.data, mesh.size)
+    step = parallel.compile_step(functools.partial(
+        steps.eval_step, model=model, weights=losses.class_weights(config.loss, task), pooling=config.decision.pooling,
+        task=task), mesh)
+    read = functools.partial(input_pipeline.read_evaluation_batch, source, clips, plan, model.features,
+                             config.data)
+
+    def evaluate(variables: dict, thresholds: np.ndarray) -> Evaluation:
+        batches = parallel.to_devices(input_pipeline.stream(read, 0, len(plan)), mesh)
+        counts = [step(variables, batch, thresholds) for batch in batches]
+        found = jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(counts))
+        ids = plan.ravel()
+        by_clip = {name: value[ids >= 0] for name, value in found.items()}
+        recording = clips.recording[ids[ids >= 0]]
+
+        def by_recording(counts: np.ndarray) -> np.ndarray:
+            total = np.zeros((len(source.lengths), *counts.shape[1:]), np.int64)
+            np.add.at(total, recording, counts)
+            return total
+
+        return Evaluation(by_recording(by_clip["segments"]), by_recording(by_clip["frames"]),
+                          float(by_clip["loss"].sum(dtype=np.float64) / clips.frames.sum()))
+
+    return evaluate
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "Folder of a training.", required=True)
+    flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which recordings.")
+    flags.DEFINE_string("data", None, "Records to evaluate on; those of the training if not given.")
+    flags.DEFINE_string("checkpoint", "best", "'best' (lowest validation cost), 'last', or a step.")
+    flags.DEFINE_string("json", None, "Write the result to this file too.")
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    options = flags.FLAGS
+    folder = pathlib.Path(options.workdir)
+    result = evaluate_workdir(folder, options.split, options.data, options.checkpoint)
+    step, recordings = result.pop("step"), result.pop("recordings")
+    score = metrics.Score(result["cost"], result["interval"], result["classes"])
+    print(f"{folder}, checkpoint of step {step}, {options.split} split, {recordings} recordings\n")
+    print(format_score(score))
+    print("\nFrames:\n" + format_figures(result["frames"]))
+    if options.json:
+        with atomic_output(options.json) as path:
+            path.write_text(json.dumps(result, indent=1))
+
+
+def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = None, which: str = "best") -> dict:
+    """The result of a trained model on a split.
+
+    Args:
+      folder: the workdir.
+      split: "train", "validation" or "test".
+      data: records to evaluate on; those of the training if None.
+      which: the checkpoint, as for predict.load.
+
+    Returns:
+      `step` of the checkpoint, `recordings` (their number), the fields of metrics.Score, and `frames`: the figures of
+      metrics.detection_figures. It can be written as JSON.
+
+    Raises:
+      UserError: it is no workdir, has no such checkpoint, or the records are of another task or lack a feature.
+    """
+    detector = load(folder, which)
+    config, task = detector.config, detector.task
+    source = input_pipeline.open_records(data or config.data.path, split)
+    task.require_same(source.task, where=f"the records in {source.path}")
+    input_pipeline.require_features({key: entry["width"] for key, entry in source.features.items()},
+                                    detector.model.features, detector.widths, where=f"The dataset {source.path}")
+    mesh = parallel.make_mesh()
+    evaluate = make_evaluator(detector.model, config, task, source, mesh)
+    evaluation = evaluate(parallel.replicate(detector.variables, mesh), detector.thresholds[None])
+    score = metrics.score(evaluation.segments[:, 0], task)
+    frames = metrics.detection_figures(evaluation.frames[:, 0].sum(0), task)
+    return {"step": detector.step, "recordings": len(source.lengths), **score.to_dict(), "frames": frames}
+
+
+def format_figures(frames: dict[str, dict[str, float | None]]) -> str:
+    """The figures of each class as a table, then their mean over the classes that have them."""
+    names = list(next(iter(frames.values())))
+    means = {name: [row[name] for row in frames.values() if row[name] is not None] for name in names}
+    rows = {**frames, "mean": {name: float(np.mean(values)) if values else None for name, values in means.items()}}
+    width = max(map(len, rows))
+    lines = [" " * width + "".join(f"{name.replace('_', ' '):>19}" for name in names)]
+    for label, row in rows.items():
+        lines.append(f"{label:{width}}" + "".join("                  -" if row[name] is None else f"{row[name]:19.3f}"
+                                                  for name in names))
+    return "\n".join(lines)

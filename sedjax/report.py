@@ -1,0 +1,348 @@
+"""`python -m sedjax report WORKDIR...`: compares trained models in a table and figures."""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import logging
+import math
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from absl import flags
+from jaxtyping import Float, Int
+
+from sedjax import __version__, models, workdir
+from sedjax.commands import atomic_output
+from sedjax.errors import UserError
+from sedjax.evaluate import evaluate_workdir
+from sedjax.metric_writer import read_metrics
+from sedjax.task import MLPC_2025, Task
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+
+log = logging.getLogger("sedjax")
+
+# Cost per minute of each class by the team's report (SPEC section 4): system 1 and system 13. Only for MLPC 2025.
+PUBLISHED = {
+    "published: final (own test)": {
+        "Speech": 5.18, "Shout": 6.13, "Chainsaw": 1.23, "Jackhammer": 4.16, "Lawn Mower": 3.00, "Power Drill": 5.92,
+        "Dog Bark": 1.28, "Rooster Crow": 0.17, "Horn Honk": 7.51, "Siren": 4.02},
+    "published: naive (validation)": {
+        "Speech": 24.8092, "Shout": 9.4118, "Chainsaw": 6.6057, "Jackhammer": 7.4642, "Lawn Mower": 7.7266,
+        "Power Drill": 14.2369, "Dog Bark": 7.0986, "Rooster Crow": 0.3816, "Horn Honk": 12.7107, "Siren": 18.4102},
+}
+
+# Okabe and Ito (2008): told apart with any colour vision. Naive baselines are grey, published figures white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MORE = (("-", ""), ("-.", "////"), (":", "...."))  # line and hatch
+GREY = "#8C8C8C"
+STYLE = {"font.size": 11, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+         "axes.axisbelow": True, "grid.color": "#E3E3E3", "legend.frameon": False, "lines.linewidth": 1.8,
+         "hatch.linewidth": 0.6, "savefig.dpi": 150}
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A trained model: how its training went, and its result on one split.
+
+    Systems of one name are runs of one system, for example with several seeds: figures give them one colour and one
+    entry in the legend, and take the mean of their costs per class.
+
+    Attributes:
+      name: of the system; the folder's from `collect`.
+      model: name of the model.
+      task: what it was trained for.
+      parameters: trainable ones.
+      seconds: of training; None where metrics.jsonl has no `seconds` (those since the entry before).
+      steps, epochs: of each evaluation on the validation split.
+      validation_cost, validation_loss: of each evaluation; cost per minute, loss per frame.
+      train_loss: mean of the steps since the evaluation before, NaN where there are none.
+      best: which evaluation is that of the best checkpoint.
+      recordings: how many the result comes from.
+      cost, interval: on the split, per minute, with its 95 % interval.
+      class_costs: on the split, per minute, by class.
+    """
+
+    name: str
+    model: str
+    task: Task
+    parameters: int
+    seconds: float | None
+    steps: Int[np.ndarray, "evaluation"]
+    epochs: Float[np.ndarray, "evaluation"]
+    validation_cost: Float[np.ndarray, "evaluation"]
+    validation_loss: Float[np.ndarray, "evaluation"]
+    train_loss: Float[np.ndarray, "evaluation"]
+    best: int
+    recordings: int
+    cost: float
+    interval: tuple[float, float]
+    class_costs: dict[str, float]
+
+    @property
+    def naive(self) -> bool:
+        return self.model == "naive"
+
+
+def define_flags() -> None:
+    flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which recordings the results are of.")
+    flags.DEFINE_string("output", None, "Folder for index.md and the figures; `report` in the first workdir if not "
+                                        "given.")
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) < 2:
+        raise UserError("report needs the workdir of a training, or several: python -m sedjax report WORKDIR...")
+    split = flags.FLAGS.split
+    systems = collect(argv[1:], split)
+    path = write(systems, split, pathlib.Path(flags.FLAGS.output or pathlib.Path(argv[1]) / "report"))
+    print(systems_table(systems, split) + f"\n\nWrote {path}.")
+
+
+def collect(folders: Sequence[str | os.PathLike], split: str) -> list[System]:
+    """The systems of workdirs of one task, the lowest cost first; evaluates those that have no result on the split yet.
+
+    Raises UserError if one is no workdir, has no evaluation yet, or is of another task, or a result cannot be had.
+    """
+    paths = [pathlib.Path(folder) for folder in folders]
+    names = distinct_names(paths)
+    found = [workdir.read(path) for path in paths]
+    for path, (_, task, _) in zip(paths, found):
+        found[0][1].require_same(task, where=f"the workdir {path}")
+    histories = [read_history(path) for path in paths]  # all are looked at before the first is evaluated for minutes
+    systems = []
+    for path, name, history, (config, task, features) in zip(paths, names, histories, found):
+        result = result_of(path, split, int(history["steps"][np.argmin(history["validation_cost"])]))
+        history = read_history(path)  # again: a training may have gone on meanwhile
+        widths = {key: entry["width"] for key, entry in features.items()}
+        systems.append(System(
+            name=name, model=config.model["name"], task=task, **history,
+            parameters=models.count_parameters(models.build_from(config, task), widths),
+            best=int(np.flatnonzero(history["steps"] == result["step"])[-1]), recordings=result["recordings"],
+            cost=result["cost"], interval=tuple(result["interval"]),
+            class_costs={label: figures["cost"] for label, figures in result["classes"].items()}))
+    return sorted(systems, key=lambda system: system.cost)
+
+
+def distinct_names(folders: Sequence[pathlib.Path]) -> list[str]:
+    """The last folder of each path, or as many as tell them all apart. Raises UserError if a folder comes twice."""
+    real = [os.path.realpath(folder) for folder in folders]
+    if twice := [folder for i, folder in enumerate(folders) if real[i] in real[:i]]:
+        raise UserError(f"The workdir {twice[0]} is given twice.")
+    parts = [pathlib.Path(os.path.abspath(folder)).parts for folder in folders]
+    depth = next(n for n in itertools.count(1) if len({part[-n:] for part in parts}) == len(parts))
+    return [str(pathlib.PurePath(*part[-depth:])) for part in parts]
+
+
+def result_of(folder: pathlib.Path, split: str, step: int) -> dict:
+    """What evaluate.evaluate_workdir returns: kept in the workdir, made again once the best checkpoint is another.
+
+    Raises UserError as evaluate_workdir does, or if the result cannot be kept.
+    """
+    path = folder / "report" / f"evaluation_{split}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # missing, or damaged
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result["step"] == step:
+            return result
+    log.info("Evaluating %s on the %s split.", folder, split)
+    result = evaluate_workdir(folder, split)
+    _make_folder(path.parent)
+    with atomic_output(path) as temporary:
+        temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    return result
+
+
+def read_history(folder: pathlib.Path) -> dict:
+    """The fields of System that metrics.jsonl tells: seconds, and the series over the evaluations.
+
+    Raises UserError if there was no evaluation yet.
+    """
+    entries = read_metrics(folder)
+    evaluations = [entry for entry in entries if "validation_cost" in entry]
+    if not evaluations:
+        raise UserError(f"The training in {folder} has no validation cost yet: let it reach its first evaluation.")
+    series = {name: np.array([entry[key] for entry in evaluations], kind) for name, key, kind in (
+        ("steps", "step", int), ("epochs", "epoch", float), ("validation_cost", "validation_cost", float),
+        ("validation_loss", "validation_loss", float))}
+    logged = [entry for entry in entries if "loss" in entry]
+    ends, losses = (np.array([entry[key] for entry in logged], float) for key in ("step", "loss"))
+    weights = np.diff(ends, prepend=0)  # an entry is the mean of the steps since the one before
+    train_loss = []
+    for start, end in itertools.pairwise([0, *series["steps"]]):
+        since = (ends > start) & (ends <= end)
+        train_loss.append(np.average(losses[since], weights=weights[since]) if since.any() else np.nan)
+    seconds = [entry["seconds"] for entry in entries if "seconds" in entry]
+    return {**series, "train_loss": np.array(train_loss), "seconds": math.fsum(seconds) if seconds else None}
+
+
+def class_costs(systems: Sequence[System]) -> dict[str, dict[str, float]]:
+    """Cost per minute by class and name of the system, the costliest class of the first system first.
+
+    Of systems of one name it is the mean. What the report published comes last, if the task is that of MLPC 2025.
+    """
+    task = systems[0].task
+    runs = {name: [system.class_costs for system in systems if system.name == name]
+            for name in dict.fromkeys(system.name for system in systems)}
+    if dict(zip(task.classes, task.costs)) == dict(zip(MLPC_2025.classes, MLPC_2025.costs)):
+        runs |= {name: [costs] for name, costs in PUBLISHED.items()}
+    by_class = {label: {name: float(np.mean([costs[label] for costs in found])) for name, found in runs.items()}
+                for label in task.classes}
+    return dict(sorted(by_class.items(), key=lambda item: -item[1][systems[0].name]))
+
+
+def draw_validation_cost(systems: Sequence[System], path: pathlib.Path) -> "matplotlib.figure.Figure":
+    """Validation cost over the epochs, a dot at the best checkpoint; a naive baseline is a dashed line."""
+    with _figure(path, 8, 4.6) as (figure, (axes,)):
+        _plot(axes, systems, "validation_cost")
+        axes.set(ylabel="cost per minute", title="Cost on the validation split")
+    return figure
+
+
+def draw_losses(systems: Sequence[System], path: pathlib.Path) -> "matplotlib.figure.Figure":
+    """Training and validation loss over the epochs, beside each other, drawn as the validation cost is."""
+    with _figure(path, 10, 4.3, panels=2) as (figure, panels):
+        for axes, series, title in zip(panels, ("train_loss", "validation_loss"), ("Training", "Validation")):
+            _plot(axes, systems, series)
+            axes.set_title(title)
+        panels[0].set_ylabel("loss per frame")
+        panels[1].tick_params(axis="y", length=0)
+    return figure
+
+
+def draw_class_costs(systems: Sequence[System], path: pathlib.Path) -> "matplotlib.figure.Figure":
+    """Cost of each class as one bar per system, the costliest class of the first system on top."""
+    rows = class_costs(systems)
+    names = list(next(iter(rows.values())))
+    looks = {**_looks(systems), **{name: ("white", "", hatch) for name, (_, hatch) in zip(PUBLISHED, MORE)}}
+    thickness = 0.84 / len(names)
+    with _figure(path, 8, 1 + len(rows) * (0.2 + 0.14 * len(names)), legend="upper") as (figure, (axes,)):
+        for i, name in enumerate(names):
+            colour, _, hatch = looks[name]
+            places = np.arange(len(rows)) + (i + 0.5) * thickness - 0.42
+            bars = axes.barh(places, [costs[name] for costs in rows.values()], thickness * 0.88, label=name,
+                             color=colour, hatch=hatch, edgecolor="black" if name in PUBLISHED else "white",
+                             linewidth=0.7)
+            axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=7.5)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set(xlabel="cost per minute", title="Cost of each class", ylim=(len(rows) - 0.4, -0.6))
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+        axes.margins(x=0.08)
+    return figure
+
+
+def systems_table(systems: Sequence[System], split: str) -> str:
+    """One Markdown row per system; seconds of training only if one of them tells."""
+    rows = [["system", "model", "parameters", "best step", "validation cost", f"{split} cost", "95 % interval",
+             "training (s)"]]
+    for system in systems:
+        rows.append([system.name, system.model, f"{system.parameters:,}", f"{system.steps[system.best]:,}",
+                     f"{system.validation_cost[system.best]:.2f}", f"{system.cost:.2f}",
+                     f"{system.interval[0]:.2f} to {system.interval[1]:.2f}",
+                     "" if system.seconds is None else f"{system.seconds:,.0f}"])
+    if all(system.seconds is None for system in systems):
+        rows = [row[:-1] for row in rows]
+    return _markdown(rows, text_columns=2)
+
+
+def class_table(systems: Sequence[System]) -> str:
+    """One Markdown row per class, in the order of `class_costs`, then the total; one column per system."""
+    costs = class_costs(systems)
+    names = list(next(iter(costs.values())))
+    total = [math.fsum(row[name] for row in costs.values()) for name in names]
+    rows = [[label, *(f"{row[name]:.2f}" for name in names)] for label, row in costs.items()]
+    return _markdown([["class", *names], *rows, ["**total**", *(f"**{cost:.2f}**" for cost in total)]], text_columns=1)
+
+
+def write(systems: Sequence[System], split: str, folder: pathlib.Path) -> pathlib.Path:
+    """Writes the figures and index.md, which shows them, and returns its path. Raises UserError if it cannot."""
+    _make_folder(folder)
+    draw_validation_cost(systems, folder / "validation_cost.png")
+    draw_losses(systems, folder / "loss.png")
+    draw_class_costs(systems, folder / "class_costs.png")
+    recordings = sorted({f"{system.recordings:,}" for system in systems})
+    warning = "" if len(recordings) == 1 else (
+        "**The systems were not evaluated on the same recordings: their costs cannot be compared.**\n\n")
+    text = f"""# {systems[0].task.name}: {len(systems)} system{"s" if len(systems) > 1 else ""}
+
+Cost per minute on the {split} split ({" or ".join(recordings)} recordings), at the checkpoint with the lowest
+validation cost; the interval is over recordings. Made by sedjax {__version__}.
+
+{warning}{systems_table(systems, split)}
+
+![Validation cost over the epochs](validation_cost.png)
+
+A dot is the best checkpoint; a dashed grey line is a naive baseline.
+
+![Training and validation loss over the epochs](loss.png)
+
+Losses can be compared only between systems that weigh classes and errors alike.
+
+![Cost per class](class_costs.png)
+
+{class_table(systems)}
+"""
+    with atomic_output(folder / "index.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return folder / "index.md"
+
+
+def _make_folder(folder: pathlib.Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot make the folder {folder}: {error.strerror}.") from error
+
+
+def _markdown(rows: list[list[str]], text_columns: int) -> str:
+    rule = ["---"] * text_columns + ["---:"] * (len(rows[0]) - text_columns)
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (escaped[0], rule, *escaped[1:]))
+
+
+def _looks(systems: Sequence[System]) -> dict[str, tuple[str, str, str]]:
+    """Colour, line and hatch of each system; a seventh trained one has the first one's colour and another line."""
+    trained = dict.fromkeys(system.name for system in systems if not system.naive)
+    return {**{system.name: (GREY, "--", "") for system in systems},
+            **{name: (COLOURS[i % len(COLOURS)], *MORE[i // len(COLOURS) % len(MORE)])
+               for i, name in enumerate(trained)}}
+
+
+def _plot(axes, systems: Sequence[System], series: str) -> None:
+    looks = _looks(systems)
+    for system in systems:
+        colour, line, _ = looks[system.name]
+        values, look = getattr(system, series), {"color": colour, "linestyle": line, "label": system.name}
+        if system.naive:
+            axes.axhline(values[system.best], **look)
+        else:
+            axes.plot(system.epochs, values, marker="o", markevery=[system.best], **look)
+    axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+@contextlib.contextmanager
+def _figure(path: pathlib.Path, width: float, height: float, panels: int = 1, legend: str = "lower") -> Iterator[tuple]:
+    """Yields a figure and its panels, which share the y axis; then adds a legend and writes it to `path`.
+
+    The size is in inches, without the legend, which comes above ("upper") or below ("lower") and covers nothing.
+    """
+    import matplotlib  # takes a second, which other commands need not wait for
+    import matplotlib.figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+        yield figure, axes
+        handles, labels = axes[0].get_legend_handles_labels()
+        entries = dict(zip(labels, handles))
+        columns = min(max(int(width * 9) // (max(map(len, entries)) + 6), 1), len(entries))
+        figure.set_figheight(height + 0.25 * -(-len(entries) // columns))
+        figure.legend(entries.values(), entries, loc=f"outside {legend} center", ncols=columns)
+        with atomic_output(path) as temporary:
+            figure.savefig(temporary)

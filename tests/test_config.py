@@ -1,0 +1,99 @@
+"""Configs: every file builds and trains a step, every mistake is named."""
+
+import importlib
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from tiny import tiny_config
+
+from sedjax import config as config_lib
+from sedjax.errors import UserError
+from sedjax.train import train
+
+CONFIGS = [path.stem for path in sorted((pathlib.Path(__file__).parent.parent / "configs").glob("[!_]*.py"))]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_builds_and_its_header_gives_the_command(name):
+    module = importlib.import_module(f"configs.{name}")
+    config = config_lib.freeze(module.get_config().to_dict())
+    assert config_lib.from_json(config.to_json()) == config
+    assert f"--config=configs/{name}.py" in module.__doc__
+    assert "python -m sedjax train" in module.__doc__
+
+
+SMALL = {"data.batch_size": 8, "data.eval_batch_size": 8, "data.max_frames": 40, "data.bucket_frames": 40,
+         "train.duration": "1 steps"}
+SMALL_MODEL = {"width": 16, "heads": 2, "layers": 1, "feed_forward": 16, "positions": 40, "channels": (2, 3),
+               "head_width": 8}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_takes_a_step_on_tiny_data(name, records, tmp_path):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.update_from_flattened_dict(SMALL | {"data.path": str(records)})
+    if config.train.duration == "0 epochs":
+        config.train.duration = "0 steps"
+    config.model.update({key: value for key, value in SMALL_MODEL.items() if config.model.get(key)})
+    progress = train(config_lib.freeze(config.to_dict()), tmp_path / "run")
+    assert progress.finished
+    assert progress.best_cost > 0
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"model__name": "cnn"}, "no model 'cnn'"),
+    ({"data__batch_size": 0}, "data.batch_size must be positive"),
+    ({"data__max_frames": "long"}, "data.max_frames must be of type int"),
+    ({"loss__pos_weight": "high"}, "loss.pos_weight must be one of"),
+    ({"optimizer__accumulate": 3}, "cannot be split"),
+    ({"decision__thresholds": (1.5,)}, "numbers from 0 to 1"),
+    ({"train__ema": 1.0}, "train.ema"),
+    ({"train__duration": "long"}, "train.duration must be a duration"),
+    ({"train__duration": "5"}, "train.duration must be a duration"),
+    ({"precision": "float16"}, "precision must be one of"),
+])
+def test_values_that_cannot_be(changes, words):
+    with pytest.raises(UserError, match=words):
+        tiny_config(**changes)
+
+
+@pytest.mark.parametrize(("key", "words"), [
+    ({"optimizer": {"learning_rat": 1.0}}, "did you mean optimizer.learning_rate"),
+    ({"model": {"name": "naive", "width": 3}}, "no config key model.width"),
+    ({"colour": "red"}, "no config key colour"),
+])
+def test_unknown_keys_are_named(key, words):
+    with pytest.raises(UserError, match=words):
+        config_lib.freeze({"model": {"name": "naive"}} | key)
+
+
+@pytest.mark.parametrize(("text", "steps"), [
+    ("7 steps", 7), ("1 step", 1), ("65 examples", 3), ("2 epochs", 20), ("0.25 epochs", 3), ("10 percent", 5),
+    ("0 steps", 0),
+])
+def test_durations(text, steps):
+    assert config_lib.steps(text, "train.duration", batch_size=32, steps_per_epoch=10, total_steps=50) == steps
+
+
+def test_the_whole_duration_cannot_be_a_share_of_itself():
+    with pytest.raises(UserError, match=r"train\.duration"):
+        config_lib.steps("10 percent", "train.duration", 32, 10, 0)
+
+
+@pytest.mark.parametrize(("flag", "words"), [
+    ("--config.optimizer.learning_rat=1", "learning_rat"),
+    ("--config=configs/none.py", "configs/none.py"),
+    ("--speed=3", "speed"),
+    ("--config.data.batch_size=many", "batch_size"),
+])
+def test_mistakes_on_the_command_line_are_one_sentence(flag, words, tmp_path):
+    arguments = [] if flag.startswith("--config=") else ["--config=configs/naive.py"]
+    result = subprocess.run([sys.executable, "-m", "sedjax", "train", *arguments, flag, f"--workdir={tmp_path / 'w'}"],
+                            capture_output=True, text=True)
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "w").exists()

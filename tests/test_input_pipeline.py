@@ -1,0 +1,165 @@
+"""Batches: every clip counts once, order is a function of (seed, epoch), a process reads its own share only."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import TINY_TASK, tiny_config
+
+from sedjax import input_pipeline
+from sedjax.errors import UserError
+from sedjax.layout import read_layout, read_splits
+
+DATA = tiny_config().data  # clips of at most 40 frames, padded to a multiple of 20
+
+
+def clips_of(lengths: list[int]) -> input_pipeline.Clips:
+    return input_pipeline.cut(np.array(lengths), DATA, TINY_TASK)
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=40))
+def test_clips_cover_every_frame_once_on_the_segment_grid(lengths):
+    clips = clips_of(lengths)
+    covered = [np.zeros(length, int) for length in lengths]
+    for recording, start, frames in zip(clips.recording, clips.start, clips.frames):
+        assert start % TINY_TASK.frames_per_segment == 0
+        assert 0 < frames <= DATA.max_frames
+        covered[recording][start : start + frames] += 1
+    assert all((frames == 1).all() for frames in covered)
+    assert (np.diff(clips.recording) >= 0).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=st.lists(st.integers(1, 100), min_size=1, max_size=40), batch=st.integers(1, 9),
+       pool=st.integers(1, 5), seed=st.integers(0, 9), epoch=st.integers(0, 9))
+def test_an_epoch_has_every_clip_once_and_depends_on_nothing_else(lengths, batch, pool, seed, epoch):
+    clips = clips_of(lengths)
+    ids = input_pipeline.order(clips, batch, pool, seed, epoch)
+    assert ids.shape == (input_pipeline.steps_per_epoch(clips, batch), batch)
+    assert sorted(ids[ids >= 0]) == list(range(len(clips)))
+    np.testing.assert_array_equal(ids, input_pipeline.order(clips, batch, pool, seed, epoch))
+    evaluation = input_pipeline.in_length_order(clips, batch)
+    assert sorted(evaluation[evaluation >= 0]) == list(range(len(clips)))
+
+
+def test_epochs_and_seeds_differ_and_pools_save_padding():
+    clips = clips_of(np.random.default_rng(0).integers(10, 41, 100).tolist())
+    orders = [input_pipeline.order(clips, 8, 4, seed, epoch).tolist() for seed in (0, 1) for epoch in (0, 1)]
+    assert len({str(ids) for ids in orders}) == 4
+
+    def padded(pool: int) -> int:
+        return sum(max(clips.frames[i] for i in row if i >= 0) for row in input_pipeline.order(clips, 8, pool, 0, 0))
+
+    assert padded(4) < 0.85 * padded(1)
+
+
+@pytest.mark.parametrize("key", ["max_frames", "bucket_frames"])
+def test_lengths_off_the_segment_grid(key):
+    config = tiny_config(**{f"data__{key}": 25}).data
+    with pytest.raises(UserError, match=f"data.{key} = 25 is no multiple of a segment"):
+        input_pipeline.cut(np.array([30]), config, TINY_TASK)
+
+
+def test_batches_hold_the_recordings(source, records):
+    layout = read_layout(source)
+    train = input_pipeline.open_records(str(records), "train")
+    names = read_splits(layout)["train"]
+    assert train.filenames == names
+    clips = input_pipeline.cut(train.lengths, DATA, train.task)
+    ids = np.array([3, -1, 0, 5])
+    batch = input_pipeline.read_batch(train, clips, ids, ("embeddings",), DATA)
+    assert batch["votes"].shape[1] in (20, 40)
+    np.testing.assert_array_equal(batch["clip_id"], ids)
+    for row, clip in enumerate(ids):
+        frames = int(batch["frame_mask"][row].sum())
+        if clip < 0:
+            assert frames == 0
+            continue
+        features = layout.features(names[clip], ("embeddings",))["embeddings"]
+        assert frames == len(features)
+        np.testing.assert_array_equal(batch["features"]["embeddings"][row, :frames], features)
+        np.testing.assert_array_equal(batch["votes"][row, :frames], layout.votes(names[clip]))
+        assert not batch["features"]["embeddings"][row, frames:].any()
+
+
+def test_a_process_reads_its_own_rows_only(records):
+    train = input_pipeline.open_records(str(records), "train")
+    clips = input_pipeline.cut(train.lengths, DATA, train.task)
+    ids = np.array([0, 1, 2, -1])
+    whole = input_pipeline.read_batch(train, clips, ids, ("embeddings",), DATA)
+    read = []
+
+    class Watched:
+        task, lengths = train.task, train.lengths
+
+        def read(self, index, keys):
+            read.append(index)
+            return train.read(index, keys)
+
+    for rows, expected in ((slice(0, 2), [0, 1]), (slice(2, 4), [2])):
+        read.clear()
+        part = input_pipeline.read_batch(Watched(), clips, ids, ("embeddings",), DATA, rows)
+        assert read == expected
+        np.testing.assert_array_equal(part["features"]["embeddings"], whole["features"]["embeddings"][rows])
+
+
+def test_a_share_of_padding_has_the_shapes_of_the_others(records):
+    train = input_pipeline.open_records(str(records), "train")
+    clips = input_pipeline.cut(train.lengths, DATA, train.task)
+    batch = input_pipeline.read_batch(train, clips, np.array([0, 1, -1, -1]), ("embeddings",), DATA, slice(2, 4))
+    assert batch["features"]["embeddings"].shape == (2, *batch["votes"].shape[1:2], 16)
+    assert not batch["frame_mask"].any()
+
+
+def test_the_stream_is_in_order_and_starts_anywhere():
+    def read(number):
+        return {"features": {}, "votes": np.full((1, 1, 1), number), "frame_mask": None, "clip_id": None}
+
+    assert [int(batch["votes"][0, 0, 0]) for batch in input_pipeline.stream(read, 5, 40)] == list(range(5, 40))
+    assert list(input_pipeline.stream(read, 5, 5)) == []
+
+
+def test_the_stream_hands_on_errors():
+    def read(number):
+        raise UserError("record 3 is damaged")
+
+    with pytest.raises(UserError, match="^record 3 is damaged$"):
+        next(input_pipeline.stream(read, 0, 5))
+
+
+def test_records_are_read_by_tfds_alone(source, records):
+    builder = tfds.builder_from_directory(records)
+    example = builder.as_data_source("validation")[0]
+    layout = read_layout(source)
+    name = read_splits(layout)["validation"][0]
+    assert example["filename"].decode() == name
+    np.testing.assert_array_equal(example["features"]["melspectrogram"],
+                                  layout.features(name, ("melspectrogram",))["melspectrogram"])
+    assert example["votes"].dtype == np.float16
+    assert list(json.loads(builder.info.metadata["task"])["costs"]) == list(TINY_TASK.classes)
+
+
+def test_statistics_are_those_of_the_training_frames(source, records):
+    layout = read_layout(source)
+    train = read_splits(layout)["train"]
+    found = input_pipeline.open_records(str(records), "train")
+    frames = np.concatenate([layout.features(name, ("melspectrogram",))["melspectrogram"] for name in train])
+    np.testing.assert_allclose(found.features["melspectrogram"]["mean"], frames.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(found.features["melspectrogram"]["std"], frames.std(0), rtol=1e-4)
+    level = 10 * np.log10(np.maximum(frames.astype(np.float64), 1e-10))
+    np.testing.assert_allclose(found.features["melspectrogram"]["level_std"], level.std(0), rtol=1e-5)
+    assert "level_mean" not in found.features["embeddings"]  # they are negative at times: no power
+    active = np.concatenate([layout.votes(name) > 0 for name in train])
+    np.testing.assert_allclose(found.labels["mean"], active.mean(0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("path", "split", "words"), [
+    ("", "train", "set data.path"), ("nowhere", "train", "no records in nowhere"), (None, "dev", "no split 'dev'"),
+])
+def test_records_that_are_not_there(records, path, split, words):
+    with pytest.raises(UserError, match=words):
+        input_pipeline.open_records(str(records) if path is None else path, split)

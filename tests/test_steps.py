@@ -1,0 +1,185 @@
+"""The train and evaluation steps: any number of devices, any split of the batch, the same numbers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import TINY_TASK, tiny_config
+
+from sedjax import decisions, losses, metrics, models, parallel, steps, train_state
+
+FEATURES = {"embeddings": {"width": 16}, "melspectrogram": {"width": 64, "level_mean": [0.0] * 64,
+                                                            "level_std": [10.0] * 64}}
+
+
+def make_batch(seed: int = 0, clips: int = 8, frames: int = 20) -> steps.Batch:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, frames + 1, clips)
+    lengths[-1] = 0  # a padded clip
+    return {"features": {"embeddings": rng.normal(size=(clips, frames, 16)).astype(np.float16),
+                         "melspectrogram": rng.exponential(size=(clips, frames, 64)).astype(np.float32)},
+            "votes": (rng.random((clips, frames, 3)) * (rng.random((clips, frames, 3)) < 0.3)).astype(np.float16),
+            "frame_mask": np.arange(frames)[None] < lengths[:, None],
+            "clip_id": np.where(lengths > 0, np.arange(clips), -1).astype(np.int32)}
+
+
+def setup(name="embedding_transformer", ema=0.0, accumulate=1, **changes):
+    config = tiny_config(name, **changes)
+    model = models.build_from(config, TINY_TASK)
+    # Not Adam: attention gives the bias of the keys no gradient but rounding noise, which Adam blows up to full steps.
+    sgd = optax.sgd(0.1)
+    state = train_state.create(model, sgd, FEATURES, ema > 0, 0)
+    step = functools.partial(steps.train_step, model=model, optimizer=sgd, seed=3, accumulate=accumulate, ema=ema,
+                             weights=losses.class_weights(config.loss, TINY_TASK))
+    return model, state, step
+
+
+def run(step, state, devices: int, count: int = 2):
+    mesh = parallel.make_mesh(devices)
+    compiled = parallel.compile_step(step, mesh)
+    state = parallel.replicate(state, mesh)
+    scalars = []
+    for number in range(count):
+        state, found = compiled(state, parallel.shard(make_batch(number), mesh))
+        scalars.append(jax.device_get(found))
+    return jax.device_get(state), scalars
+
+
+@pytest.mark.parametrize("name", ["embedding_transformer", "conv_transformer"])
+def test_one_device_is_eight_devices(name):
+    """Loss, gradient norm and, through two optimizer steps, every parameter; with dropout."""
+    _, state, step = setup(name, ema=0.9)
+    one, eight = run(step, state, 1), run(step, state, 8)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight)):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+
+def test_evaluation_on_one_device_is_that_on_eight():
+    model, state, _ = setup()
+    step = functools.partial(steps.eval_step, model=model, weights=np.ones((2, 3), np.float32), pooling="max",
+                             task=TINY_TASK)
+    thresholds = np.array([[0.3] * 3, [0.5] * 3], np.float32)
+    found = []
+    for devices in (1, 8):
+        mesh = parallel.make_mesh(devices)
+        found.append(jax.device_get(parallel.compile_step(step, mesh)(
+            parallel.replicate(state.weights, mesh), parallel.shard(make_batch(), mesh), thresholds)))
+    np.testing.assert_array_equal(found[0]["segments"], found[1]["segments"])
+    np.testing.assert_array_equal(found[0]["frames"], found[1]["frames"])
+    np.testing.assert_allclose(found[0]["loss"], found[1]["loss"], rtol=1e-5)
+
+
+def test_an_accumulated_batch_is_the_whole_batch():
+    _, state, step = setup()
+    whole, parts = run(step, state, 1), run(functools.partial(step, accumulate=4), state, 1)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts)):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+
+def test_the_step_needs_no_jit_and_learns():
+    _, state, step = setup(model__dropout=0.0)
+    batch = jax.tree.map(jnp.asarray, make_batch())
+    first = None
+    for _ in range(3):
+        state, scalars = step(state, batch)
+        first = first or float(scalars["loss"])
+    assert int(state.step) == 3
+    assert float(scalars["loss"]) < first
+
+
+def test_a_batch_of_padding_has_finite_gradients_and_no_loss():
+    _, state, step = setup()
+    batch = jax.tree.map(jnp.asarray, make_batch())
+    batch |= {"frame_mask": jnp.zeros((8, 20), bool), "clip_id": jnp.full(8, -1)}
+    after, scalars = jax.jit(step)(state, batch)
+    assert float(scalars["loss"]) == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+
+
+def test_the_average_follows_the_parameters():
+    _, state, step = setup(ema=0.5)
+    batch = jax.tree.map(jnp.asarray, make_batch())
+    after, _ = jax.jit(step)(state, batch)
+    # After the first step the decay is still (1 + 0) / (10 + 0).
+    expected = jax.tree.map(lambda a, b: 0.1 * a + 0.9 * b, state.params, after.params)
+    for a, b in zip(jax.tree.leaves(after.ema), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert after.weights["params"] is after.ema
+
+
+class Given(nn.Module):
+    """A model whose logits are its input."""
+
+    def __call__(self, features, frame_mask):
+        return features["logits"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), pooling=st.sampled_from(["max", "mean"]), density=st.sampled_from([0, 0.1, 0.6]))
+def test_cost_from_the_device_is_brute_force(seed, pooling, density):
+    """Counted by loops over recordings whose lengths are no multiple of a segment, with classes that never occur."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, 31, 3)
+    logits = rng.normal(size=(3, 30, 3)).astype(np.float32)
+    votes = (rng.random((3, 30, 3)) < density).astype(np.float16)
+    thresholds = np.array([[0.5, 0.4, 0.6]], np.float32)
+    batch = {"features": {"logits": jnp.asarray(logits)}, "votes": jnp.asarray(votes), "clip_id": jnp.arange(3),
+             "frame_mask": jnp.asarray(np.arange(30)[None] < lengths[:, None])}
+    found = steps.eval_step({}, batch, thresholds, model=Given(), weights=np.ones((2, 3), np.float32),
+                 pooling=pooling, task=TINY_TASK)
+
+    probability = np.asarray(jax.nn.sigmoid(logits))
+    segments, frames = np.zeros((2, 3, 4), np.int64)
+    for clip, length in enumerate(lengths):
+        for label in range(3):
+            for start in range(0, length, 10):
+                unit = slice(start, min(start + 10, length))
+                pooled = getattr(probability[clip, unit, label], pooling)()
+                segments[label, outcome(pooled > thresholds[0, label], votes[clip, unit, label].any())] += 1
+            for frame in range(length):
+                frames[label, outcome(probability[clip, frame, label] > thresholds[0, label],
+                                      votes[clip, frame, label] > 0)] += 1
+    counts = np.asarray(found["segments"])[:, 0].sum(0)
+    np.testing.assert_array_equal(counts, segments)
+    np.testing.assert_array_equal(np.asarray(found["frames"])[:, 0].sum(0), frames)
+    if lengths.any():
+        total = segments[0].sum()
+        expected = sum(TINY_TASK.costs[c][o] * segments[c, o] / total * 50 for c in range(3) for o in range(4))
+        assert abs(metrics.cost_per_class(counts, TINY_TASK).sum() - expected) < 1e-9
+
+
+def outcome(predicted, actual) -> int:
+    """TP, FP, TN, FN."""
+    return {(True, True): 0, (True, False): 1, (False, False): 2, (False, True): 3}[bool(predicted), bool(actual)]
+
+
+def test_loss_is_the_written_formula():
+    logits = jnp.array([[[0.5, -1.0, 80.0]]])
+    targets = jnp.array([[[1.0, 0.0, 0.0]]])
+    weights = jnp.array([[5.0, 2.0, 3.0], [1.0, 0.5, 1.0]])
+    found = losses.weighted_bce(logits, targets, weights)[0, 0]
+    np.testing.assert_allclose(found, [5 * np.log1p(np.exp(-0.5)), 0.5 * np.log1p(np.exp(-1.0)), 80.0], rtol=1e-6)
+
+
+def test_class_weights():
+    config = tiny_config(loss__class_factors={"Drum": 2.0}, loss__absolute_costs=True).loss
+    np.testing.assert_allclose(losses.class_weights(config, TINY_TASK), [[2.5, 5, 15], [0.5, 1, 1.5]])
+    none = tiny_config(loss__pos_weight="none").loss
+    np.testing.assert_allclose(losses.class_weights(none, TINY_TASK), np.ones((2, 3)))
+
+
+def test_thresholds_are_tuned_per_class_for_cost():
+    candidates = np.repeat(np.array([[0.2], [0.5], [0.8]], np.float32), 3, axis=1)
+    counts = np.zeros((3, 3, 4), int)
+    counts[..., 2] = 10
+    counts[0, 0, 3], counts[1, 0, 1], counts[2, 0, 3] = 1, 1, 2  # class 0: a miss, a false alarm, two misses
+    counts[:2, 1, 1] = 1  # class 1: false alarms at 0.2 and 0.5; class 2: no difference
+    chosen, cost = decisions.tune(counts, candidates, TINY_TASK)
+    np.testing.assert_allclose(chosen, [0.5, 0.8, 0.5])
+    assert cost == pytest.approx(metrics.cost_per_class(counts[1], TINY_TASK)[0], abs=1e-9)
