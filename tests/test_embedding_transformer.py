@@ -69,13 +69,13 @@ class SeesPadding(EmbeddingTransformer):
 
 def test_loss_gradients_and_four_adamw_steps(golden, params, batch):
     module = SeesPadding(num_classes=10, positions=5000, dropout=0.0)
-    weights = jnp.stack([golden["pos_weight"], jnp.ones(10)])
+    weights = np.stack([golden["pos_weight"], np.ones(10, np.float32)])
     adamw = optimizer.make_optimizer(OptimizerConfig(learning_rate=1e-5), warmup_steps=0, total_steps=4)
     state = train_state.TrainState(jnp.zeros((), jnp.int32), params, None, {}, adamw.init(params))
 
     def masked_loss(params):
         logits = module.apply({"params": params}, batch["features"], batch["frame_mask"])
-        elements = losses.weighted_bce(logits, (batch["votes"] > 0).astype(jnp.float32), weights)
+        elements = losses.weighted_bce(logits, (batch["votes"] > 0).astype(jnp.float32), jnp.asarray(weights))
         total, count = losses.masked_sum(elements, batch["frame_mask"])
         return total / count
 

@@ -126,11 +126,11 @@ def test_only_what_has_no_result_of_its_best_checkpoint_is_evaluated(tmp_path, e
     assert json.loads((folder / "report" / "evaluation_test.json").read_text()) == result(8)
 
 
-def test_of_equal_costs_the_last_is_the_best_as_for_checkpoints(tmp_path, evaluated):
-    folder = write_workdir(tmp_path / "run", costs=(20.0, 20.0, 25.0), test=result(8))
+def test_of_equal_costs_the_first_is_the_best_as_for_checkpoints(tmp_path, evaluated):
+    folder = write_workdir(tmp_path / "run", costs=(20.0, 20.0, 25.0), test=result(4))
     (system,) = report.collect([folder], "test")
     assert evaluated == []
-    assert system.best == 1
+    assert system.best == 0
 
 
 def test_names_are_as_long_as_needed(tmp_path):

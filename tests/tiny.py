@@ -3,6 +3,8 @@
 import csv
 import json
 import pathlib
+import sys
+from unittest import mock
 
 import numpy as np
 from absl import flags
@@ -88,9 +90,14 @@ def change_npz(path: pathlib.Path, **arrays: np.ndarray | None) -> None:
 def run_command(module, *arguments: str) -> None:
     """Runs a command's main() on parsed flags, in this process; its flags are gone afterwards, for the next one."""
     before = set(flags.FLAGS)
+    argv = [module.__name__, *map(str, arguments)]
     module.define_flags()
+    defined = set(flags.FLAGS) - before
     try:
-        module.main(flags.FLAGS([module.__name__, *map(str, arguments)]))
+        with mock.patch.object(sys, "argv", argv):  # where ml_collections looks for --config.key=value
+            remaining = flags.FLAGS(argv)
+            defined = set(flags.FLAGS) - before  # not later: what main() imports may define flags that it keeps
+            module.main(remaining)
     finally:
-        for name in set(flags.FLAGS) - before:
+        for name in defined:
             delattr(flags.FLAGS, name)
