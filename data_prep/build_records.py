@@ -29,7 +29,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    del argv
+    commands.require_no_arguments(argv)
     options = flags.FLAGS
     build(pathlib.Path(options.source), pathlib.Path(options.output), tuple(options.features), costs=options.costs,
           split_seed=options.split_seed, skip_bad=options.skip_bad, overwrite=options.overwrite)

@@ -73,7 +73,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    del argv
+    commands.require_no_arguments(argv)
     from sedjax.input_pipeline import Features  # imports JAX, which the functions above do not need
     from sedjax.predict import load
 

@@ -17,7 +17,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    del argv
+    commands.require_no_arguments(argv)
     options = flags.FLAGS
     layout = read_layout(options.source)
     filenames = read_splits(layout)[options.split] if options.split else layout.filenames

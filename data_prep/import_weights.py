@@ -49,7 +49,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    del argv
+    commands.require_no_arguments(argv)
     options = flags.FLAGS
     config, folder = config_lib.from_flag(), pathlib.Path(options.workdir)
     if folder.exists():

@@ -1,6 +1,7 @@
 """What all commands share: flags, errors that a person can cause, outputs that are whole or not there."""
 
 import contextlib
+import errno
 import logging
 import os
 import pathlib
@@ -36,9 +37,30 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         except (flags.Error, TypeError, ValueError, OSError) as error:
             raise UserError(" ".join(str(error).split())) from error
         main(arguments)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
+    except Exception as error:
+        text = _sentence(error)
+        if text is None:
+            raise
+        print(f"Error: {text}", file=sys.stderr)
         sys.exit(USER_ERROR_STATUS)
+
+
+def require_no_arguments(argv: Sequence[str]) -> None:
+    """Raises UserError if anything but flags was given."""
+    if len(argv) > 1:
+        raise UserError(f"This command takes flags only, not {argv[1]!r}; --help lists them.")
+
+
+def _sentence(error: Exception) -> str | None:
+    """What to tell the user, or None if the error is not one that a person can cause."""
+    if isinstance(error, UserError):
+        return str(error)
+    # A disk fills up at any write; what writes checkpoints wraps the system's error in one of its own.
+    if "No space left on device" in str(error):
+        return "The disk is full: make room and start again; what was saved whole is still there."
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT):
+        return f"Cannot write {error.filename}: {error.strerror}."
+    return None
 
 
 def _log_to_stderr() -> None:

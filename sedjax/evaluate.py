@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from sedjax import input_pipeline, losses, metrics, parallel, steps
-from sedjax.commands import atomic_output
+from sedjax.commands import atomic_output, require_no_arguments
 from sedjax.config import Config
 from sedjax.predict import load
 from sedjax.score import format_score
@@ -76,7 +76,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    del argv
+    require_no_arguments(argv)
     options = flags.FLAGS
     folder = pathlib.Path(options.workdir)
     result = evaluate_workdir(folder, options.split, options.data, options.checkpoint)

@@ -12,6 +12,7 @@ from flax import linen as nn
 from jaxtyping import Bool, Float
 
 from sedjax import checkpoint, decisions, grid, input_pipeline, models, parallel, steps, submission, workdir
+from sedjax.commands import require_no_arguments
 from sedjax.config import Config
 from sedjax.layout import SPLITS, read_layout, read_splits
 from sedjax.task import Task
@@ -123,7 +124,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    del argv
+    require_no_arguments(argv)
     options = flags.FLAGS
     detector = load(options.workdir, options.checkpoint)
     found = predict_directory(detector, options.source, options.split)

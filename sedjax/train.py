@@ -25,7 +25,7 @@ from sedjax import (
     workdir,
 )
 from sedjax import config as config_lib
-from sedjax.commands import atomic_output
+from sedjax.commands import atomic_output, require_no_arguments
 from sedjax.config import Config
 from sedjax.config import steps as duration_steps
 from sedjax.errors import UserError
@@ -42,7 +42,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    del argv
+    require_no_arguments(argv)
     train(config_lib.from_flag(), pathlib.Path(flags.FLAGS.workdir))
 
 
