@@ -2,6 +2,8 @@
 
 Command:  python -m sedjax train --config=configs/embedding_transformer_small.py --config.data.path=DATA \
               --workdir=WORKDIR
+Time: 4 minutes on two CPU cores for 360 recordings of 23 s.
+Expected cost there (UrbanSound8K + FSDD soundscapes, see the README): 105 validation, 155 test; silence 277 and 345.
 """
 
 from sedjax.config import base_config

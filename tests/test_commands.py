@@ -57,7 +57,8 @@ def test_an_output_is_whole_or_not_there(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "x"), OSError(30, "Read-only file system", "x"),
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "x"),
+                                   OSError(30, "Read-only file system", "x"),
                                    ValueError("RESOURCE_EXHAUSTED: ... No space left on device")])
 def test_a_full_or_read_only_disk(error, capsys):
     def main(argv):
