@@ -5,9 +5,8 @@ from collections.abc import Iterable
 import numpy as np
 import tensorflow_datasets as tfds
 
+from sedjax.frontend import level
 from sedjax.layout import Layout
-
-LOG_FLOOR = 1e-10  # power below this is silence, as in sedjax.frontend and librosa
 
 
 class SedRecords(tfds.core.GeneratorBasedBuilder):
@@ -77,8 +76,8 @@ def column_statistics(arrays: Iterable[np.ndarray]) -> dict:
     for value in arrays:
         value = value.astype(np.float64)
         power = power and bool((value >= 0).all())
-        level = 10 * np.log10(np.maximum(value, LOG_FLOOR))
-        sums = sums + np.stack([value.sum(0), (value**2).sum(0), level.sum(0), (level**2).sum(0)])
+        decibels = level(value)
+        sums = sums + np.stack([value.sum(0), (value**2).sum(0), decibels.sum(0), (decibels**2).sum(0)])
         frames += len(value)
     mean, square, level_mean, level_square = sums / frames
 

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from sedjax import grid
+from sedjax.frontend import level
 from sedjax.predict import Prediction
 from sedjax.task import Task
 
@@ -28,9 +29,9 @@ def draw_recording(melspectrogram: Float[np.ndarray, "frame band"], prediction: 
     seconds = len(melspectrogram) * task.frame_seconds
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(10, 5.6), sharex=True, layout="constrained",
                                          gridspec_kw={"height_ratios": [1, 1.4]})
-    level = 10 * np.log10(np.maximum(melspectrogram, 1e-10))
-    top.imshow(level.T, origin="lower", aspect="auto", extent=(0, seconds, 0, level.shape[1]), cmap="magma",
-               vmin=level.max() - 60, vmax=level.max())
+    decibels = level(melspectrogram)
+    top.imshow(decibels.T, origin="lower", aspect="auto", extent=(0, seconds, 0, decibels.shape[1]), cmap="magma",
+               vmin=decibels.max() - 60, vmax=decibels.max())
     top.set(ylabel="mel band", title="Level")
     classes = len(task.classes)
     bottom.imshow(prediction.frames.T, aspect="auto", extent=(0, seconds, classes, 0), cmap="Blues", vmin=0, vmax=1)

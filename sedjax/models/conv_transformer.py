@@ -7,6 +7,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from sedjax.frontend import level
 from sedjax.models.encoder import Encoder, Head, standardize
 
 
@@ -58,11 +59,6 @@ class ConvTransformer(nn.Module):
                     name="encoder")(x, frame_mask, clip_id)
         self.sow("intermediates", "embeddings", x)  # kept only when asked for: steps.embed_step
         return Head(self.num_classes, self.head_width, self.dropout, self.dtype, name="head")(x, clip_id)
-
-
-def level(power: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Level in decibels, with silence at -100 dB."""
-    return 10 * jnp.log10(jnp.maximum(power, 1e-10))
 
 
 def level_key(key: str, log_scale: bool) -> str:
