@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedjax import decisions, grid
 from sedjax.losses import masked_sum, weighted_bce
@@ -25,29 +25,30 @@ class Batch(TypedDict):
     clip_id: Int[Array, "clip"]
 
 
-def train_step(state: TrainState, batch: Batch, *, model: nn.Module, optimizer: optax.GradientTransformation,
-               weights: Float[np.ndarray, "2 class"], seed: int, accumulate: int = 1,
+def train_step(state: TrainState, batch: Batch, key: Key[Array, ""], *, model: nn.Module,
+               optimizer: optax.GradientTransformation, weights: Float[np.ndarray, "2 class"], accumulate: int = 1,
                ema: float = 0.0) -> tuple[TrainState, dict[str, Array]]:
     """One step on the mean loss per real frame of the global batch.
 
     Args:
       state: before the step.
       batch: the global batch.
+      key: of everything random in the training; an argument, so that all seeds share one compiled step.
       model, optimizer: as for train_state.create.
       weights: of the loss, from losses.class_weights.
-      seed: of dropout.
       accumulate: equal parts into which the batch is split, one after the other; the gradient is that of the whole.
       ema: decay of the averaged parameters.
 
     Returns:
       The state after the step, and scalars `loss` (mean per real frame) and `gradient_norm`.
     """
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    key = jax.random.fold_in(key, state.step)
+    streams = {"dropout": key, "augment": jax.random.fold_in(key, 1)}
     mutable = [name for name in state.model_state if name != "statistics"]
 
     def loss_sum(params, model_state, batch: Batch):
         logits, updates = model.apply({"params": params, **model_state}, batch["features"], batch["frame_mask"],
-                                      train=True, clip_id=batch["clip_id"], rngs={"dropout": key}, mutable=mutable)
+                                      train=True, clip_id=batch["clip_id"], rngs=streams, mutable=mutable)
         targets = (batch["votes"] > 0).astype(jnp.float32)
         total, count = masked_sum(weighted_bce(logits, targets, jnp.asarray(weights)), batch["frame_mask"])
         return total, (count, {**model_state, **updates})

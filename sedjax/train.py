@@ -89,8 +89,9 @@ def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
     state = parallel.replicate(state, mesh)
     weights = losses.class_weights(config.loss, task)
     train_step = parallel.compile_step(functools.partial(
-        steps.train_step, model=model, optimizer=adamw, weights=weights, seed=config.train.seed,
-        accumulate=config.optimizer.accumulate, ema=config.train.ema), mesh, donate_state=True)
+        steps.train_step, model=model, optimizer=adamw, weights=weights, accumulate=config.optimizer.accumulate,
+        ema=config.train.ema), mesh, donate_state=True)
+    key = parallel.replicate(jax.random.key(config.train.seed), mesh)
     evaluate = make_evaluator(model, config, task, validation, mesh)
     thresholds = decisions.candidates(config.decision, task)
 
@@ -121,7 +122,7 @@ def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
         running: list[dict[str, jax.Array]] = []  # scalars of the steps since the last entry, still on the device
         with open_writer(folder, first) as writer, logging_redirect_tqdm([log]):
             for step, batch in enumerate(bar, start=first + 1):
-                state, scalars = train_step(state, batch)
+                state, scalars = train_step(state, batch, key)
                 evaluates = step % evaluate_every == 0 or step == total
                 saves = evaluates or step % save_every == 0
                 if step % log_every == 0 or saves:

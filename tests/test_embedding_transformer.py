@@ -84,7 +84,8 @@ def test_loss_gradients_and_four_adamw_steps(golden, params, batch):
     for key, norm in zip(golden["grad_keys"], golden["grad_norms"]):
         np.testing.assert_allclose(np.linalg.norm(found[str(key)]), norm, rtol=1e-4)
 
-    step = jax.jit(lambda state: steps.train_step(state, batch, model=module, optimizer=adamw, weights=weights, seed=0))
+    key = jax.random.key(0)
+    step = jax.jit(lambda state: steps.train_step(state, batch, key, model=module, optimizer=adamw, weights=weights))
     with np.load(GOLDEN / "embedding_transformer_adamw.npz", allow_pickle=False) as archive:
         expected = archive["losses"]
     seen = []

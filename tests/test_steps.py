@@ -35,7 +35,7 @@ def setup(name="embedding_transformer", ema=0.0, accumulate=1, **changes):
     # Not Adam: attention gives the bias of the keys no gradient but rounding noise, which Adam blows up to full steps.
     sgd = optax.sgd(0.1)
     state = train_state.create(model, sgd, FEATURES, ema > 0, 0)
-    step = functools.partial(steps.train_step, model=model, optimizer=sgd, seed=3, accumulate=accumulate, ema=ema,
+    step = functools.partial(steps.train_step, model=model, optimizer=sgd, accumulate=accumulate, ema=ema,
                              weights=losses.class_weights(config.loss, TINY_TASK))
     return model, state, step
 
@@ -46,7 +46,8 @@ def run(step, state, devices: int, count: int = 2):
     state = parallel.replicate(state, mesh)
     scalars = []
     for number in range(count):
-        state, found = compiled(state, parallel.shard(make_batch(number), mesh))
+        state, found = compiled(state, parallel.shard(make_batch(number), mesh),
+                                parallel.replicate(jax.random.key(3), mesh))
         scalars.append(jax.device_get(found))
     return jax.device_get(state), scalars
 
@@ -87,7 +88,7 @@ def test_the_step_needs_no_jit_and_learns():
     batch = jax.tree.map(jnp.asarray, make_batch())
     first = None
     for _ in range(3):
-        state, scalars = step(state, batch)
+        state, scalars = step(state, batch, jax.random.key(3))
         first = first or float(scalars["loss"])
     assert int(state.step) == 3
     assert float(scalars["loss"]) < first
@@ -97,7 +98,7 @@ def test_a_batch_of_padding_has_finite_gradients_and_no_loss():
     _, state, step = setup()
     batch = jax.tree.map(jnp.asarray, make_batch())
     batch |= {"frame_mask": jnp.zeros((8, 20), bool), "clip_id": jnp.full(8, -1)}
-    after, scalars = jax.jit(step)(state, batch)
+    after, scalars = jax.jit(step)(state, batch, jax.random.key(3))
     assert float(scalars["loss"]) == 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
 
@@ -105,7 +106,7 @@ def test_a_batch_of_padding_has_finite_gradients_and_no_loss():
 def test_the_average_follows_the_parameters():
     _, state, step = setup(ema=0.5)
     batch = jax.tree.map(jnp.asarray, make_batch())
-    after, _ = jax.jit(step)(state, batch)
+    after, _ = jax.jit(step)(state, batch, jax.random.key(3))
     # After the first step the decay is still (1 + 0) / (10 + 0).
     expected = jax.tree.map(lambda a, b: 0.1 * a + 0.9 * b, state.params, after.params)
     for a, b in zip(jax.tree.leaves(after.ema), jax.tree.leaves(expected)):

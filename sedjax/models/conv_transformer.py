@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from sedjax.frontend import level
-from sedjax.models.encoder import Encoder, Head, standardize
+from sedjax.models.encoder import KERNEL_INIT, Dense, Encoder, Head, standardize
 
 
 class ConvTransformer(nn.Module):
@@ -53,8 +53,9 @@ class ConvTransformer(nn.Module):
         for i, channels in enumerate(self.channels, start=1):
             # A convolution reaches over the end of a clip: padding must look like the zeros beyond the batch.
             x = jnp.where(frame_mask[:, :, None, None], x, 0)
-            x = nn.relu(nn.Conv(channels, (3, 3), strides=(1, 2), dtype=self.dtype, name=f"conv{i}")(x))
-        x = nn.Dense(self.width, dtype=self.dtype, name="proj")(x.reshape(*x.shape[:2], -1))
+            x = nn.relu(nn.Conv(channels, (3, 3), strides=(1, 2), dtype=self.dtype, kernel_init=KERNEL_INIT,
+                                name=f"conv{i}")(x))
+        x = Dense(self.width, dtype=self.dtype, name="proj")(x.reshape(*x.shape[:2], -1))
         x = Encoder(self.layers, self.heads, self.feed_forward, self.dropout, self.positions, self.norm, self.dtype,
                     name="encoder")(x, frame_mask, clip_id)
         self.sow("intermediates", "embeddings", x)  # kept only when asked for: steps.embed_step

@@ -7,7 +7,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from sedjax.models.encoder import Encoder, Head, gelu, standardize
+from sedjax.models.encoder import Dense, Encoder, Head, gelu, standardize
 
 
 class EmbeddingTransformer(nn.Module):
@@ -44,8 +44,8 @@ class EmbeddingTransformer(nn.Module):
         if self.standardize:
             x = standardize(self, "embeddings", x.astype(jnp.float32))
         clip_id = clip_id if train else None
-        x = gelu(nn.Dense(self.width, dtype=self.dtype, name="proj1")(x.astype(self.dtype)))
-        x = nn.Dense(self.width, dtype=self.dtype, name="proj2")(x)
+        x = gelu(Dense(self.width, dtype=self.dtype, name="proj1")(x.astype(self.dtype)))
+        x = Dense(self.width, dtype=self.dtype, name="proj2")(x)
         x = Encoder(self.layers, self.heads, self.feed_forward, self.dropout, self.positions, self.norm, self.dtype,
                     name="encoder")(x, frame_mask, clip_id)
         self.sow("intermediates", "embeddings", x)  # kept only when asked for: steps.embed_step

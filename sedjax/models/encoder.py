@@ -1,5 +1,6 @@
 """What the models share: dropout by clip, attention over real frames, the transformer encoder, the classifier head."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -12,6 +13,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 from sedjax.errors import UserError
 
 POSITION_STD = 0.02
+# PyTorch's rule for linear layers and convolutions, which the report's systems start from: U(+-1 / sqrt(fan_in)).
+KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+Dense = functools.partial(nn.Dense, kernel_init=KERNEL_INIT)
 
 
 def gelu(x: Array) -> Array:
@@ -50,6 +54,46 @@ def _mix(x: UInt[Array, "..."]) -> UInt[Array, "..."]:
     return x ^ (x >> 15)
 
 
+class BatchNorm(nn.Module):
+    """Batch normalisation over real frames (Ioffe and Szegedy 2015): padding changes no statistic.
+
+    In training the statistics are those of the global batch, so they do not depend on the number of devices. As in
+    PyTorch, the variance that is kept for evaluation is the unbiased one.
+
+    Attributes:
+      momentum: share of the running statistics that a step keeps.
+      epsilon: added to the variance.
+      dtype: of the result; statistics are float32.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "clip frame *rest channel"], frame_mask: Bool[Array, "clip frame"],
+                 train: bool) -> Float[Array, "clip frame *rest channel"]:
+        shape = x.shape[-1:]
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        mean, var = running_mean.value, running_var.value
+        axes, each = range(x.ndim - 1), (1,) * (x.ndim - 1) + shape
+        if train:
+            real = frame_mask.reshape(*frame_mask.shape, *[1] * (x.ndim - 2))
+            count = jnp.maximum(frame_mask.sum(dtype=jnp.float32) * (x[0, 0].size // x.shape[-1]), 1)
+            mean = jnp.where(real, x.astype(jnp.float32), 0).sum(axes) / count
+            var = jnp.where(real, (x.astype(jnp.float32) - mean.reshape(each)) ** 2, 0).sum(axes) / count
+            if not self.is_initializing():
+                kept = jnp.where(frame_mask.any(), self.momentum, 1.0)  # a batch of padding teaches nothing
+                unbiased = var * count / jnp.maximum(count - 1, 1)
+                running_mean.value = kept * running_mean.value + (1 - kept) * mean
+                running_var.value = kept * running_var.value + (1 - kept) * unbiased
+        factor = scale / jnp.sqrt(var + self.epsilon)
+        return (x * factor.reshape(each) + (bias - mean * factor).reshape(each)).astype(self.dtype)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention in which no frame sees padding (Vaswani et al. 2017).
 
@@ -68,14 +112,14 @@ class Attention(nn.Module):
                  clip_id: Int[Array, "clip"] | None) -> Float[Array, "clip frame width"]:
         clips, frames, width = x.shape
         size = width // self.heads
-        qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="qkv")(x)
+        qkv = Dense(3 * width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="qkv")(x)
         query, key, value = jnp.moveaxis(qkv.reshape(clips, frames, 3, self.heads, size), 2, 0)
         scores = jnp.einsum("bqhd,bkhd->bhqk", query * size**-0.5, key, preferred_element_type=jnp.float32)
         # A clip that is all padding has no real key: the finite minimum keeps its softmax and gradients finite.
         scores = jnp.where(frame_mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
         weights = Dropout(self.dropout)(jax.nn.softmax(scores).astype(self.dtype), clip_id)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(clips, frames, width)
-        return nn.Dense(width, dtype=self.dtype, name="out")(mixed)
+        return Dense(width, dtype=self.dtype, name="out")(mixed)
 
 
 class EncoderLayer(nn.Module):
@@ -96,8 +140,8 @@ class EncoderLayer(nn.Module):
             return x + Dropout(self.dropout)(branch(norm(x).astype(self.dtype)), clip_id)
 
         def feed_forward(x: Array) -> Array:
-            hidden = nn.relu(nn.Dense(self.feed_forward, dtype=self.dtype, name="linear1")(x))
-            return nn.Dense(width, dtype=self.dtype, name="linear2")(Dropout(self.dropout)(hidden, clip_id))
+            hidden = nn.relu(Dense(self.feed_forward, dtype=self.dtype, name="linear1")(x))
+            return Dense(width, dtype=self.dtype, name="linear2")(Dropout(self.dropout)(hidden, clip_id))
 
         width = x.shape[-1]
         attention = Attention(self.heads, self.dropout, self.dtype, name="attention")
@@ -152,9 +196,9 @@ class Head(nn.Module):
     def __call__(self, x: Float[Array, "clip frame width"],
                  clip_id: Int[Array, "clip"] | None) -> Float[Array, "clip frame class"]:
         if self.hidden:
-            x = gelu(nn.Dense(self.hidden, dtype=self.dtype, name="linear1")(x))
+            x = gelu(Dense(self.hidden, dtype=self.dtype, name="linear1")(x))
             x = Dropout(self.dropout)(x, clip_id)
-        return nn.Dense(self.num_classes, dtype=jnp.float32, name="linear2")(x.astype(jnp.float32))
+        return Dense(self.num_classes, dtype=jnp.float32, name="linear2")(x.astype(jnp.float32))
 
 
 def standardize(module: nn.Module, key: str, x: Float[Array, "clip frame band"]) -> Float[Array, "clip frame band"]:
