@@ -83,7 +83,8 @@ def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
     # State.
     workdir.prepare(folder, config, task, features)
     adamw = optimizer.make_optimizer(config.optimizer, warmup, total)
-    state = train_state.create(model, adamw, features, config.train.ema > 0, config.train.seed)
+    state = train_state.create(model, adamw, features, config.train.ema > 0, config.train.seed,
+                               config.train.initial_weights)
     with atomic_output(folder / "parameters.txt") as path:
         path.write_text(parameter_overview.get_parameter_overview(state.params) + "\n")
     state = parallel.replicate(state, mesh)
@@ -118,7 +119,7 @@ def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
                      clips.frames.max(), per_epoch, total, mesh.size)
 
         batches = parallel.to_devices(input_pipeline.stream(read, first, total), mesh)
-        bar = tqdm(batches, total=total, initial=first, unit="step", disable=None, dynamic_ncols=True)
+        bar = tqdm(batches, total=total, initial=first, unit="step", leave=None, disable=None, dynamic_ncols=True)
         running: list[dict[str, jax.Array]] = []  # scalars of the steps since the last entry, still on the device
         with open_writer(folder, first) as writer, logging_redirect_tqdm([log]):
             for step, batch in enumerate(bar, start=first + 1):
