@@ -117,6 +117,7 @@ class Config:
     Attributes:
       model: `name` and the fields of that model, see sedjax.models.
       precision: of the computation, "float32" or "bfloat16"; parameters, norms and losses stay float32.
+      parallel: how a step runs on several devices, "jit" (over a mesh) or "pmap"; the numbers are the same.
     """
 
     model: dict
@@ -126,6 +127,7 @@ class Config:
     train: TrainConfig = TrainConfig()
     decision: DecisionConfig = DecisionConfig()
     precision: str = "float32"
+    parallel: str = "jit"
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1)
@@ -136,6 +138,7 @@ CHOICES = {
     "optimizer.schedule": ("constant", "cosine"),
     "decision.pooling": ("max", "mean"),
     "precision": tuple(models.DTYPES),
+    "parallel": ("jit", "pmap"),
 }
 POSITIVE = ("data.batch_size", "data.eval_batch_size", "data.max_frames", "data.bucket_frames", "data.pool_batches",
             "optimizer.learning_rate", "optimizer.accumulate")

@@ -44,12 +44,12 @@ def make_evaluator(model: nn.Module, config: Config, task: Task, source: input_p
     clips, plan = input_pipeline.evaluation_plan(source, config.data, mesh.size)
     step = parallel.compile_step(functools.partial(
         steps.eval_step, model=model, weights=losses.class_weights(config.loss, task), pooling=config.decision.pooling,
-        task=task), mesh)
+        task=task), mesh, mode=config.parallel, by_row=True)
     read = functools.partial(input_pipeline.read_evaluation_batch, source, clips, plan, model.features,
                              config.data)
 
     def evaluate(variables: dict, thresholds: np.ndarray) -> Evaluation:
-        batches = parallel.to_devices(input_pipeline.stream(read, 0, len(plan)), mesh)
+        batches = parallel.to_devices(input_pipeline.stream(read, 0, len(plan)), mesh, mode=config.parallel)
         counts = [step(variables, batch, thresholds) for batch in batches]
         found = jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(counts))
         ids = plan.ravel()
@@ -73,13 +73,18 @@ def define_flags() -> None:
     flags.DEFINE_string("data", None, "Records to evaluate on; those of the training if not given.")
     flags.DEFINE_string("checkpoint", "best", "'best' (lowest validation cost), 'last', or a step.")
     flags.DEFINE_string("json", None, "Write the result to this file too.")
+    parallel.define_flags()
+    flags.adopt_module_key_flags(parallel)
 
 
 def main(argv: Sequence[str]) -> None:
     require_no_arguments(argv)
+    parallel.start()
     options = flags.FLAGS
     folder = pathlib.Path(options.workdir)
     result = evaluate_workdir(folder, options.split, options.data, options.checkpoint)
+    if not parallel.is_first():
+        return
     step, recordings = result.pop("step"), result.pop("recordings")
     score = metrics.Score(result["cost"], result["interval"], result["classes"])
     print(f"{folder}, checkpoint of step {step}, {options.split} split, {recordings} recordings\n")

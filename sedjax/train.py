@@ -37,12 +37,15 @@ log = logging.getLogger("sedjax")
 
 def define_flags() -> None:
     config_lib.define_flag()
+    parallel.define_flags()
+    flags.adopt_module_key_flags(parallel)
     flags.DEFINE_string("workdir", None, "Folder for checkpoints and metrics; the same folder again resumes.",
                         required=True)
 
 
 def main(argv: Sequence[str]) -> None:
     require_no_arguments(argv)
+    parallel.start()
     train(config_lib.from_flag(), pathlib.Path(flags.FLAGS.workdir))
 
 
@@ -58,7 +61,10 @@ def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
     features = {**{key: records.features[key] for key in model.features}, "labels": records.labels}
     mesh = parallel.make_mesh()
     batch_size = config.data.batch_size
-    parallel.require_divisible(batch_size, mesh, "data.batch_size")
+    mode = config.parallel
+    # Under pmap each device splits its own share; under jit the compiler moves clips where it must.
+    parallel.require_divisible(batch_size, mesh, "data.batch_size",
+                               config.optimizer.accumulate if mode == "pmap" else 1)
     clips = input_pipeline.cut(records.lengths, config.data, task)
     per_epoch = input_pipeline.steps_per_epoch(clips, batch_size)
 
@@ -81,16 +87,15 @@ def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
     warmup = duration_steps(config.optimizer.warmup, "optimizer.warmup", batch_size, per_epoch, total)
 
     # State.
-    workdir.prepare(folder, config, task, features)
+    parallel.on_first(lambda: workdir.prepare(folder, config, task, features))
     adamw = optimizer.make_optimizer(config.optimizer, warmup, total)
     state = train_state.create(model, adamw, features, config.train.ema > 0, config.train.seed)
-    with atomic_output(folder / "parameters.txt") as path:
-        path.write_text(parameter_overview.get_parameter_overview(state.params) + "\n")
+    parallel.on_first(lambda: write_parameters(folder, state))
     state = parallel.replicate(state, mesh)
     weights = losses.class_weights(config.loss, task)
     train_step = parallel.compile_step(functools.partial(
         steps.train_step, model=model, optimizer=adamw, weights=weights, accumulate=config.optimizer.accumulate,
-        ema=config.train.ema), mesh, donate_state=True)
+        ema=config.train.ema), mesh, donate_state=True, mode=mode)
     key = parallel.replicate(jax.random.key(config.train.seed), mesh)
     evaluate = make_evaluator(model, config, task, validation, mesh)
     thresholds = decisions.candidates(config.decision, task)
@@ -117,8 +122,9 @@ def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
         log.info("%d clips of %d frames at most, %d steps an epoch, up to %d steps, %d devices.", len(clips),
                      clips.frames.max(), per_epoch, total, mesh.size)
 
-        batches = parallel.to_devices(input_pipeline.stream(read, first, total), mesh)
-        bar = tqdm(batches, total=total, initial=first, unit="step", disable=None, dynamic_ncols=True)
+        batches = parallel.to_devices(input_pipeline.stream(read, first, total), mesh, mode=mode)
+        bar = tqdm(batches, total=total, initial=first, unit="step", disable=None if parallel.is_first() else True,
+                   dynamic_ncols=True)
         running: list[dict[str, jax.Array]] = []  # scalars of the steps since the last entry, still on the device
         with open_writer(folder, first) as writer, logging_redirect_tqdm([log]):
             for step, batch in enumerate(bar, start=first + 1):
@@ -142,6 +148,11 @@ def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
                 progress, _ = validate(state, 0, progress, writer)
                 checkpoint.save(manager, state, progress)
     return progress
+
+
+def write_parameters(folder: pathlib.Path, state: train_state.TrainState) -> None:
+    with atomic_output(folder / "parameters.txt") as path:
+        path.write_text(parameter_overview.get_parameter_overview(state.params) + "\n")
 
 
 def write_training(writer: MetricWriter, fetched: list[dict[str, jax.Array]], step: int, folder: pathlib.Path,

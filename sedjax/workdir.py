@@ -9,8 +9,9 @@ from sedjax.commands import atomic_output
 from sedjax.errors import UserError
 from sedjax.task import Task, read_task
 
-# What may change between two starts of one training: nothing of it changes a number.
-FREE = {"data.path", "data.eval_batch_size", "train.log_every", "train.save_every"}
+# What may change between two starts of one training: how it runs, not what it computes. Only precision changes
+# numbers; a training may move between a machine that is fast in bfloat16 and one that is not.
+FREE = {"data.path", "data.eval_batch_size", "parallel", "precision", "train.log_every", "train.save_every"}
 
 
 def prepare(workdir: pathlib.Path, config: config_lib.Config, task: Task, features: dict[str, dict]) -> None:
