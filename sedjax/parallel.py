@@ -56,7 +56,7 @@ def cache_compilations() -> None:
 
 def initialize(distributed: bool = False, coordinator_address: str | None = None, num_processes: int | None = None,
                process_id: int | None = None) -> None:
-    """Makes this process one of several, if anything says so; must come before any computation.
+    """Makes this process one of several, if anything says so and it is not yet; must come before any computation.
 
     Args:
       distributed: the processes find each other, as on a Cloud TPU pod, under Slurm or Open MPI.
@@ -70,7 +70,7 @@ def initialize(distributed: bool = False, coordinator_address: str | None = None
     given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
     given = {name: os.environ.get(ENVIRONMENT[name]) if value is None else value for name, value in given.items()}
     missing = [name for name, value in given.items() if value in (None, "")]
-    if not distributed and len(missing) == len(given):
+    if (not distributed and len(missing) == len(given)) or jax.distributed.is_initialized():
         return
     if not distributed and missing:
         raise UserError(f"One of several processes needs --{missing[0]} too (or {ENVIRONMENT[missing[0]]}).")
