@@ -11,7 +11,8 @@ from sedjax.task import Task, read_task
 
 # What may change between two starts of one training: how it runs, not what it computes. Only precision changes
 # numbers; a training may move between a machine that is fast in bfloat16 and one that is not.
-FREE = {"data.path", "data.eval_batch_size", "parallel", "precision", "train.log_every", "train.save_every"}
+FREE = {"data.eval_batch_size", "data.path", "data.placement", "parallel", "precision", "train.log_every",
+        "train.save_every", "train.steps_per_call"}
 
 
 def prepare(workdir: pathlib.Path, config: config_lib.Config, task: Task, features: dict[str, dict]) -> None:
