@@ -181,9 +181,9 @@ def write_parameters(folder: pathlib.Path, state: train_state.TrainState) -> Non
         path.write_text(parameter_overview.get_parameter_overview(state.params) + "\n")
 
 
-def write_training(writer: MetricWriter, fetched: list[dict[str, jax.Array]], step: int, folder: pathlib.Path,
+def write_training(writer: MetricWriter, fetched: list[dict], step: int, folder: pathlib.Path,
                    last_saved: int | None) -> None:
-    """Writes the mean scalars of some steps up to `step`. Raises UserError if the loss is no longer finite."""
+    """Writes the mean of the scalars that calls returned, up to `step`. Raises UserError if a loss is not finite."""
     if not fetched:
         return
     values = jax.tree.map(lambda *calls: np.hstack(calls), *jax.device_get(fetched))

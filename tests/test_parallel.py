@@ -17,7 +17,7 @@ import optax
 import pytest
 from flax import linen as nn
 from test_steps import FEATURES, make_batch, setup
-from tiny import TINY_TASK, run_command
+from tiny import TINY_TASK, run_command, tiny_config
 from worker import SMALL
 
 from sedjax import checkpoint, evaluate, input_pipeline, parallel, predict, steps, train, train_state
@@ -209,3 +209,33 @@ def test_what_was_compiled_is_kept(tmp_path):
                                 text=True)
         assert (result.stdout.strip(), result.stderr) == (words, "")
     assert len([path for path in kept.iterdir() if path.name.endswith("-cache")]) == 1
+
+
+def test_the_host_never_waits_for_the_step_it_has_just_sent(records, tmp_path, monkeypatch):
+    """Losses are fetched at entries only, and only of steps before the last one, but for a checkpoint."""
+    sent, fetched = [], []
+
+    class Scalar:
+        def __init__(self, value):
+            self.value, self.step = value, len(sent)
+
+        def __array__(self, dtype=None, copy=None):
+            fetched.append((self.step, len(sent)))
+            return np.asarray(self.value)
+
+    compile_step = parallel.compile_step
+
+    def watched(step, mesh, donate_state=False, **kwargs):
+        compiled = compile_step(step, mesh, donate_state, **kwargs)
+
+        def run(*args):
+            state, scalars = compiled(*args)
+            sent.append(None)
+            return state, {"loss": Scalar(scalars["loss"])}
+
+        return run if donate_state else compiled
+
+    monkeypatch.setattr(parallel, "compile_step", watched)
+    train.train(tiny_config(data__path=str(records), train__log_every="3 steps", train__evaluate_every="8 steps",
+                            train__save_every="8 steps", model__layers=0), tmp_path / "run")
+    assert fetched == [(1, 3), (2, 3), (3, 6), (4, 6), (5, 6), (6, 8), (7, 8), (8, 8)]

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt
 
+from sedjax.attention import fused_or_plain
 from sedjax.collective import global_sum
 from sedjax.errors import UserError
 
@@ -118,6 +119,9 @@ class Attention(nn.Module):
         size = width // self.heads
         qkv = Dense(3 * width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="qkv")(x)
         query, key, value = jnp.moveaxis(qkv.reshape(clips, frames, 3, self.heads, size), 2, 0)
+        if clip_id is None or self.dropout == 0:
+            mixed = fused_or_plain(query, key, value, frame_mask)
+            return Dense(width, dtype=self.dtype, name="out")(mixed.reshape(clips, frames, width))
         scores = jnp.einsum("bqhd,bkhd->bhqk", query * size**-0.5, key, preferred_element_type=jnp.float32)
         # A clip that is all padding has no real key: the finite minimum keeps its softmax and gradients finite.
         scores = jnp.where(frame_mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
