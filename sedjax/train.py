@@ -67,6 +67,9 @@ def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
     parallel.require_divisible(batch_size, mesh, "data.batch_size",
                                config.optimizer.accumulate if mode == "pmap" else 1)
     clips = input_pipeline.cut(records.lengths, config.data, task)
+    if (rows := config.model.get("positions", 0)) > config.data.max_frames:
+        log.warning("Clips have %d frames at most but model.positions is %d: the optimizer carries rows that no clip "
+                    "uses.", config.data.max_frames, rows)
     per_epoch = input_pipeline.steps_per_epoch(clips, batch_size)
 
     @functools.lru_cache(maxsize=2)

@@ -88,30 +88,42 @@ def test_many_steps_in_a_call_are_single_steps_from_the_host(split):
             np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
 
 
-def test_a_training_from_the_device_is_that_from_the_host(records, tmp_path):
-    """Costs, losses, entries and checkpoints come at the same steps; data is read once."""
-    config = tiny_config(data__path=str(records), train__duration="6 epochs", train__log_every="3 steps",
-                         train__save_every="5 steps", train__evaluate_every="4 steps")
-    train(config, tmp_path / "host")
-    read: Counter = Counter()
-    original = input_pipeline.Records.read
+def test_a_training_moves_from_the_host_to_the_device_and_to_pmap(records, tmp_path, monkeypatch):
+    """Cut off after a checkpoint and started again otherwise: costs, losses, entries and checkpoints stay the same."""
+    common = {"data__path": str(records), "train__duration": "5 epochs", "train__log_every": "3 steps",
+              "train__save_every": "5 steps", "train__evaluate_every": "4 steps", "data__bucket_frames": 40}
+    train(tiny_config(**common), tmp_path / "whole")
 
-    def watched(self, index, keys):
+    class CutOff(Exception):
+        pass
+
+    def save_and_stop(manager, state, progress, save=checkpoint.save):
+        save(manager, state, progress)
+        raise CutOff
+
+    monkeypatch.setattr(checkpoint, "save", save_and_stop)
+    with pytest.raises(CutOff):
+        train(tiny_config(**common), tmp_path / "moved")
+    monkeypatch.undo()
+    assert [entry["step"] for entry in read_metrics(tmp_path / "moved")] == [2, 4, 4]
+
+    read: Counter = Counter()
+
+    def watched(self, index, keys, original=input_pipeline.Records.read):
         read[self.split, index] += 1
         return original(self, index, keys)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(input_pipeline.Records, "read", watched)
-        train(tiny_config(data__path=str(records), train__duration="6 epochs", train__log_every="3 steps",
-                          train__save_every="5 steps", train__evaluate_every="4 steps", data__placement="device",
-                          train__steps_per_call=4), tmp_path / "device")
-    assert max(read.values()) <= 2  # once for the data, one record of each split for its size
-    host, device = read_metrics(tmp_path / "host"), read_metrics(tmp_path / "device")
-    assert [entry["step"] for entry in host] == [entry["step"] for entry in device]
-    for a, b in zip(host, device):
+    monkeypatch.setattr(input_pipeline.Records, "read", watched)
+    train(tiny_config(**common, data__placement="device", train__steps_per_call=4, parallel="pmap"),
+          tmp_path / "moved")
+    assert max(read.values()) <= 2  # once for the data, and one record of each split for its size
+    whole, moved = read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "moved")
+    assert [entry["step"] for entry in whole] == [entry["step"] for entry in moved]
+    assert whole[-1]["step"] == 10
+    for a, b in zip(whole, moved):
         assert a | {"seconds": 0} == pytest.approx(b | {"seconds": 0}, rel=1e-3)
     saved = []
-    for name in ("host", "device"):
+    for name in ("whole", "moved"):
         with checkpoint.open_manager(tmp_path / name) as manager:
             saved.append(manager.all_steps())
     assert saved[0] == saved[1]

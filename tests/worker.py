@@ -1,4 +1,4 @@
-"""One of two processes: trains with jit and with pmap, evaluates and predicts, and prints which recordings it read."""
+"""One of two processes: trains with jit, and with pmap from device memory, evaluates, predicts, prints what it read."""
 
 import json
 import sys
@@ -28,7 +28,8 @@ def main(source: str, records: str, folder: str, *cluster: str) -> None:
         run_command(train, *SMALL, f"--config.data.path={records}", f"--workdir={folder}/jit",
                     "--config.train.duration=2 epochs", *cluster)
     run_command(train, *SMALL, f"--config.data.path={records}", f"--workdir={folder}/pmap",
-                "--config.train.duration=1 epochs", "--config.parallel=pmap")
+                "--config.train.duration=1 epochs", "--config.parallel=pmap", "--config.data.placement=device",
+                "--config.train.steps_per_call=2")
     process = cluster[-1][-1]
     run_command(evaluate, f"--workdir={folder}/jit", f"--json={folder}/{process}.json", "--checkpoint=last")
     run_command(predict, f"--workdir={folder}/pmap", f"--source={source}", f"--output={folder}/{process}.csv",
