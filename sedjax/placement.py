@@ -80,7 +80,7 @@ def pick(split: Batch, ids: Int[Array, "clip"], mesh: Mesh) -> Batch:
 def _pick(split: Batch, ids: Int[Array, "clip"]) -> Batch:
     held = len(split["clip_id"])
     place = ids - jax.lax.axis_index(collective.AXIS) * held
-    here = (place >= 0) & (place < held) & (ids >= 0)
+    here = (place >= 0) & (place < held)
     place = jnp.clip(place, 0, held - 1)
 
     def rows(x: Array) -> Array:

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_steps import make_batch, setup
-from tiny import TINY_TASK
+from test_steps import FEATURES, make_batch, setup
+from tiny import TINY_TASK, tiny_config
 
-from sedjax import attention, steps
+from sedjax import attention, steps, workdir
+from sedjax.errors import UserError
 from sedjax.models.encoder import Attention
 
 
@@ -74,3 +75,10 @@ def test_bfloat16_leaves_softmax_norms_loss_and_optimizer_in_float32():
     after, _ = jax.eval_shape(step, state, batch, key)
     assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
     assert jnp.bfloat16 not in {x.dtype for x in jax.tree.leaves(after)}
+
+
+def test_a_training_may_go_on_in_another_precision(tmp_path):
+    workdir.prepare(tmp_path, tiny_config(), TINY_TASK, FEATURES)
+    workdir.prepare(tmp_path, tiny_config(precision="bfloat16"), TINY_TASK, FEATURES)
+    with pytest.raises(UserError, match="another config: model.heads is 2 there and 4 now"):
+        workdir.prepare(tmp_path, tiny_config(model__heads=4), TINY_TASK, FEATURES)
