@@ -92,10 +92,11 @@ def _pick(split: Batch, ids: Int[Array, "clip"]) -> Batch:
     return {**found, "clip_id": found["clip_id"] - 1}  # no clip has the id -1, in a batch as in a split
 
 
-def on_clips(step: Callable, choices: Sequence[int], mesh: Mesh) -> Callable:
+def on_clips(step: Callable, choices: Sequence[int], mesh: Mesh, skips: bool = False) -> Callable:
     """step(state, batch, ...) -> a function of (state, split, ids (clip,), which (), ...).
 
-    It takes the step on the clips `ids` of the split, -1 for none, cut to choices[which] frames.
+    It takes the step on the clips `ids` of the split, -1 for none, cut to choices[which] frames. If it `skips`, one
+    index more than there are choices takes no step: the state stays, what comes beside it is 0.
     """
     def cut(frames: int) -> Callable:
         def cut_and_step(state, batch: Batch, *others):
@@ -103,10 +104,15 @@ def on_clips(step: Callable, choices: Sequence[int], mesh: Mesh) -> Callable:
             return step(state, each, *others)
         return cut_and_step
 
-    branches = [cut(frames) for frames in choices]
+    steps = [cut(frames) for frames in choices]
 
     def run(state, split: Batch, ids: Int[Array, "clip"], which: Int[Array, ""], *others):
-        return jax.lax.switch(which, branches, state, pick(split, ids, mesh), *others)
+        batch = pick(split, ids, mesh)
+        if not skips:
+            return jax.lax.switch(which, steps, state, batch, *others)
+        _, beside = jax.eval_shape(steps[0], state, batch, *others)
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), beside)
+        return jax.lax.switch(which, [*steps, lambda state, *_: (state, nothing)], state, batch, *others)
 
     return run
 
@@ -116,10 +122,12 @@ def many_steps(step: Callable, choices: Sequence[int], mesh: Mesh) -> Callable:
 
     It returns the last state and what each step returned beside it, stacked.
     """
-    take = on_clips(step, choices, mesh)
+    take, take_or_skip = (on_clips(step, choices, mesh, skips) for skips in (False, True))
 
     def run(state, split: Batch, ids: Int[Array, "step clip"], which: Int[Array, "step"], key):
-        return jax.lax.scan(lambda state, chosen: take(state, split, *chosen, key), state, (ids, which))
+        # A call that ends early skips the rest: it would have to be compiled again to be shorter.
+        each = take_or_skip if len(which) > 1 else take
+        return jax.lax.scan(lambda state, chosen: each(state, split, *chosen, key), state, (ids, which))
 
     return run
 
@@ -131,7 +139,7 @@ def choose(ids: np.ndarray, clips: Clips, config: DataConfig, choices: Sequence[
 
 
 def calls(split: Batch, batch_ids: Callable[[int], np.ndarray], clips: Clips, config: Config, choices: Sequence[int],
-          first: int, total: int, due: Callable[[int], bool], log_every: int) -> Iterator[tuple[int, tuple]]:
+          first: int, total: int, due: Callable[[int], bool]) -> Iterator[tuple[int, tuple]]:
     """The calls of what `many_steps` made: the last step of each, and its arguments between state and key.
 
     Args:
@@ -141,23 +149,17 @@ def calls(split: Batch, batch_ids: Callable[[int], np.ndarray], clips: Clips, co
       choices: from `lengths`.
       first: steps that were taken before.
       total: steps in all.
-      due: whether an evaluation or a checkpoint follows a step.
-      log_every: steps between entries of the training loss.
+      due: whether an evaluation, a checkpoint or an entry follows a step.
     """
     while first < total:
-        last = last_of_call(first + 1, min(config.train.steps_per_call, total - first), due, log_every)
+        last = last_of_call(first + 1, min(config.train.steps_per_call, total - first), due)
         chosen = [choose(batch_ids(number), clips, config.data, choices) for number in range(first, last)]
+        skipped = config.train.steps_per_call - len(chosen)
+        chosen += [(np.full_like(chosen[0][0], -1), np.int32(len(choices)))] * skipped
         yield last, (split, *map(np.stack, zip(*chosen)))
         first = last
 
 
-def last_of_call(first: int, count: int, due: Callable[[int], bool], log_every: int) -> int:
-    """The last step of a call of at most `count` steps that starts with step `first`.
-
-    It ends where something is due, and before a step at which those before it are logged, so that all of it comes
-    at the steps at which it would come with calls of one step.
-    """
-    for step in range(first, first + count):
-        if due(step) or ((step + 1) % log_every == 0 and not due(step + 1)):
-            return step
-    return first + count - 1
+def last_of_call(first: int, count: int, due: Callable[[int], bool]) -> int:
+    """The last step of a call of at most `count` steps from step `first` on: it ends where something is due."""
+    return next((step for step in range(first, first + count) if due(step)), first + count - 1)

@@ -119,7 +119,8 @@ def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
     def calls(first: int) -> Iterator[tuple[int, tuple]]:
         """The last step of each call of train_call, and its arguments between state and key."""
         if resident:
-            return placement.calls(split, batch_ids, clips, config, lengths, first, total, saves, log_every)
+            return placement.calls(split, batch_ids, clips, config, lengths, first, total,
+                                   lambda step: saves(step) or step % log_every == 0)
         batches = parallel.to_devices(input_pipeline.stream(read, first, total), mesh, mode=mode)
         return ((step, (batch,)) for step, batch in enumerate(batches, start=first + 1))
 
@@ -151,16 +152,16 @@ def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
 
         bar = tqdm(total=total, initial=first, unit="step", disable=None if parallel.is_first() else True,
                    dynamic_ncols=True)
-        running: list[dict[str, jax.Array]] = []  # scalars of the calls since the last entry, still on the device
+        running: list[tuple] = []  # steps and scalars of the calls since the last entry, still on the device
         before = first
         with open_writer(folder, first) as writer, logging_redirect_tqdm([log]), bar:
             for step, inputs in calls(first):
                 state, scalars = train_call(state, *inputs, key)
-                if (before + 1) % log_every == 0 and not saves(before + 1):
+                if before % log_every == 0:
                     # The call just dispatched runs on while the scalars of those before it are fetched.
                     write_training(writer, running, before, folder, manager.latest_step())
                     running = []
-                running.append(scalars)
+                running.append((step - before, scalars))
                 if saves(step):
                     write_training(writer, running, step, folder, manager.latest_step())
                     running = []
@@ -184,12 +185,14 @@ def write_parameters(folder: pathlib.Path, state: train_state.TrainState) -> Non
         path.write_text(parameter_overview.get_parameter_overview(state.params) + "\n")
 
 
-def write_training(writer: MetricWriter, fetched: list[dict], step: int, folder: pathlib.Path,
+def write_training(writer: MetricWriter, running: list[tuple], step: int, folder: pathlib.Path,
                    last_saved: int | None) -> None:
     """Writes the mean of the scalars that calls returned, up to `step`. Raises UserError if a loss is not finite."""
-    if not fetched:
+    if not running:
         return
-    values = jax.tree.map(lambda *calls: np.hstack(calls), *jax.device_get(fetched))
+    taken = [jax.tree.map(lambda x, count=count: np.atleast_1d(x)[:count], found)
+             for count, found in jax.device_get(running)]
+    values = jax.tree.map(lambda *calls: np.concatenate(calls), *taken)
     means = {name: float(np.mean(value)) for name, value in values.items()}
     if not np.isfinite(means["loss"]):
         bad = step - len(values["loss"]) + 1 + int(np.argmin(np.isfinite(values["loss"])))
