@@ -239,3 +239,15 @@ def test_the_host_never_waits_for_the_step_it_has_just_sent(records, tmp_path, m
     train.train(tiny_config(data__path=str(records), train__log_every="3 steps", train__evaluate_every="8 steps",
                             train__save_every="8 steps", model__layers=0), tmp_path / "run")
     assert fetched == [(1, 4), (2, 4), (3, 4), (4, 7), (5, 7), (6, 7), (7, 8), (8, 8)]
+
+
+def test_the_devices_of_a_process_are_neighbours(monkeypatch):
+    """As its rows of a batch are; on a TPU pod the ids of the devices alternate between hosts."""
+    class Device:
+        platform = "tpu"
+
+        def __init__(self, process_index, number):
+            self.process_index, self.id = process_index, number
+
+    monkeypatch.setattr(jax, "devices", lambda: [Device(0, 0), Device(1, 1), Device(0, 2), Device(1, 3)])
+    assert [device.id for device in parallel.make_mesh().devices] == [0, 2, 1, 3]
