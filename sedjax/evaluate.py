@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from absl import flags
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from sedjax import input_pipeline, losses, metrics, parallel, steps
+from sedjax import input_pipeline, losses, metrics, parallel, placement, steps
 from sedjax.commands import atomic_output, require_no_arguments
 from sedjax.config import Config
 from sedjax.predict import load
@@ -36,21 +36,31 @@ class Evaluation:
 
 
 def make_evaluator(model: nn.Module, config: Config, task: Task, source: input_pipeline.Source,
-                   mesh: Mesh) -> Callable[[dict, np.ndarray], Evaluation]:
+                   mesh: Mesh, resident: bool = False) -> Callable[[dict, np.ndarray], Evaluation]:
     """Compiles the evaluation of a split: (variables, thresholds (candidate, class)) -> Evaluation.
 
-    Every recording counts exactly once, whatever the batch size and the number of devices.
+    Every recording counts exactly once, whatever the batch size and the number of devices. If `resident`, the split
+    stays in device memory between evaluations.
     """
     clips, plan = input_pipeline.evaluation_plan(source, config.data, mesh.size)
-    step = parallel.compile_step(functools.partial(
-        steps.eval_step, model=model, weights=losses.class_weights(config.loss, task), pooling=config.decision.pooling,
-        task=task), mesh)
+    eval_step = functools.partial(steps.eval_step, model=model, weights=losses.class_weights(config.loss, task),
+                                  pooling=config.decision.pooling, task=task)
+    mode = config.parallel
+    if resident:
+        split = placement.put(source, clips, model.features, config.data, mesh, mode)
+        lengths = placement.lengths(clips, config.data)
+        eval_step = placement.on_clips(eval_step, lengths, mesh)
+    step = parallel.compile_step(eval_step, mesh, mode=mode, by_row=True)
     read = functools.partial(input_pipeline.read_evaluation_batch, source, clips, plan, model.features,
                              config.data)
 
+    def inputs() -> Iterator[tuple]:
+        if resident:
+            return ((split, *placement.choose(ids, clips, config.data, lengths)) for ids in plan)
+        return ((batch,) for batch in parallel.to_devices(input_pipeline.stream(read, 0, len(plan)), mesh, mode=mode))
+
     def evaluate(variables: dict, thresholds: np.ndarray) -> Evaluation:
-        batches = parallel.to_devices(input_pipeline.stream(read, 0, len(plan)), mesh)
-        counts = [step(variables, batch, thresholds) for batch in batches]
+        counts = [step(variables, *batch, thresholds) for batch in inputs()]
         found = jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(counts))
         ids = plan.ravel()
         by_clip = {name: value[ids >= 0] for name, value in found.items()}
@@ -73,13 +83,18 @@ def define_flags() -> None:
     flags.DEFINE_string("data", None, "Records to evaluate on; those of the training if not given.")
     flags.DEFINE_string("checkpoint", "best", "'best' (lowest validation cost), 'last', or a step.")
     flags.DEFINE_string("json", None, "Write the result to this file too.")
+    parallel.define_flags()
+    flags.adopt_module_key_flags(parallel)
 
 
 def main(argv: Sequence[str]) -> None:
     require_no_arguments(argv)
+    parallel.start()
     options = flags.FLAGS
     folder = pathlib.Path(options.workdir)
     result = evaluate_workdir(folder, options.split, options.data, options.checkpoint)
+    if not parallel.is_first():
+        return
     step, recordings = result.pop("step"), len(result.pop("counts"))
     score = metrics.Score(result["cost"], result["interval"], result["classes"])
     print(f"{folder}, checkpoint of step {step}, {options.split} split, {recordings} recordings\n")

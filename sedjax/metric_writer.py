@@ -7,6 +7,8 @@ import pathlib
 import time
 from collections.abc import Iterator, Mapping
 
+from sedjax import parallel
+
 
 class MetricWriter:
     """Appends scalars by step to a workdir, with the seconds since the entry before.
@@ -36,8 +38,18 @@ class MetricWriter:
         self._events.close()
 
 
+class Silent:
+    """What the processes write that are not the first."""
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        pass
+
+
 @contextlib.contextmanager
-def open_writer(workdir: pathlib.Path, first_step: int) -> Iterator[MetricWriter]:
+def open_writer(workdir: pathlib.Path, first_step: int) -> Iterator[MetricWriter | Silent]:
+    if not parallel.is_first():
+        yield Silent()
+        return
     writer = MetricWriter(workdir, first_step)
     try:
         yield writer

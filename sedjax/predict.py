@@ -58,12 +58,13 @@ class Detector:
     def _run(self, source: input_pipeline.Source, step: Callable) -> list[dict[str, np.ndarray]]:
         mesh = parallel.make_mesh()
         clips, plan = input_pipeline.evaluation_plan(source, self.config.data, mesh.size)
-        compiled = parallel.compile_step(functools.partial(step, model=self.model), mesh)
+        mode = self.config.parallel
+        compiled = parallel.compile_step(functools.partial(step, model=self.model), mesh, mode=mode, by_row=True)
         read = functools.partial(input_pipeline.read_evaluation_batch, source, clips, plan, self.model.features,
                                  self.config.data)
         variables = parallel.replicate(self.variables, mesh)
         by_clip: dict[int, dict[str, np.ndarray]] = {}
-        batches = parallel.to_devices(input_pipeline.stream(read, 0, len(plan)), mesh)
+        batches = parallel.to_devices(input_pipeline.stream(read, 0, len(plan)), mesh, mode=mode)
         for ids, batch in zip(plan, batches):
             found = jax.device_get(compiled(variables, batch))
             for row, clip in enumerate(ids):
@@ -121,13 +122,18 @@ def define_flags() -> None:
     flags.DEFINE_string("output", None, "Submission CSV to write.", required=True)
     flags.DEFINE_enum("split", None, SPLITS, "Only the recordings of this split; all if not given.")
     flags.DEFINE_string("checkpoint", "best", "'best' (lowest validation cost), 'last', or a step.")
+    parallel.define_flags()
+    flags.adopt_module_key_flags(parallel)
 
 
 def main(argv: Sequence[str]) -> None:
     require_no_arguments(argv)
+    parallel.start()
     options = flags.FLAGS
     detector = load(options.workdir, options.checkpoint)
     found = predict_directory(detector, options.source, options.split)
+    if not parallel.is_first():
+        return
     submission.write_submission(options.output, detector.task, {name: one.active for name, one in found.items()})
     print(f"Wrote {len(found):,} recordings, {sum(len(one.active) for one in found.values()):,} segments, to "
           f"{options.output}.")

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedjax import decisions, grid
+from sedjax.collective import global_sum
 from sedjax.losses import masked_sum, weighted_bce
 from sedjax.metrics import confusion_counts
 from sedjax.task import Task
@@ -69,6 +70,7 @@ def train_step(state: TrainState, batch: Batch, key: Key[Array, ""], *, model: n
         parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch)
         carry, _ = jax.lax.scan(part, carry, parts)
     gradient, total, count, model_state = carry
+    gradient, total, count = global_sum((gradient, total, count))
     gradient = jax.tree.map(lambda g: g / jnp.maximum(count, 1), gradient)
 
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)

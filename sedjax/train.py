@@ -3,7 +3,7 @@
 import functools
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ from sedjax import (
     models,
     optimizer,
     parallel,
+    placement,
     steps,
     train_state,
     workdir,
@@ -37,12 +38,15 @@ log = logging.getLogger("sedjax")
 
 def define_flags() -> None:
     config_lib.define_flag()
+    parallel.define_flags()
+    flags.adopt_module_key_flags(parallel)
     flags.DEFINE_string("workdir", None, "Folder for checkpoints and metrics; the same folder again resumes.",
                         required=True)
 
 
 def main(argv: Sequence[str]) -> None:
     require_no_arguments(argv)
+    parallel.start()
     train(config_lib.from_flag(), pathlib.Path(flags.FLAGS.workdir))
 
 
@@ -58,17 +62,26 @@ def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
     features = {**{key: records.features[key] for key in model.features}, "labels": records.labels}
     mesh = parallel.make_mesh()
     batch_size = config.data.batch_size
-    parallel.require_divisible(batch_size, mesh, "data.batch_size")
+    mode = config.parallel
+    # Under pmap each device splits its own share; under jit the compiler moves clips where it must.
+    parallel.require_divisible(batch_size, mesh, "data.batch_size",
+                               config.optimizer.accumulate if mode == "pmap" else 1)
     clips = input_pipeline.cut(records.lengths, config.data, task)
+    if (rows := config.model.get("positions", 0)) > config.data.max_frames:
+        log.warning("Clips have %d frames at most but model.positions is %d: the optimizer carries rows that no clip "
+                    "uses.", config.data.max_frames, rows)
     per_epoch = input_pipeline.steps_per_epoch(clips, batch_size)
 
     @functools.lru_cache(maxsize=2)
     def plan(epoch: int) -> np.ndarray:
         return input_pipeline.order(clips, batch_size, config.data.pool_batches, config.train.seed, epoch)
 
-    def read(number: int) -> steps.Batch:
+    def batch_ids(number: int) -> np.ndarray:
         epoch, batch = divmod(number, per_epoch)
-        return input_pipeline.read_batch(records, clips, plan(epoch)[batch], model.features, config.data,
+        return plan(epoch)[batch]
+
+    def read(number: int) -> steps.Batch:
+        return input_pipeline.read_batch(records, clips, batch_ids(number), model.features, config.data,
                                          parallel.local_rows(batch_size))
 
     # Durations.
@@ -78,22 +91,42 @@ def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
         return max(duration_steps(getattr(config.train, key), f"train.{key}", batch_size, per_epoch, total), 1)
 
     evaluate_every, save_every, log_every = every("evaluate_every"), every("save_every"), every("log_every")
+
+    def evaluates(step: int) -> bool:
+        return step % evaluate_every == 0 or step == total
+
+    def saves(step: int) -> bool:
+        return evaluates(step) or step % save_every == 0
+
     warmup = duration_steps(config.optimizer.warmup, "optimizer.warmup", batch_size, per_epoch, total)
 
     # State.
-    workdir.prepare(folder, config, task, features)
+    parallel.on_first(lambda: workdir.prepare(folder, config, task, features))
     adamw = optimizer.make_optimizer(config.optimizer, warmup, total)
     state = train_state.create(model, adamw, features, config.train.ema > 0, config.train.seed,
                                config.train.initial_weights)
-    with atomic_output(folder / "parameters.txt") as path:
-        path.write_text(parameter_overview.get_parameter_overview(state.params) + "\n")
+    parallel.on_first(lambda: write_parameters(folder, state))
     state = parallel.replicate(state, mesh)
     weights = losses.class_weights(config.loss, task)
-    train_step = parallel.compile_step(functools.partial(
-        steps.train_step, model=model, optimizer=adamw, weights=weights, accumulate=config.optimizer.accumulate,
-        ema=config.train.ema), mesh, donate_state=True)
+    train_step = functools.partial(steps.train_step, model=model, optimizer=adamw, weights=weights,
+                                   accumulate=config.optimizer.accumulate, ema=config.train.ema)
+    resident = config.data.placement == "device"
+    if resident:
+        split = placement.put(records, clips, model.features, config.data, mesh, mode)
+        lengths = placement.lengths(clips, config.data)
+        train_step = placement.many_steps(train_step, lengths, mesh)
+    train_call = parallel.compile_step(train_step, mesh, donate_state=True, mode=mode)
+
+    def calls(first: int) -> Iterator[tuple[int, tuple]]:
+        """The last step of each call of train_call, and its arguments between state and key."""
+        if resident:
+            return placement.calls(split, batch_ids, clips, config, lengths, first, total,
+                                   lambda step: saves(step) or step % log_every == 0)
+        batches = parallel.to_devices(input_pipeline.stream(read, first, total), mesh, mode=mode)
+        return ((step, (batch,)) for step, batch in enumerate(batches, start=first + 1))
+
     key = parallel.replicate(jax.random.key(config.train.seed), mesh)
-    evaluate = make_evaluator(model, config, task, validation, mesh)
+    evaluate = make_evaluator(model, config, task, validation, mesh, resident)
     thresholds = decisions.candidates(config.decision, task)
 
     def validate(state: train_state.TrainState, step: int, progress: checkpoint.Progress,
@@ -118,25 +151,28 @@ def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
         log.info("%d clips of %d frames at most, %d steps an epoch, up to %d steps, %d devices.", len(clips),
                      clips.frames.max(), per_epoch, total, mesh.size)
 
-        batches = parallel.to_devices(input_pipeline.stream(read, first, total), mesh)
-        bar = tqdm(batches, total=total, initial=first, unit="step", leave=None, disable=None, dynamic_ncols=True)
-        running: list[dict[str, jax.Array]] = []  # scalars of the steps since the last entry, still on the device
-        with open_writer(folder, first) as writer, logging_redirect_tqdm([log]):
-            for step, batch in enumerate(bar, start=first + 1):
-                state, scalars = train_step(state, batch, key)
-                evaluates = step % evaluate_every == 0 or step == total
-                saves = evaluates or step % save_every == 0
-                if step % log_every == 0 or saves:
-                    # The step just dispatched runs on while the scalars of those before it are fetched.
-                    running, fetched = ([], [*running, scalars]) if saves else ([scalars], running)
-                    write_training(writer, fetched, step - len(running), folder, manager.latest_step())
-                else:
-                    running.append(scalars)
-                if evaluates:
+        bar = tqdm(total=total, initial=first, unit="step", leave=None, disable=None if parallel.is_first() else True,
+                   dynamic_ncols=True)
+        running: list[tuple] = []  # steps and scalars of the calls since the last entry, still on the device
+        before = first
+        with open_writer(folder, first) as writer, logging_redirect_tqdm([log]), bar:
+            for step, inputs in calls(first):
+                state, scalars = train_call(state, *inputs, key)
+                if before % log_every == 0:
+                    # The call just dispatched runs on while the scalars of those before it are fetched.
+                    write_training(writer, running, before, folder, manager.latest_step())
+                    running = []
+                running.append((step - before, scalars))
+                if saves(step):
+                    write_training(writer, running, step, folder, manager.latest_step())
+                    running = []
+                bar.update(step - before)
+                before = step
+                if evaluates(step):
                     progress, cost = validate(state, step, progress, writer)
                     bar.set_postfix(cost=f"{cost:.2f}", best=f"{progress.best_cost:.2f}")
-                if saves:
-                    checkpoint.save(manager, state, progress if evaluates else checkpoint.without_cost(progress))
+                if saves(step):
+                    checkpoint.save(manager, state, progress if evaluates(step) else checkpoint.without_cost(progress))
                 if progress.finished:
                     break
             if total == 0:  # nothing to learn, as for the naive baseline
@@ -145,15 +181,22 @@ def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
     return progress
 
 
-def write_training(writer: MetricWriter, fetched: list[dict[str, jax.Array]], step: int, folder: pathlib.Path,
+def write_parameters(folder: pathlib.Path, state: train_state.TrainState) -> None:
+    with atomic_output(folder / "parameters.txt") as path:
+        path.write_text(parameter_overview.get_parameter_overview(state.params) + "\n")
+
+
+def write_training(writer: MetricWriter, running: list[tuple], step: int, folder: pathlib.Path,
                    last_saved: int | None) -> None:
-    """Writes the mean scalars of some steps up to `step`. Raises UserError if the loss is no longer finite."""
-    values = jax.device_get(fetched)
-    if not values:
+    """Writes the mean of the scalars that calls returned, up to `step`. Raises UserError if a loss is not finite."""
+    if not running:
         return
-    means = {name: float(np.mean([value[name] for value in values])) for name in values[0]}
+    taken = [jax.tree.map(lambda x, count=count: np.atleast_1d(x)[:count], found)
+             for count, found in jax.device_get(running)]
+    values = jax.tree.map(lambda *calls: np.concatenate(calls), *taken)
+    means = {name: float(np.mean(value)) for name, value in values.items()}
     if not np.isfinite(means["loss"]):
-        bad = step - len(values) + 1 + int(np.argmin(np.isfinite([value["loss"] for value in values])))
+        bad = step - len(values["loss"]) + 1 + int(np.argmin(np.isfinite(values["loss"])))
         raise UserError(f"The loss became NaN or infinite at step {bad}; the last good checkpoint in {folder} is "
                         f"{'none yet' if last_saved is None else f'that of step {last_saved}'}: lower "
                         "optimizer.learning_rate or set optimizer.clip_norm, and start in a new workdir.")

@@ -5,6 +5,7 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"  # a test must not leave files in the home directory
 
 import jax
 import pytest

@@ -53,6 +53,10 @@ def test_every_config_takes_a_step_on_tiny_data(name, records, tmp_path):
     ({"train__duration": "long"}, "train.duration must be a duration"),
     ({"train__duration": "5"}, "train.duration must be a duration"),
     ({"precision": "float16"}, "precision must be one of"),
+    ({"parallel": "shard_map"}, "parallel must be one of"),
+    ({"data__placement": "disk"}, "data.placement must be one of"),
+    ({"train__steps_per_call": 0}, "train.steps_per_call must be positive"),
+    ({"train__steps_per_call": 2}, "needs data.placement = 'device'"),
 ])
 def test_values_that_cannot_be(changes, words):
     with pytest.raises(UserError, match=words):

@@ -10,6 +10,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt
 
+from sedjax.attention import fused_or_plain
+from sedjax.collective import global_sum
 from sedjax.errors import UserError
 
 POSITION_STD = 0.02
@@ -69,7 +71,8 @@ def _mix(x: UInt[Array, "..."]) -> UInt[Array, "..."]:
 class BatchNorm(nn.Module):
     """Batch normalisation over real frames (Ioffe and Szegedy 2015): padding changes no statistic.
 
-    In training the statistics are those of the global batch, so they do not depend on the number of devices. As in
+    In training the statistics are those of the global batch, so they do not depend on the number of devices, nor on
+    jit or pmap. As in
     PyTorch, the variance that is kept for evaluation is the unbiased one.
 
     Attributes:
@@ -94,11 +97,13 @@ class BatchNorm(nn.Module):
         axes, each = range(x.ndim - 1), (1,) * (x.ndim - 1) + shape
         if train:
             real = frame_mask.reshape(*frame_mask.shape, *[1] * (x.ndim - 2))
-            count = jnp.maximum(frame_mask.sum(dtype=jnp.float32) * (x[0, 0].size // x.shape[-1]), 1)
-            mean = jnp.where(real, x.astype(jnp.float32), 0).sum(axes) / count
-            var = jnp.where(real, (x.astype(jnp.float32) - mean.reshape(each)) ** 2, 0).sum(axes) / count
+            frames = global_sum(frame_mask.sum(dtype=jnp.float32))
+            count = jnp.maximum(frames * (x[0, 0].size // x.shape[-1]), 1)
+            mean = global_sum(jnp.where(real, x.astype(jnp.float32), 0).sum(axes)) / count
+            spread = jnp.where(real, (x.astype(jnp.float32) - mean.reshape(each)) ** 2, 0)
+            var = global_sum(spread.sum(axes)) / count
             if not self.is_initializing():
-                kept = jnp.where(frame_mask.any(), self.momentum, 1.0)  # a batch of padding teaches nothing
+                kept = jnp.where(frames > 0, self.momentum, 1.0)  # a batch of padding teaches nothing
                 unbiased = var * count / jnp.maximum(count - 1, 1)
                 running_mean.value = kept * running_mean.value + (1 - kept) * mean
                 running_var.value = kept * running_var.value + (1 - kept) * unbiased
@@ -126,6 +131,9 @@ class Attention(nn.Module):
         size = width // self.heads
         qkv = Dense(3 * width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="qkv")(x)
         query, key, value = jnp.moveaxis(qkv.reshape(clips, frames, 3, self.heads, size), 2, 0)
+        if clip_id is None or self.dropout == 0:
+            mixed = fused_or_plain(query, key, value, frame_mask)
+            return Dense(width, dtype=self.dtype, name="out")(mixed.reshape(clips, frames, width))
         scores = jnp.einsum("bqhd,bkhd->bhqk", query * size**-0.5, key, preferred_element_type=jnp.float32)
         # A clip that is all padding has no real key: the finite minimum keeps its softmax and gradients finite.
         scores = jnp.where(frame_mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)

@@ -1,0 +1,253 @@
+"""Devices and processes: jit and pmap, one process and two give the same numbers; files come from process 0 only."""
+
+import functools
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+from collections import Counter
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from test_steps import FEATURES, make_batch, setup
+from tiny import TINY_TASK, run_command, tiny_config
+from worker import SMALL
+
+from sedjax import checkpoint, evaluate, input_pipeline, parallel, predict, steps, train, train_state
+from sedjax.errors import UserError
+from sedjax.metric_writer import read_metrics
+from sedjax.models.encoder import BatchNorm, Dense
+
+
+class Normed(nn.Module):
+    """A model with batch norm, in depth, so that gradients flow through its statistics."""
+
+    features: ClassVar[tuple[str, ...]] = ("embeddings",)
+
+    @nn.compact
+    def __call__(self, features, frame_mask, *, train=False, clip_id=None):
+        x = BatchNorm(name="norm1")(Dense(8)(features["embeddings"].astype(jnp.float32)), frame_mask, train)
+        return Dense(3)(nn.relu(BatchNorm(name="norm2")(x**2, frame_mask, train)))
+
+
+def run(step, state, mode: str, devices: int = 8, count: int = 2, clips: int = 16):
+    mesh = parallel.make_mesh(devices)
+    compiled = parallel.compile_step(step, mesh, donate_state=True, mode=mode)
+    state = parallel.replicate(jax.tree.map(np.asarray, state), mesh)
+    key = parallel.replicate(jax.random.key(3), mesh)
+    scalars = []
+    for number in range(count):
+        state, found = compiled(state, parallel.shard(make_batch(number, clips), mesh, mode), key)
+        scalars.append(found)
+    return jax.device_get((state, scalars))
+
+
+def assert_same(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other)):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(("name", "accumulate"), [("embedding_transformer", 1), ("conv_transformer", 2)])
+def test_pmap_is_jit(name, accumulate):
+    """Parameters, average and scalars of two steps, with dropout; one device has a clip that is all padding."""
+    _, state, step = setup(name, ema=0.9, accumulate=accumulate)
+    assert_same(run(step, state, "jit"), run(step, state, "pmap"))
+
+
+def test_batch_norm_has_the_statistics_of_the_global_batch_under_pmap_too():
+    model, sgd = Normed(), optax.sgd(0.1)
+    state = train_state.create(model, sgd, FEATURES, False, 0)
+    step = functools.partial(steps.train_step, model=model, optimizer=sgd, weights=np.ones((2, 3), np.float32))
+    one = run(step, state, "jit", devices=1)
+    assert set(one[0].model_state) == {"batch_stats"}
+    assert (one[0].model_state["batch_stats"]["norm1"]["mean"] != 0).any()
+    for mode in parallel.MODES:
+        assert_same(one, run(step, state, mode))
+
+
+@pytest.mark.parametrize("name", ["evaluate", "predict"])
+def test_results_by_clip_are_those_of_jit_in_the_same_order(name):
+    model, state, _ = setup()
+    thresholds = np.array([[0.3] * 3, [0.5] * 3], np.float32)
+    if name == "evaluate":
+        step = functools.partial(steps.eval_step, model=model, weights=np.ones((2, 3), np.float32), pooling="max",
+                                 task=TINY_TASK)
+        others = (thresholds,)
+    else:
+        step, others = functools.partial(steps.predict_step, model=model, pooling="max", task=TINY_TASK), ()
+    found = {}
+    for mode in parallel.MODES:
+        mesh = parallel.make_mesh()
+        compiled = parallel.compile_step(step, mesh, mode=mode, by_row=True)
+        variables = parallel.replicate(state.weights, mesh)
+        found[mode] = jax.device_get(compiled(variables, parallel.shard(make_batch(0, 16), mesh, mode), *others))
+    assert all(len(value) == 16 for value in found["pmap"].values())
+    assert_same(found["jit"], found["pmap"])
+
+
+def test_two_processes_of_four_devices_are_one_of_eight(source, records, tmp_path):
+    """Real processes over loopback: parameters, costs, counts and predictions; each reads its own share only."""
+    workers = start_workers(source, records, tmp_path)
+    run_command(train, *SMALL, f"--config.data.path={records}", f"--workdir={tmp_path / 'one'}",
+                "--config.train.duration=2 epochs")
+    outputs = finish(workers)
+
+    for mode, which in (("jit", "4"), ("pmap", "2")):
+        expected, _, _ = checkpoint.load_weights(tmp_path / "one", which)
+        found, _, _ = checkpoint.load_weights(tmp_path / mode, which)
+        assert_same_but_for_key_bias(expected, found)
+        for a, b in zip(read_metrics(tmp_path / "one"), read_metrics(tmp_path / mode)):
+            assert a | {"seconds": 0} == pytest.approx(b | {"seconds": 0}, rel=1e-4)
+    assert len(read_metrics(tmp_path / "jit")) == len(read_metrics(tmp_path / "one"))
+
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"one", "jit", "pmap", "0.json", "0.csv"}
+    counts = json.loads((tmp_path / "0.json").read_text())
+    expected = evaluate.evaluate_workdir(tmp_path / "jit", "test", which="last")
+    assert counts["classes"] == {name: pytest.approx(row) for name, row in expected["classes"].items()}
+    predict.submission.write_submission(
+        tmp_path / "one.csv", (detector := predict.load(tmp_path / "pmap")).task,
+        {name: found.active for name, found in predict.predict_directory(detector, source, "test").items()})
+    assert (tmp_path / "one.csv").read_text() == (tmp_path / "0.csv").read_text()
+
+    split = input_pipeline.open_records(str(records), "train")
+    config = predict.load(tmp_path / "one").config.data
+    clips = input_pipeline.cut(split.lengths, config, split.task)
+    for process, output in enumerate(outputs):
+        own = [input_pipeline.order(clips, 8, config.pool_batches, 0, epoch)[:, 4 * process : 4 * process + 4]
+               for epoch in range(2)]
+        assert Counter(json.loads(output.splitlines()[-1])) == Counter(np.concatenate(own).ravel().tolist())
+
+
+def start_workers(source, records, folder) -> list[subprocess.Popen]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+                   "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": os.pathsep.join([os.getcwd(), "tests"])}
+    worker = pathlib.Path(__file__).parent / "worker.py"
+    return [subprocess.Popen([sys.executable, str(worker), str(source), str(records), str(folder),
+                              f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2",
+                              f"--process_id={number}"], env=environment, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True) for number in range(2)]
+
+
+def finish(processes: list[subprocess.Popen]) -> list[str]:
+    try:
+        found = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, errors) in zip(processes, found):
+        assert process.returncode == 0, errors
+    return [output for output, _ in found]
+
+
+def assert_same_but_for_key_bias(one, other):
+    """Attention gives the bias of the keys no gradient but rounding noise, which Adam blows up to full steps."""
+    def compare(path, a, b):
+        if path[-2:] == (jax.tree_util.DictKey("qkv"), jax.tree_util.DictKey("bias")):
+            a, b = (np.delete(x.reshape(3, -1), 1, axis=0) for x in (a, b))
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=jax.tree_util.keystr(path))
+
+    jax.tree_util.tree_map_with_path(compare, one, other)
+
+
+@pytest.mark.parametrize(("given", "environment", "words"), [
+    ({"coordinator_address": "10.0.0.1:1234"}, {}, "needs --num_processes too"),
+    ({"num_processes": 2, "process_id": 0}, {}, "needs --coordinator_address too"),
+    ({"coordinator_address": "10.0.0.1:1234", "num_processes": 2, "process_id": 2}, {}, "below --num_processes = 2"),
+    ({"coordinator_address": "10.0.0.1", "num_processes": 2, "process_id": 0}, {}, "must be IP:PORT"),
+    ({"num_processes": 2, "process_id": 0}, {"JAX_COORDINATOR_ADDRESS": "here"}, "must be IP:PORT, not 'here'"),
+    ({}, {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "whole numbers"),
+    ({"distributed": True}, {}, "cannot be joined"),
+])
+def test_a_cluster_that_cannot_be(given, environment, words, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=words):
+        parallel.initialize(**given)
+
+
+def test_one_process_needs_nothing_and_the_first_runs_what_only_one_may():
+    parallel.initialize()
+    ran = []
+    parallel.on_first(lambda: ran.append(1))
+    assert ran == [1]
+    with pytest.raises(UserError, match="no room"):
+        parallel.on_first(lambda: (_ for _ in ()).throw(UserError("no room")))
+
+
+def test_pmap_needs_a_share_for_each_part_of_each_device():
+    mesh = parallel.make_mesh()
+    parallel.require_divisible(24, mesh, "data.batch_size")
+    with pytest.raises(UserError, match="= 24 cannot be shared by 8 devices in 2 parts each; the nearest is 16 or 32"):
+        parallel.require_divisible(24, mesh, "data.batch_size", parts=2)
+
+
+def test_what_was_compiled_is_kept(tmp_path):
+    """In a process of its own, where the folder can be written and where it cannot."""
+    code = ("import jax; from sedjax import parallel; parallel.cache_compilations(); "
+            "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0); "
+            "print(jax.jit(lambda x: x * 2)(3.0), jax.config.jax_compilation_cache_dir)")
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    kept = tmp_path / "cache" / "sedjax" / "xla"
+    for cache, words in ((tmp_path / "cache", f"6.0 {kept}"), (tmp_path / "cache", f"6.0 {kept}"),
+                         (blocked, "6.0 None")):
+        environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "JAX_ENABLE_COMPILATION_CACHE": "1"}
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+        result = subprocess.run([sys.executable, "-W", "error", "-c", code], env=environment, capture_output=True,
+                                text=True)
+        assert (result.stdout.strip(), result.stderr) == (words, "")
+    assert len([path for path in kept.iterdir() if path.name.endswith("-cache")]) == 1
+
+
+def test_the_host_never_waits_for_the_step_it_has_just_sent(records, tmp_path, monkeypatch):
+    """Losses are fetched for entries only, once a further step was sent; at once where a checkpoint follows."""
+    sent, fetched = [], []
+
+    class Scalar:
+        def __init__(self, value):
+            self.value, self.step = value, len(sent)
+
+        def __array__(self, dtype=None, copy=None):
+            fetched.append((self.step, len(sent)))
+            return np.asarray(self.value)
+
+    compile_step = parallel.compile_step
+
+    def watched(step, mesh, donate_state=False, **kwargs):
+        compiled = compile_step(step, mesh, donate_state, **kwargs)
+
+        def run(*args):
+            state, scalars = compiled(*args)
+            sent.append(None)
+            return state, {"loss": Scalar(scalars["loss"])}
+
+        return run if donate_state else compiled
+
+    monkeypatch.setattr(parallel, "compile_step", watched)
+    train.train(tiny_config(data__path=str(records), train__log_every="3 steps", train__evaluate_every="8 steps",
+                            train__save_every="8 steps", model__layers=0), tmp_path / "run")
+    assert fetched == [(1, 4), (2, 4), (3, 4), (4, 7), (5, 7), (6, 7), (7, 8), (8, 8)]
+
+
+def test_the_devices_of_a_process_are_neighbours(monkeypatch):
+    """As its rows of a batch are; on a TPU pod the ids of the devices alternate between hosts."""
+    class Device:
+        platform = "tpu"
+
+        def __init__(self, process_index, number):
+            self.process_index, self.id = process_index, number
+
+    monkeypatch.setattr(jax, "devices", lambda: [Device(0, 0), Device(1, 1), Device(0, 2), Device(1, 3)])
+    assert [device.id for device in parallel.make_mesh().devices] == [0, 2, 1, 3]

@@ -1,0 +1,160 @@
+"""Data in device memory: the same batches, the same numbers, and calls of many steps that end where single ones do."""
+
+import dataclasses
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_steps import setup
+from tiny import tiny_config
+
+from sedjax import checkpoint, input_pipeline, parallel, placement
+from sedjax.errors import UserError
+from sedjax.metric_writer import read_metrics
+from sedjax.train import train
+
+KEYS = ("embeddings", "melspectrogram")
+
+
+@pytest.fixture(scope="module")
+def split(records):
+    source = input_pipeline.open_records(str(records), "train")
+    config = tiny_config(data__bucket_frames=20)
+    return source, input_pipeline.cut(source.lengths, config.data, source.task), config
+
+
+@pytest.mark.parametrize(("mode", "devices"), [("jit", 1), ("jit", 8), ("pmap", 8)])
+def test_a_batch_from_the_device_is_that_from_the_host(split, mode, devices):
+    """Bit for bit, shuffled, with places for no clip, at every length."""
+    source, clips, config = split
+    mesh = parallel.make_mesh(devices)
+    held = placement.put(source, clips, KEYS, config.data, mesh, mode)
+    lengths = placement.lengths(clips, config.data)
+    assert lengths == [20, 40]
+
+    def step(state, batch):
+        return jax.tree.map(lengthen, batch), jnp.full(len(batch["clip_id"]), batch["votes"].shape[1])
+
+    def lengthen(x):  # results of all lengths must have one shape
+        return jnp.pad(x, [(0, 0), (0, 40 - x.shape[1]), *[(0, 0)] * (x.ndim - 2)]) if x.ndim > 1 else x
+
+    compiled = parallel.compile_step(placement.on_clips(step, lengths, mesh), mesh, mode=mode, by_row=True)
+    short = np.flatnonzero(clips.frames <= 20)
+    for ids in (np.array([5, -1, 0, 11, 3, 15, 1, 2]), np.pad(short, (8 - len(short), 0), constant_values=-1)):
+        expected = input_pipeline.read_batch(source, clips, ids, KEYS, config.data)
+        found, frames = jax.device_get(compiled({}, held, *placement.choose(ids, clips, config.data, lengths)))
+        assert (frames == expected["votes"].shape[1]).all()
+        expected = jax.tree.map(lambda x: np.asarray(lengthen(x)), expected)
+        assert jax.tree.structure(found) == jax.tree.structure(expected)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+
+
+def steps_from(split, mode, devices, per_call):
+    """Six steps of which some are padded to other lengths than others."""
+    source, clips, config = split
+    _, state, step = setup(ema=0.9)
+    mesh = parallel.make_mesh(devices)
+    plan = input_pipeline.order(clips, 8, 1, 0, 0)[[0, 1, 0, 1, 1, 0]]
+    state, key = parallel.replicate(jax.tree.map(np.asarray, state), mesh), parallel.replicate(jax.random.key(1), mesh)
+    scalars = []
+    if per_call is None:
+        compiled = parallel.compile_step(step, mesh, donate_state=True, mode=mode)
+        for ids in plan:
+            batch = input_pipeline.read_batch(source, clips, ids, KEYS, config.data)
+            state, found = compiled(state, parallel.shard(batch, mesh, mode), key)
+            scalars.append(found)
+    else:
+        held, lengths = placement.put(source, clips, KEYS, config.data, mesh, mode), [20, 40]
+        compiled = parallel.compile_step(placement.many_steps(step, lengths, mesh), mesh, donate_state=True, mode=mode)
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps_per_call=per_call))
+        before = 0
+        for last, inputs in placement.calls(held, lambda number: plan[number], clips, config, lengths, 0, 6,
+                                            lambda step: step == 5):
+            state, found = compiled(state, *inputs, key)
+            scalars.append(jax.tree.map(lambda x, count=last - before: x[:count], found))
+            before = last
+    return jax.device_get(state), jax.tree.map(lambda *x: np.hstack(x), *jax.device_get(scalars))
+
+
+def test_many_steps_in_a_call_are_single_steps_from_the_host(split):
+    """On one device, and with pmap on eight; scalars of every step, parameters, average."""
+    expected = steps_from(split, "jit", 1, None)
+    assert expected[1]["loss"].shape == (6,)
+    one = steps_from(split, "jit", 1, 3)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(one)):
+        np.testing.assert_array_equal(a, b)
+    for mode, devices, per_call in (("pmap", 8, 2),):
+        for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(steps_from(split, mode, devices, per_call))):
+            np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+
+def test_a_training_moves_from_the_host_to_the_device_and_to_pmap(records, tmp_path, monkeypatch):
+    """Cut off after a checkpoint and started again otherwise: costs, losses, entries and checkpoints stay the same."""
+    common = {"data__path": str(records), "train__duration": "5 epochs", "train__log_every": "3 steps",
+              "train__save_every": "5 steps", "train__evaluate_every": "4 steps", "data__bucket_frames": 40}
+    train(tiny_config(**common), tmp_path / "whole")
+
+    class CutOff(Exception):
+        pass
+
+    def save_and_stop(manager, state, progress, save=checkpoint.save):
+        save(manager, state, progress)
+        raise CutOff
+
+    monkeypatch.setattr(checkpoint, "save", save_and_stop)
+    with pytest.raises(CutOff):
+        train(tiny_config(**common), tmp_path / "moved")
+    monkeypatch.undo()
+    assert [entry["step"] for entry in read_metrics(tmp_path / "moved")] == [3, 4, 4]
+
+    read: Counter = Counter()
+
+    def watched(self, index, keys, original=input_pipeline.Records.read):
+        read[self.split, index] += 1
+        return original(self, index, keys)
+
+    monkeypatch.setattr(input_pipeline.Records, "read", watched)
+    train(tiny_config(**common, data__placement="device", train__steps_per_call=4, parallel="pmap"),
+          tmp_path / "moved")
+    assert max(read.values()) <= 2  # once for the data, and one record of each split for its size
+    whole, moved = read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "moved")
+    assert [entry["step"] for entry in whole] == [entry["step"] for entry in moved]
+    assert whole[-1]["step"] == 10
+    for a, b in zip(whole, moved):
+        assert a | {"seconds": 0} == pytest.approx(b | {"seconds": 0}, rel=1e-3)
+    saved = []
+    for name in ("whole", "moved"):
+        with checkpoint.open_manager(tmp_path / name) as manager:
+            saved.append(manager.all_steps())
+    assert saved[0] == saved[1]
+
+
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_calls_end_where_something_is_due(count):
+    def due(step):
+        return step % 9 == 0 or step == 40
+
+    first, ends = 1, []
+    while first <= 40:
+        ends.append(placement.last_of_call(first, min(count, 41 - first), due))
+        assert first <= ends[-1] < first + count
+        first = ends[-1] + 1
+    assert ends[-1] == 40
+    assert set(ends) >= {step for step in range(1, 41) if due(step)}
+    assert len(ends) == {1: 40, 4: 13, 7: 9}[count]  # and nowhere else
+
+
+def test_a_split_that_does_not_fit(split, monkeypatch):
+    source, clips, config = split
+    mesh = parallel.make_mesh()
+    monkeypatch.setattr(placement, "SHARE", 1e-9)
+    with pytest.raises(UserError, match=r"takes 3\.0 KiB of .* set data.placement = 'host'"):
+        placement.put(source, clips, ("embeddings",), config.data, mesh)
+
+
+def test_sizes_are_readable():
+    assert [placement.size(n) for n in (10, 2048, 3 << 20, 2.5 * 2**30)] == ["10.0 B", "2.0 KiB", "3.0 MiB", "2.5 GiB"]
