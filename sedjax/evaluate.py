@@ -13,7 +13,7 @@ from absl import flags
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from sedjax import input_pipeline, losses, metrics, parallel, steps
+from sedjax import input_pipeline, losses, metrics, parallel, preemption, steps
 from sedjax.commands import atomic_output, require_no_arguments
 from sedjax.config import Config
 from sedjax.predict import load
@@ -36,10 +36,11 @@ class Evaluation:
 
 
 def make_evaluator(model: nn.Module, config: Config, task: Task, source: input_pipeline.Source,
-                   mesh: Mesh) -> Callable[[dict, np.ndarray], Evaluation]:
-    """Compiles the evaluation of a split: (variables, thresholds (candidate, class)) -> Evaluation.
+                   mesh: Mesh) -> Callable[..., Evaluation]:
+    """Compiles the evaluation of a split: (variables, thresholds (candidate, class), stop=None) -> Evaluation.
 
-    Every recording counts exactly once, whatever the batch size and the number of devices.
+    Every recording counts exactly once, whatever the batch size and the number of devices. It raises
+    preemption.Stopped between two batches once it is asked to `stop`.
     """
     clips, plan = input_pipeline.evaluation_plan(source, config.data, mesh.size)
     step = parallel.compile_step(functools.partial(
@@ -48,9 +49,14 @@ def make_evaluator(model: nn.Module, config: Config, task: Task, source: input_p
     read = functools.partial(input_pipeline.read_evaluation_batch, source, clips, plan, model.features,
                              config.data)
 
-    def evaluate(variables: dict, thresholds: np.ndarray) -> Evaluation:
+    def evaluate(variables: dict, thresholds: np.ndarray, stop: preemption.Stop | None = None) -> Evaluation:
         batches = parallel.to_devices(input_pipeline.stream(read, 0, len(plan)), mesh)
-        counts = [step(variables, batch, thresholds) for batch in batches]
+        counts = []
+        for batch in batches:
+            if stop:
+                raise preemption.Stopped
+            counts.append(step(variables, batch, thresholds))
+            counts[-2:-1] = jax.device_get(counts[-2:-1])  # one batch late, so that a stop waits for two at most
         found = jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(counts))
         ids = plan.ravel()
         by_clip = {name: value[ids >= 0] for name, value in found.items()}

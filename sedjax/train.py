@@ -1,5 +1,6 @@
 """`python -m sedjax train`: trains until the cost on the validation split stops falling; the same command resumes."""
 
+import dataclasses
 import functools
 import logging
 import pathlib
@@ -20,6 +21,7 @@ from sedjax import (
     models,
     optimizer,
     parallel,
+    preemption,
     steps,
     train_state,
     workdir,
@@ -43,11 +45,16 @@ def define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
     require_no_arguments(argv)
-    train(config_lib.from_flag(), pathlib.Path(flags.FLAGS.workdir))
+    with preemption.listen() as stop:
+        train(config_lib.from_flag(), pathlib.Path(flags.FLAGS.workdir), stop)
 
 
-def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
-    """Trains in `folder`, from its last checkpoint if it has one; returns where the training ended."""
+def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = None) -> checkpoint.Progress:
+    """Trains in `folder`, from its last checkpoint if it has one; returns where the training ended.
+
+    A request to `stop` ends it after the current step, which is saved.
+    """
+    stop = preemption.Stop() if stop is None else stop
     # Data.
     records = input_pipeline.open_records(config.data.path, "train")
     validation = input_pipeline.open_records(config.data.path, "validation")
@@ -96,24 +103,28 @@ def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
     thresholds = decisions.candidates(config.decision, task)
 
     def validate(state: train_state.TrainState, step: int, progress: checkpoint.Progress,
-                 writer: MetricWriter) -> tuple[checkpoint.Progress, float]:
-        found = evaluate(state.weights, thresholds)
+                 writer: MetricWriter) -> checkpoint.Progress:
+        try:
+            found = evaluate(state.weights, thresholds, stop)
+        except preemption.Stopped:
+            return dataclasses.replace(progress, cost=None, evaluation_due=True)
         chosen, cost = decisions.tune(found.segments.sum(0), thresholds, task)
         progress = advance(progress, cost, chosen, config.train.patience, last=step == total)
         writer.write(step, {"epoch": step / per_epoch, "validation_loss": found.loss, "validation_cost": cost})
         log.info("Step %d, epoch %.1f: validation cost %.3f (best %.3f), loss %.4f.", step, step / per_epoch, cost,
                  progress.best_cost, found.loss)
-        return progress, cost
+        return progress
 
-    with checkpoint.open_manager(folder) as manager:
-        progress = checkpoint.Progress()
-        if restored := checkpoint.restore(manager, state):
+    with checkpoint.open_manager(folder, clean=True) as manager:
+        progress = checkpoint.Progress(evaluation_due=total == 0)  # the naive baseline has nothing to learn
+        restored = checkpoint.restore(manager, state)
+        if restored:
             state, progress = restored
             log.info("Resuming at step %d.", int(state.step))
         if progress.finished:
             log.info("The training in %s is finished: best validation cost %.3f.", folder, progress.best_cost)
             return progress
-        first = int(state.step)
+        step = first = int(state.step)
         log.info("%d clips of %d frames at most, %d steps an epoch, up to %d steps, %d devices.", len(clips),
                      clips.frames.max(), per_epoch, total, mesh.size)
 
@@ -121,10 +132,15 @@ def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
         bar = tqdm(batches, total=total, initial=first, unit="step", disable=None, dynamic_ncols=True)
         running: list[dict[str, jax.Array]] = []  # scalars of the steps since the last entry, still on the device
         with open_writer(folder, first) as writer, logging_redirect_tqdm([log]):
-            for step, batch in enumerate(bar, start=first + 1):
+            if progress.evaluation_due:
+                progress = validate(state, first, progress, writer)
+                if not (progress.evaluation_due and restored):
+                    checkpoint.save(manager, state, progress)
+            for step, batch in enumerate(() if stop or progress.finished else bar, start=first + 1):
                 state, scalars = train_step(state, batch, key)
+                stops = bool(stop) or manager.reached_preemption(step)
                 evaluates = step % evaluate_every == 0 or step == total
-                saves = evaluates or step % save_every == 0
+                saves = evaluates or stops or step % save_every == 0
                 if step % log_every == 0 or saves:
                     # The step just dispatched runs on while the scalars of those before it are fetched.
                     running, fetched = ([], [*running, scalars]) if saves else ([scalars], running)
@@ -132,15 +148,15 @@ def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
                 else:
                     running.append(scalars)
                 if evaluates:
-                    progress, cost = validate(state, step, progress, writer)
-                    bar.set_postfix(cost=f"{cost:.2f}", best=f"{progress.best_cost:.2f}")
+                    progress = validate(state, step, progress, writer)
+                    bar.set_postfix(cost=progress.cost, best=progress.best_cost)
                 if saves:
                     checkpoint.save(manager, state, progress if evaluates else checkpoint.without_cost(progress))
-                if progress.finished:
+                if progress.finished or stops or progress.evaluation_due:
                     break
-            if total == 0:  # nothing to learn, as for the naive baseline
-                progress, _ = validate(state, 0, progress, writer)
-                checkpoint.save(manager, state, progress)
+    if not progress.finished:
+        log.info("Stopped by %s after step %d%s.", stop.signal or "preemption", step, ": it is saved, and the same "
+                 "command goes on from there" if manager.latest_step() == step else ", with nothing to save")
     return progress
 
 
