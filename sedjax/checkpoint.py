@@ -72,10 +72,18 @@ def open_manager(workdir: str | os.PathLike, clean: bool = False) -> ocp.Checkpo
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, progress: Progress) -> None:
-    """Starts saving; a checkpoint counts only once it is whole. One of the same step is replaced."""
-    step = int(state.step)
-    if step in manager.all_steps():  # it was saved when a stop cut off its evaluation, which has been done by now
-        manager.wait_until_finished()
+    """Starts saving; a checkpoint counts only once it is whole. One of the same step is replaced.
+
+    Raises UserError if the disk has no room for it.
+    """
+    manager.wait_until_finished()
+    step, last = int(state.step), manager.latest_step()
+    needed, free = sum(x.nbytes for x in jax.tree.leaves(state)), shutil.disk_usage(manager.directory).free
+    if free < needed:
+        raise UserError(f"The disk is full: the checkpoint of step {step} takes {needed / 1e6:,.1f} MB, and "
+                        f"{free / 1e6:,.1f} MB are free in {manager.directory}; make room and start again"
+                        + (", the checkpoints before it are whole." if last is not None else "."))
+    if step == last:  # it was saved when a stop cut off its evaluation, which has been done by now
         manager.delete(step)
     # Only an improvement competes for the best, so that of equal costs the first stays.
     improved = progress.cost is not None and progress.evaluations_since_best == 0
