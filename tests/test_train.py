@@ -15,6 +15,7 @@ from sedjax.metric_writer import read_metrics
 from sedjax.task import Task
 from sedjax.train import train
 
+
 @pytest.fixture(scope="module")
 def trained(records, tmp_path_factory):
     """A workdir whose model found the events, with thresholds tuned on the validation split."""
