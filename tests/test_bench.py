@@ -25,7 +25,8 @@ def result(records, tmp_path_factory):
     run_command(bench, "--config=configs/embedding_transformer.py", f"--config.data.path={records}",
                 "--config.model.width=16", "--config.model.heads=2", "--config.model.layers=1",
                 "--config.model.feed_forward=16", "--config.data.batch_size=8", "--config.model.positions=40",
-                "--config.data.max_frames=40", "--config.data.bucket_frames=40", "--steps=2", "--sweep=batch_size", f"--json={path}")
+                "--config.data.max_frames=40", "--config.data.bucket_frames=40", "--steps=2", "--sweep=batch_size",
+                f"--json={path}")
     return json.loads(path.read_text())
 
 
