@@ -130,6 +130,7 @@ def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = N
 
         batches = parallel.to_devices(input_pipeline.stream(read, first, total), mesh)
         bar = tqdm(batches, total=total, initial=first, unit="step", disable=None, dynamic_ncols=True)
+        before = None  # scalars of the step before
         running: list[dict[str, jax.Array]] = []  # scalars of the steps since the last entry, still on the device
         with open_writer(folder, first) as writer, logging_redirect_tqdm([log]):
             if progress.evaluation_due:
@@ -138,6 +139,9 @@ def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = N
                     checkpoint.save(manager, state, progress)
             for step, batch in enumerate(() if stop or progress.finished else bar, start=first + 1):
                 state, scalars = train_step(state, batch, key)
+                # The host is one step ahead of the device and no more, so that a stop need not wait for many.
+                jax.block_until_ready(before)
+                before = scalars
                 stops = bool(stop) or manager.reached_preemption(step)
                 evaluates = step % evaluate_every == 0 or step == total
                 saves = evaluates or stops or step % save_every == 0
