@@ -74,8 +74,8 @@ def bench(config: Config, steps: int, against: str | None = None, sweep: Sequenc
         "model": config.model["name"], "precision": config.precision, "batch_size": config.data.batch_size,
         "steps": steps, "frame_seconds": training.task.frame_seconds,
         "first_step_seconds": first_step,
-        "training": _figures(ours, ceiling["flops_per_second"]),
-        "evaluation": _figures(validation, ceiling["flops_per_second"]),
+        "training": _figures(training, ours, ceiling["flops_per_second"]),
+        "evaluation": _figures(evaluation, validation, ceiling["flops_per_second"]),
         "ceiling": ceiling,
         "peak_memory": memory,
         "scoring": bench_scoring.scoring(config),
@@ -121,7 +121,7 @@ def sweep_over(config: Config, name: str, steps: int) -> list[dict[str, float]]:
         training.warm_up(steps)
         found = training.stretch(steps)
         rows.append({name: value, "frames_per_second": found.frames_per_second,
-                     "seconds_per_step": found.seconds / steps, "padded_share": found.padded_share})
+                     "seconds_per_step": found.seconds / steps, "padded_share": training.padded_share})
     return rows
 
 
@@ -165,8 +165,8 @@ def format_result(result: dict) -> str:
     return "\n".join(lines)
 
 
-def _figures(stretch: throughput.Stretch, ceiling: float) -> dict[str, float]:
-    return {"frames_per_second": stretch.frames_per_second, "padded_share": stretch.padded_share,
+def _figures(loop: throughput.Loop, stretch: throughput.Stretch, ceiling: float) -> dict[str, float]:
+    return {"frames_per_second": stretch.frames_per_second, "padded_share": loop.padded_share,
             "flops_per_second": stretch.flops / stretch.seconds,
             "ceiling_share": stretch.flops / stretch.seconds / ceiling,
             "waiting_share": stretch.waiting / stretch.seconds}

@@ -43,10 +43,6 @@ class Stretch:
     def frames_per_second(self) -> float:
         return self.real_frames / self.seconds
 
-    @property
-    def padded_share(self) -> float:
-        return 1 - self.real_frames / self.padded_frames
-
 
 class Loop:
     """Steps over the batches of a split, over and over, read as the commands read them.
@@ -79,6 +75,12 @@ class Loop:
         """Takes a step; returns something small that is ready when the step is done."""
         raise NotImplementedError
 
+    @property
+    def padded_share(self) -> float:
+        """Of the frames that are computed while every clip is seen once: padding of clips, and of the last batch."""
+        computed = sum(len(self.ids(number)) * self._frames(number) for number in range(self.batches))
+        return 1 - int(self.clips.frames.sum()) / computed
+
     def warm_up(self, count: int) -> None:
         """Compiles what the next `count` steps need, and takes a step of each shape."""
         first, seen = self._next, set()
@@ -90,16 +92,18 @@ class Loop:
         self._next = first
 
     def stretch(self, count: int) -> Stretch:
-        """Times the next `count` steps, from where the last stretch ended."""
+        """Times the next `count` steps, from where the last stretch ended, once the first batch is there."""
         numbers = range(self._next, self._next + count)
         self._next += count
         real = sum(int(self.clips.frames[ids[ids >= 0]].sum()) for ids in map(self.ids, numbers))
         padded = sum(len(self.ids(number)) * self._frames(number) for number in numbers)
         waiting = flops = 0.0
         running = None
-        began = before = time.perf_counter()
+        began = before = 0.0
         for batch in parallel.to_devices(input_pipeline.stream(self.read, numbers.start, numbers.stop), self.mesh):
-            if running is None or running.is_ready():
+            if running is None:
+                began = time.perf_counter()
+            elif running.is_ready():
                 waiting += time.perf_counter() - before
             frames = batch["frame_mask"].shape[1]
             if frames not in self._programs:
