@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 import shutil
+import textwrap
 from collections.abc import Sequence
 
 import jax
@@ -55,13 +56,10 @@ def without_cost(progress: Progress) -> Progress:
 def open_manager(workdir: str | os.PathLike, clean: bool = False) -> ocp.CheckpointManager:
     """The checkpoints of a workdir: the last two, and the one with the lowest validation cost.
 
-    With `clean`, as only the training itself may, what a save that was cut off has left is removed.
+    With `clean`, as only the training itself may, what a save or a deletion that was cut off has left is removed.
     """
     directory = pathlib.Path(workdir).absolute() / "checkpoints"
-    _set_aside_unreadable(directory)
-    if clean and jax.process_index() == 0:
-        for path in directory.glob(f"*{UNFINISHED}"):
-            shutil.rmtree(path, ignore_errors=True)
+    _sweep(directory, clean)
     best = checkpoint_managers.BestN(get_metric_fn=lambda metrics: -metrics["cost"], n=1)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(2), best]),
@@ -170,7 +168,7 @@ def _read(manager: ocp.CheckpointManager, step: int, items: dict) -> tuple[dict,
     except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:  # Orbax, TensorStore and json raise many kinds
-        raise _Damaged(_first_line(error)) from error
+        raise _Damaged(_reason(error)) from error
     for name in items:
         if name in sums and sums[name] != int(_checksum(found[name])):
             raise _Damaged(f"{name} are not what was saved")
@@ -196,21 +194,32 @@ def _shapes(manager: ocp.CheckpointManager, step: int) -> dict:
         return {name: found[name].tree if hasattr(found[name], "tree") else found[name]
                 for name in ("weights", "training")}
     except Exception as error:  # as in _read
-        raise _Damaged(_first_line(error)) from error
+        raise _Damaged(_reason(error)) from error
 
 
-def _set_aside_unreadable(directory: pathlib.Path) -> None:
-    """Sets aside checkpoints without readable metrics: with them Orbax opens none of the others."""
-    unreadable = []
-    for path in directory.glob("[0-9]*"):
-        if path.name.isdigit():
-            try:
-                json.loads((path / "metrics" / "metrics").read_text())["cost"]
-            except (OSError, ValueError, KeyError, TypeError):
-                unreadable.append(int(path.name))
-    if unreadable:
-        log.warning("The checkpoints of steps %s in %s are damaged: they are set aside.", sorted(unreadable), directory)
-        _set_aside(directory, unreadable)
+def _sweep(directory: pathlib.Path, clean: bool) -> None:
+    """Sets aside checkpoints with unreadable metrics, with which Orbax opens none of the others.
+
+    With `clean` also removes what a save or a deletion that was cut off has left.
+    """
+    lost, damaged = [], []
+    steps = sorted(int(path.name) for path in directory.glob("[0-9]*") if path.name.isdigit())
+    for step in steps:
+        try:
+            json.loads((directory / str(step) / "metrics" / "metrics").read_text())["cost"]
+        except (FileNotFoundError, NotADirectoryError):
+            lost.append(step)
+        except (ValueError, KeyError, TypeError):
+            damaged.append(step)
+    if clean:
+        # Orbax deletes a checkpoint file by file, once there is a newer one; so the newest was not being deleted.
+        damaged += [step for step in lost if step == steps[-1]]
+        remains = [directory / str(step) for step in lost if step != steps[-1]]
+        for path in (*remains, *directory.glob(f"*{UNFINISHED}")) if jax.process_index() == 0 else ():
+            shutil.rmtree(path, ignore_errors=True)
+    if damaged:
+        log.warning("The checkpoints of steps %s in %s are damaged: they are set aside.", sorted(damaged), directory)
+        _set_aside(directory, damaged)
 
 
 def _set_aside(directory: pathlib.Path, steps: Sequence[int]) -> None:
@@ -245,5 +254,6 @@ def _abstract(tree):
     return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _reason(error: Exception) -> str:
+    """The beginning of an error's text; TensorStore's go on for a page."""
+    return textwrap.shorten(str(error).strip(), 100, placeholder=" ...") or type(error).__name__

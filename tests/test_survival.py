@@ -127,24 +127,38 @@ def test_a_damaged_last_checkpoint(damage, records, whole, tmp_path):
     require_same_end(folder, whole)
 
 
-@pytest.mark.parametrize("item", ["progress", "weights/manifest.ocdbt", "metrics"])
-def test_weights_of_a_damaged_checkpoint(item, whole, tmp_path, caplog):
+@pytest.mark.parametrize("item", ["progress", "weights", "metrics"])
+def test_weights_of_a_damaged_checkpoint(item, whole, tmp_path):
     """The last falls back to the one before it; the best does not: another model would be a surprise."""
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     _, _, best = checkpoint.load_weights(folder, "best")
-    path = folder / "checkpoints" / str(STEPS) / item
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    caplog.set_level("WARNING", "sedjax")
-    caplog.handler.setLevel("WARNING")
+    shutil.rmtree(folder / "checkpoints" / str(STEPS) / item)
+    if item == "metrics":  # as while training deletes it: that is no business of whoever reads
+        assert checkpoint.load_weights(folder, "last")[2] == STEPS
+        (folder / "checkpoints" / str(STEPS) / "metrics").mkdir()
+        (folder / "checkpoints" / str(STEPS) / "metrics" / "metrics").write_bytes(bytes(10))
     assert checkpoint.load_weights(folder, "last")[2] < STEPS
     if item == "metrics":
-        return  # then it is no checkpoint at all
+        assert (folder / "damaged" / str(STEPS)).exists()
+        return
     with pytest.raises(UserError, match=f"The checkpoint '{STEPS}' in .* is damaged"):
         checkpoint.load_weights(folder, str(STEPS))
     if best == STEPS:
         with pytest.raises(UserError, match="The checkpoint 'best' in .* is damaged"):
             checkpoint.load_weights(folder)
+
+
+def test_what_a_deletion_that_was_cut_off_leaves(whole, tmp_path):
+    """It goes, without a warning; where it is the newest, it was no deletion."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    oldest, *_, newest = sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+    for step, left in ((oldest, False), (newest, True)):
+        shutil.rmtree(folder / "checkpoints" / str(step) / "metrics")
+        with checkpoint.open_manager(folder, clean=True) as manager:
+            assert step not in manager.all_steps()
+        assert (folder / "damaged" / str(step)).exists() == left
 
 
 def test_silently_changed_weights_are_no_checkpoint(whole, tmp_path, monkeypatch):
