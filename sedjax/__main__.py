@@ -12,6 +12,7 @@ COMMANDS = {
     "predict": "submission CSV for a directory of recordings",
     "score": "cost of a submission CSV, or a check of its format",
     "sweep": "trains the systems of a study with several seeds and compares them",
+    "bench": "how fast all of it is here, and against what",
     "report": "compares trained models: tables and figures",
 }
 

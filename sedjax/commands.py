@@ -66,6 +66,8 @@ def _sentence(error: Exception) -> str | None:
 def _log_to_stderr() -> None:
     """Shows what sedjax and data_prep say, and of the libraries only what is a warning."""
     absl_logging.set_verbosity(absl_logging.WARNING)
+    # Orbax raises what its threads fail with; the traceback of each thread before it says nothing more.
+    absl_logging.get_absl_logger().addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     for name in ("sedjax", "data_prep"):

@@ -13,7 +13,7 @@ from absl import flags
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from sedjax import input_pipeline, losses, metrics, parallel, placement, steps
+from sedjax import input_pipeline, losses, metrics, parallel, placement, preemption, steps
 from sedjax.commands import atomic_output, require_no_arguments
 from sedjax.config import Config
 from sedjax.predict import load
@@ -36,11 +36,12 @@ class Evaluation:
 
 
 def make_evaluator(model: nn.Module, config: Config, task: Task, source: input_pipeline.Source,
-                   mesh: Mesh, resident: bool = False) -> Callable[[dict, np.ndarray], Evaluation]:
-    """Compiles the evaluation of a split: (variables, thresholds (candidate, class)) -> Evaluation.
+                   mesh: Mesh, resident: bool = False) -> Callable[..., Evaluation]:
+    """Compiles the evaluation of a split: (variables, thresholds (candidate, class), stop=None) -> Evaluation.
 
     Every recording counts exactly once, whatever the batch size and the number of devices. If `resident`, the split
-    stays in device memory between evaluations.
+    stays in device memory between evaluations. It raises preemption.Stopped between two batches once it is asked to
+    `stop`.
     """
     clips, plan = input_pipeline.evaluation_plan(source, config.data, mesh.size)
     eval_step = functools.partial(steps.eval_step, model=model, weights=losses.class_weights(config.loss, task),
@@ -59,8 +60,13 @@ def make_evaluator(model: nn.Module, config: Config, task: Task, source: input_p
             return ((split, *placement.choose(ids, clips, config.data, lengths)) for ids in plan)
         return ((batch,) for batch in parallel.to_devices(input_pipeline.stream(read, 0, len(plan)), mesh, mode=mode))
 
-    def evaluate(variables: dict, thresholds: np.ndarray) -> Evaluation:
-        counts = [step(variables, *batch, thresholds) for batch in inputs()]
+    def evaluate(variables: dict, thresholds: np.ndarray, stop: preemption.Stop | None = None) -> Evaluation:
+        counts = []
+        for batch in inputs():
+            if stop:
+                raise preemption.Stopped
+            counts.append(step(variables, *batch, thresholds))
+            counts[-2:-1] = jax.device_get(counts[-2:-1])  # one batch late, so that a stop waits for two at most
         found = jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(counts))
         ids = plan.ravel()
         by_clip = {name: value[ids >= 0] for name, value in found.items()}

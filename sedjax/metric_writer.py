@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 from sedjax import parallel
+from sedjax.commands import atomic_output
 
 
 class MetricWriter:
@@ -22,7 +23,8 @@ class MetricWriter:
 
         path = workdir / "metrics.jsonl"
         kept = [entry for entry in read_metrics(workdir) if entry["step"] <= first_step]
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        with atomic_output(path) as new:  # whoever kills this process now must not take the older entries along
+            new.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
         self._file = path.open("a", buffering=1)
         self._time = time.monotonic()
         self._events = metric_writers.SummaryWriter(str(workdir))
@@ -58,10 +60,10 @@ def open_writer(workdir: pathlib.Path, first_step: int) -> Iterator[MetricWriter
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """The entries of metrics.jsonl in order; a last line that was cut off is left out."""
+    """The entries of metrics.jsonl in order; a line that was cut off or damaged is left out."""
     path = workdir / "metrics.jsonl"
     entries = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):
             entries.append(json.loads(line))
     return entries

@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from sedjax import checkpoint, report, study, workdir
+from sedjax import checkpoint, preemption, report, study, workdir
 from sedjax import config as config_lib
 from sedjax.commands import require_no_arguments
 from sedjax.config import Config
@@ -105,15 +105,21 @@ def main(argv: Sequence[str]) -> None:
     if unknown := [name for name in options.only if name not in {row.name for row in sweep.rows}]:
         raise UserError(f"--only: there is no system {unknown[0]!r}; there are {[row.name for row in sweep.rows]}.")
     chosen = [row for row in sweep.rows if not options.only or row.name in options.only]
-    not_run, failed = run(chosen, folder)
+    with preemption.listen() as stop:
+        not_run, failed = run(chosen, folder, stop)
+    if stop:
+        log.info("Stopped by %s: the same command goes on from there.", stop.signal)
+        return
     page = study.write(sweep.rows, sweep.figures, folder, not_run | failed)
     print(page.read_text(encoding="utf-8") + f"\nWrote {page}.")
     if failed:
         raise UserError(f"{len(failed)} runs failed: " + "; ".join(f"{name}: {text}" for name, text in failed.items()))
 
 
-def run(rows: Sequence[Row], folder: pathlib.Path) -> tuple[dict[str, str], dict[str, str]]:
+def run(rows: Sequence[Row], folder: pathlib.Path, stop: preemption.Stop) -> tuple[dict[str, str], dict[str, str]]:
     """Trains each row with each seed and evaluates it; what is finished is left alone, what was cut off goes on.
+
+    A request to `stop` ends it after a step, which is saved.
 
     Returns:
       Why runs were not tried, and why runs failed, by their folder in `folder`; neither stops the others.
@@ -122,6 +128,8 @@ def run(rows: Sequence[Row], folder: pathlib.Path) -> tuple[dict[str, str], dict
     runs = [(row, seed) for row in rows for seed in row.seeds]
     with tqdm(runs, unit="run", disable=None, dynamic_ncols=True) as bar:
         for number, (row, seed) in enumerate(bar, start=1):
+            if stop:
+                break
             name = study.run_name(row, seed)
             weights = row.config.train.initial_weights
             if weights and not os.path.exists(weights):
@@ -129,7 +137,7 @@ def run(rows: Sequence[Row], folder: pathlib.Path) -> tuple[dict[str, str], dict
                 continue
             log.info("Run %d of %d: %s.", number, len(runs), name)
             try:
-                run_one(row.config, seed, folder / name)
+                run_one(row.config, seed, folder / name, stop)
             except Exception as error:  # whatever it is, the other runs are worth having
                 log.error("%s failed.", name, exc_info=not isinstance(error, UserError))
                 failed[name] = str(error) or type(error).__name__
@@ -137,13 +145,13 @@ def run(rows: Sequence[Row], folder: pathlib.Path) -> tuple[dict[str, str], dict
     return not_run, failed
 
 
-def run_one(config: Config, seed: int, folder: pathlib.Path) -> None:
+def run_one(config: Config, seed: int, folder: pathlib.Path, stop: preemption.Stop) -> None:
     """Trains one system with one seed in `folder`, and evaluates it on the validation and the test split."""
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
     if checkpoint.is_finished(folder):
         workdir.require_same_config(folder, config)
-    else:
-        train(config, folder)
+    elif not train(config, folder, stop).finished:
+        return  # it was asked to stop
     history = report.read_history(folder)
     best = int(history["steps"][np.argmin(history["validation_cost"])])
     for split in study.SPLITS:

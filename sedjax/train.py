@@ -1,5 +1,6 @@
 """`python -m sedjax train`: trains until the cost on the validation split stops falling; the same command resumes."""
 
+import dataclasses
 import functools
 import logging
 import pathlib
@@ -21,6 +22,7 @@ from sedjax import (
     optimizer,
     parallel,
     placement,
+    preemption,
     steps,
     train_state,
     workdir,
@@ -47,11 +49,16 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     require_no_arguments(argv)
     parallel.start()
-    train(config_lib.from_flag(), pathlib.Path(flags.FLAGS.workdir))
+    with preemption.listen() as stop:
+        train(config_lib.from_flag(), pathlib.Path(flags.FLAGS.workdir), stop)
 
 
-def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
-    """Trains in `folder`, from its last checkpoint if it has one; returns where the training ended."""
+def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = None) -> checkpoint.Progress:
+    """Trains in `folder`, from its last checkpoint if it has one; returns where the training ended.
+
+    A request to `stop` ends it after the current step, which is saved.
+    """
+    stop = preemption.Stop() if stop is None else stop
     # Data.
     records = input_pipeline.open_records(config.data.path, "train")
     validation = input_pipeline.open_records(config.data.path, "validation")
@@ -130,54 +137,65 @@ def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
     thresholds = decisions.candidates(config.decision, task)
 
     def validate(state: train_state.TrainState, step: int, progress: checkpoint.Progress,
-                 writer: MetricWriter) -> tuple[checkpoint.Progress, float]:
-        found = evaluate(state.weights, thresholds)
+                 writer: MetricWriter) -> checkpoint.Progress:
+        try:
+            found = evaluate(state.weights, thresholds, stop)
+        except preemption.Stopped:
+            return dataclasses.replace(progress, cost=None, evaluation_due=True)
         chosen, cost = decisions.tune(found.segments.sum(0), thresholds, task)
         progress = advance(progress, cost, chosen, config.train.patience, last=step == total)
         writer.write(step, {"epoch": step / per_epoch, "validation_loss": found.loss, "validation_cost": cost})
         log.info("Step %d, epoch %.1f: validation cost %.3f (best %.3f), loss %.4f.", step, step / per_epoch, cost,
                  progress.best_cost, found.loss)
-        return progress, cost
+        return progress
 
-    with checkpoint.open_manager(folder) as manager:
-        progress = checkpoint.Progress()
-        if restored := checkpoint.restore(manager, state):
+    with checkpoint.open_manager(folder, clean=True) as manager:
+        progress = checkpoint.Progress(evaluation_due=total == 0)  # the naive baseline has nothing to learn
+        restored = checkpoint.restore(manager, state)
+        if restored:
             state, progress = restored
             log.info("Resuming at step %d.", int(state.step))
         if progress.finished:
             log.info("The training in %s is finished: best validation cost %.3f.", folder, progress.best_cost)
             return progress
-        first = int(state.step)
+        step = first = int(state.step)
         log.info("%d clips of %d frames at most, %d steps an epoch, up to %d steps, %d devices.", len(clips),
                      clips.frames.max(), per_epoch, total, mesh.size)
 
         bar = tqdm(total=total, initial=first, unit="step", leave=None, disable=None if parallel.is_first() else True,
                    dynamic_ncols=True)
         running: list[tuple] = []  # steps and scalars of the calls since the last entry, still on the device
-        before = first
+        before, last = first, None
         with open_writer(folder, first) as writer, logging_redirect_tqdm([log]), bar:
-            for step, inputs in calls(first):
+            if progress.evaluation_due:
+                progress = validate(state, first, progress, writer)
+                if not (progress.evaluation_due and restored):
+                    checkpoint.save(manager, state, progress)
+            for step, inputs in () if stop or progress.finished else calls(first):
                 state, scalars = train_call(state, *inputs, key)
+                # The host is one call ahead of the device and no more, so that a stop need not wait for many.
+                jax.block_until_ready(last)
+                last = scalars
+                stops = bool(stop) or manager.reached_preemption(step)
                 if before % log_every == 0:
-                    # The call just dispatched runs on while the scalars of those before it are fetched.
                     write_training(writer, running, before, folder, manager.latest_step())
                     running = []
                 running.append((step - before, scalars))
-                if saves(step):
+                if saves(step) or stops:
                     write_training(writer, running, step, folder, manager.latest_step())
                     running = []
                 bar.update(step - before)
                 before = step
                 if evaluates(step):
-                    progress, cost = validate(state, step, progress, writer)
-                    bar.set_postfix(cost=f"{cost:.2f}", best=f"{progress.best_cost:.2f}")
-                if saves(step):
+                    progress = validate(state, step, progress, writer)
+                    bar.set_postfix(cost=progress.cost, best=progress.best_cost)
+                if saves(step) or stops:
                     checkpoint.save(manager, state, progress if evaluates(step) else checkpoint.without_cost(progress))
-                if progress.finished:
+                if progress.finished or stops or progress.evaluation_due:
                     break
-            if total == 0:  # nothing to learn, as for the naive baseline
-                progress, _ = validate(state, 0, progress, writer)
-                checkpoint.save(manager, state, progress)
+    if not progress.finished:
+        log.info("Stopped by %s after step %d%s.", stop.signal or "preemption", step, ": it is saved, and the same "
+                 "command goes on from there" if manager.latest_step() == step else ", with nothing to save")
     return progress
 
 

@@ -115,9 +115,9 @@ def test_a_sweep_survives_failures_and_cuts(config_file, tmp_path, monkeypatch, 
             raise KeyboardInterrupt
         write(self, step, scalars)
 
-    def counted(config, path):
+    def counted(config, path, stop):
         trained.append(f"{path.parent.name}/{path.name}")
-        return train(config, path)
+        return train(config, path, stop)
 
     monkeypatch.setattr(sweep, "train", counted)
     with monkeypatch.context() as patch:

@@ -1,13 +1,7 @@
 """Training from the command line's functions: learns, resumes bit for bit, agrees with predict and score."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
-import jax
 import numpy as np
 import pytest
 from tiny import TINY_TASK, run_command, tiny_config, write_layout
@@ -20,14 +14,6 @@ from sedjax.layout import read_layout
 from sedjax.metric_writer import read_metrics
 from sedjax.task import Task
 from sedjax.train import train
-
-# The same in a process of its own, on one device, and so that a test can kill it.
-RUN = ["-m", "sedjax", "train", "--config=configs/embedding_transformer.py", "--config.model.width=16",
-       "--config.model.heads=2", "--config.model.layers=1", "--config.model.feed_forward=16",
-       "--config.model.positions=40", "--config.model.head_width=8", "--config.data.batch_size=4",
-       "--config.data.eval_batch_size=8", "--config.data.max_frames=40", "--config.data.bucket_frames=40",
-       "--config.optimizer.learning_rate=0.01", "--config.train.save_every=3 steps", "--config.train.log_every=2 steps",
-       "--config.train.ema=0.9"]
 
 
 @pytest.fixture(scope="module")
@@ -144,48 +130,3 @@ def test_another_config_or_task_in_a_workdir(trained, records, tmp_path):
 def test_a_batch_that_the_devices_cannot_share(records, tmp_path):
     with pytest.raises(UserError, match="data.batch_size = 12 cannot be shared by 8 devices; the nearest is 8 or 16"):
         train(tiny_config(data__path=str(records), data__batch_size=12), tmp_path / "run")
-
-
-def start(records, workdir, duration="4 epochs") -> subprocess.Popen:
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return subprocess.Popen([sys.executable, *RUN, f"--config.data.path={records}", f"--workdir={workdir}",
-                             f"--config.train.duration={duration}"],
-                            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-def test_killed_and_started_again_it_ends_with_the_same_bits(records, tmp_path):
-    """SIGKILL once a checkpoint is there; the second start must go on, not start over."""
-    whole = start(records, tmp_path / "whole")
-    killed = start(records, tmp_path / "killed")
-    deadline = time.monotonic() + 120
-    while not any(path.name.isdigit() for path in (tmp_path / "killed" / "checkpoints").glob("*")):
-        assert killed.poll() is None, killed.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    assert whole.wait() == 0, whole.stderr.read()
-    whole.stderr.close()
-    _, first_step = read_state(tmp_path / "killed")
-    assert first_step < 16
-    again = start(records, tmp_path / "killed")
-    log = again.communicate()[1]
-    assert again.returncode == 0, log
-    assert "Resuming at step" in log
-    (expected, steps), (found, found_steps) = read_state(tmp_path / "whole"), read_state(tmp_path / "killed")
-    assert steps == found_steps == 16
-    assert jax.tree.structure(expected) == jax.tree.structure(found)
-    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found)):
-        np.testing.assert_array_equal(a, b)
-    for a, b in zip(read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "killed"), strict=True):
-        assert a | {"seconds": 0} == b | {"seconds": 0}
-
-
-def read_state(workdir):
-    with checkpoint.open_manager(workdir) as manager:
-        step = manager.latest_step()
-        shapes = {name: jax.tree.map(lambda x: np.empty(x.shape, x.dtype), manager.item_metadata(step)[name])
-                  for name in ("weights", "training")}
-        args = {name: checkpoint.ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
-        found = manager.restore(step, args=checkpoint.ocp.args.Composite(**args))
-    return {name: found[name] for name in args}, step

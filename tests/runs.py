@@ -1,0 +1,73 @@
+"""Trainings in processes of their own, which can be killed."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+
+from sedjax import checkpoint
+
+ARGUMENTS = [
+    "train", "--config=configs/embedding_transformer.py", "--config.model.width=16", "--config.model.heads=2",
+    "--config.model.layers=1", "--config.model.feed_forward=16", "--config.model.positions=40",
+    "--config.model.head_width=8", "--config.data.batch_size=4", "--config.data.eval_batch_size=8",
+    "--config.data.max_frames=40", "--config.data.bucket_frames=40", "--config.optimizer.learning_rate=0.01",
+    "--config.train.save_every=3 steps", "--config.train.log_every=2 steps", "--config.train.ema=0.9",
+    "--config.train.duration=4 epochs"]
+STEPS = 16
+
+# `python -m sedjax`, but each batch takes as long as with a real model, and the process gets a signal when it reads
+# a given batch: there is no other way to hit an evaluation of milliseconds.
+RUN = """
+import os, signal, time
+from sedjax import __main__, input_pipeline
+
+def slowly(read, name):
+    calls = []
+    def run(*args):
+        calls.append(None)
+        time.sleep(float(os.environ["SECONDS"]))
+        if os.environ["SIGNAL_AT"] == f"{name} {len(calls)}":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return read(*args)
+    return run
+
+input_pipeline.read_evaluation_batch = slowly(input_pipeline.read_evaluation_batch, "evaluation")
+input_pipeline.read_batch = slowly(input_pipeline.read_batch, "batch")
+__main__.main()
+"""
+
+
+def start(records, workdir, signal_at: str = "", seconds: float = 0.0) -> subprocess.Popen:
+    """Starts a training of STEPS steps, on one device.
+
+    Args:
+      records, workdir: of the training.
+      signal_at: SIGTERM when it reads this batch: "batch 7" (of either split) or "evaluation 2".
+      seconds: how long reading a batch takes.
+    """
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "SIGNAL_AT": signal_at,
+                   "SECONDS": str(seconds)}
+    return subprocess.Popen([sys.executable, "-c", RUN, *ARGUMENTS, f"--config.data.path={records}",
+                             f"--workdir={workdir}"],
+                            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen, status: int = 0) -> str:
+    """What a process logs until it ends, with the expected exit status."""
+    log = process.communicate(timeout=120)[1]
+    assert process.returncode == status, log
+    return log
+
+
+def read_state(workdir):
+    """All arrays of the last checkpoint, and its step."""
+    with checkpoint.open_manager(workdir) as manager:
+        step = manager.latest_step()
+        shapes = {name: jax.tree.map(lambda x: np.empty(x.shape, x.dtype), manager.item_metadata(step)[name])
+                  for name in ("weights", "training")}
+        args = {name: checkpoint.ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
+        found = manager.restore(step, args=checkpoint.ocp.args.Composite(**args))
+    return {name: found[name] for name in args}, step

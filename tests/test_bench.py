@@ -1,0 +1,172 @@
+"""Figures of tiny data: there, positive, consistent. How fast anything is, no test says."""
+
+import builtins
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from tiny import TINY_TASK, run_command, tiny_config
+
+from sedjax import bench, bench_scoring, input_pipeline, models, parallel, throughput
+from sedjax.errors import UserError
+from sedjax.throughput import Stretch
+
+
+@pytest.fixture(scope="module")
+def config(records):
+    return tiny_config(data__path=str(records), optimizer__learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def result(records, tmp_path_factory):
+    """What the command writes."""
+    path = tmp_path_factory.mktemp("bench") / "bench.json"
+    run_command(bench, "--config=configs/embedding_transformer.py", f"--config.data.path={records}",
+                "--config.model.width=16", "--config.model.heads=2", "--config.model.layers=1",
+                "--config.model.feed_forward=16", "--config.data.batch_size=8", "--config.model.positions=40",
+                "--config.data.max_frames=40", "--config.data.bucket_frames=40", "--steps=2", "--sweep=batch_size",
+                f"--json={path}")
+    return json.loads(path.read_text())
+
+
+def test_the_figures(result):
+    assert result["device"] == {"platform": "cpu", "kind": "cpu", "devices": 8}
+    for name in ("training", "evaluation"):
+        found = result[name]
+        assert found["frames_per_second"] > 0
+        assert found["flops_per_second"] > 0
+        assert found["flops_per_second"] == pytest.approx(
+            found["ceiling_share"] * result["ceiling"]["flops_per_second"])
+        assert 0 <= found["waiting_share"] <= 1
+        assert 0 < found["padded_share"] < 1
+    assert result["first_step_seconds"] > 0
+    assert result["peak_memory"]["bytes"] > 1e6
+    assert result["scoring"]["recordings"] == 4
+    assert [row["batch_size"] for row in result["sweep"]["batch_size"]] == [8, 16]
+    assert all(row["frames_per_second"] > 0 for row in result["sweep"]["batch_size"])
+
+
+def test_the_table_has_a_line_for_each(result):
+    other = {"frames_per_second": 1234.0, "ratio": 0.5, "lowest_ratio": 0.4, "highest_ratio": 0.6}
+    text = bench.format_result({**result, "against": {"sedjax": {}, "other": other, "none": {"error": "no"}}})
+    for words in ("training: real frames", "evaluation: ", "are padding", "first step", "cost analysis", "ceiling: ",
+                  "of the ceiling", "waits for input", "peak memory", "cost per class", "s a step",
+                  "0.50 x  training against other, 1,234 frames/s (0.40 to 0.60 in 5 turns)", "none: no"):
+        assert words in text
+    assert max(map(len, text.splitlines())) < 120
+
+
+def test_padding_against_brute_force(config):
+    training = throughput.Training(config, devices=2)
+    counts = []
+    for number in range(training.batches):
+        batch = training.read(number)
+        counts.append((batch["frame_mask"].sum(), batch["frame_mask"].size))
+    real, padded = np.sum(counts, axis=0)
+    found = training.stretch(training.batches)
+    assert (found.real_frames, found.padded_frames) == (real, padded)
+    assert training.padded_share == pytest.approx(1 - real / padded)
+    evaluation = throughput.Evaluation(config, training.variables, training.mesh)
+    found = evaluation.stretch(evaluation.batches)
+    assert found.real_frames == input_pipeline.open_records(config.data.path, "validation").lengths.sum()
+
+
+def test_the_operations_are_those_of_the_matrix_products(config):
+    """A model of one known size: XLA's count is at least its linear layers', three times for training, and not far."""
+    training = throughput.Training(dataclasses.replace(config, model={**config.model, "feed_forward": 512}), 1)
+    found = training.stretch(1)
+    width, hidden, columns = 16, 512, 16
+    frame = 2 * (columns * width + width * width + 4 * width * width + 2 * width * hidden + width * 8 + 8 * 3)
+    assert 2.5 * frame < found.flops / found.padded_frames < 5 * frame
+
+
+def test_accumulation_counts_every_part(config):
+    parts = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=16),
+                                optimizer=dataclasses.replace(config.optimizer, accumulate=2))
+    whole = dataclasses.replace(parts, optimizer=config.optimizer)
+    one, two = (throughput.Training(case, devices=1).stretch(1).flops for case in (whole, parts))
+    assert two == pytest.approx(one, rel=0.1)
+
+
+def test_the_ceiling_takes_the_best(config):
+    mesh = parallel.make_mesh(2)
+    found = throughput.matmul_ceiling(mesh, "bfloat16", [(64, 32, 32)])
+    assert found["flops_per_second"] > 0
+    assert found["precision"] == "bfloat16"
+    assert " x " in found["shape"]
+
+
+def test_a_sweep_doubles():
+    assert bench._doubling(1, 8) == [1, 2, 4, 8]
+    assert bench._doubling(3, 20) == [3, 6, 12]
+
+
+def test_ratios_of_injected_times():
+    clock = {"sedjax": iter([2.0, 4.0, 2.0]), "peer": iter([1.0, 1.0, 4.0])}
+    calls = []
+
+    def contestant(name):
+        def run():
+            calls.append(name)
+            return Stretch(next(clock[name]), real_frames=80, padded_frames=100)
+
+        return run
+
+    speeds = bench.take_turns({name: contestant(name) for name in clock}, rounds=3)
+    assert calls == ["sedjax", "peer"] * 3
+    assert speeds == {"sedjax": [40, 20, 40], "peer": [80, 80, 20]}
+    found = bench.ratios(speeds, "sedjax")
+    assert found["sedjax"]["ratio"] == 1
+    assert found["peer"] == {"frames_per_second": 80, "ratio": 0.5, "lowest_ratio": 0.25, "highest_ratio": 2}
+
+
+def test_scoring_with_arrays_is_the_evaluation(config):
+    rng = np.random.default_rng(1)
+    lengths = (7, 10, 23)
+    probabilities = [rng.random((n, 3), np.float32) for n in lengths]
+    truth = [rng.random((n, 3)) < 0.2 for n in lengths]
+    outcomes = np.zeros((3, 4))
+    for said, true in zip(probabilities, truth):
+        for first in range(0, len(said), 10):
+            for c in range(3):
+                a, b = (said[first : first + 10, c] > 0.5).any(), true[first : first + 10, c].any()
+                outcomes[c, {(True, True): 0, (True, False): 1, (False, False): 2, (False, True): 3}[a, b]] += 1
+    expected = (outcomes / 5 * 50 * TINY_TASK.cost_matrix).sum(-1)
+    np.testing.assert_allclose(bench_scoring.with_arrays(TINY_TASK)(probabilities, truth), expected)
+
+
+def test_data_frames_give_the_same_cost(config):
+    pytest.importorskip("pandas")
+    found = bench_scoring.scoring(config, repeats=1)  # compares them
+    assert found["ratio"] > 0
+
+
+def test_mistakes(config, monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="--sweep knows batch_size and devices, not 'wings'"):
+        bench.bench(config, 1, sweep=["wings"])
+    with pytest.raises(UserError, match="knows the embedding_transformer, not 'naive'"):
+        bench.bench(dataclasses.replace(config, model={"name": "naive"}), 1, against="torch")
+    real = builtins.__import__
+
+    def without_torch(name, *args, **kwargs):
+        if name.split(".")[0] == "torch":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_torch)
+    with pytest.raises(UserError, match=r"needs PyTorch: pip install 'sedjax\[bench\]'"):
+        bench.bench(config, 1, against="torch")
+
+
+def test_the_peer_is_the_same_architecture(config):
+    torch = pytest.importorskip("torch")
+    from sedjax import torch_peer
+
+    records = input_pipeline.open_records(config.data.path, "train")
+    peer = torch_peer.Peer(config, records, compiled=False, precision="float32")
+    model = models.build_from(config, records.task)
+    assert peer.parameters == models.count_parameters(model, {"embeddings": 16})
+    found = peer.stretch(2)
+    assert 0 < found.real_frames <= found.padded_frames
+    assert torch.isfinite(peer.step(*peer._batch()))

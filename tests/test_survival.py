@@ -1,0 +1,205 @@
+"""Real processes that are killed, preempted, robbed of files and of disk space: nothing is lost, no bit differs."""
+
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from runs import STEPS, finish, read_state, start
+
+from sedjax import checkpoint
+from sedjax.errors import UserError
+from sedjax.metric_writer import read_metrics
+
+KILLS = int(os.environ.get("SEDJAX_KILLS", "2"))  # issue 4 asks for 20 by hand
+
+
+@pytest.fixture(scope="module")
+def whole(records, tmp_path_factory):
+    """The workdir of a training that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    finish(start(records, folder))
+    return folder
+
+
+def require_same_end(found: pathlib.Path, expected: pathlib.Path) -> None:
+    (found_state, step), (expected_state, _) = read_state(found), read_state(expected)
+    assert step == STEPS
+    assert jax.tree.structure(found_state) == jax.tree.structure(expected_state)
+    for a, b in zip(jax.tree.leaves(found_state), jax.tree.leaves(expected_state)):
+        np.testing.assert_array_equal(a, b)
+    costs = [[(entry["step"], entry["validation_cost"]) for entry in read_metrics(folder) if "validation_cost" in entry]
+             for folder in (found, expected)]
+    assert costs[0] == costs[1]
+    _, found_best, found_step = checkpoint.load_weights(found)
+    _, expected_best, expected_step = checkpoint.load_weights(expected)
+    assert (found_best, found_step) == (expected_best, expected_step)
+
+
+def wait_for(path: pathlib.Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_killed_at_random_moments(records, whole, tmp_path):
+    """SIGKILL, again and again; it loses the steps since the last save at most, and ends with the same bits."""
+    rng = random.Random(time.time_ns())
+    folder, saved, kills = tmp_path / "0", 0, 0
+    while True:
+        last = kills == KILLS
+        begun = _inode(folder / "metrics.jsonl")  # written anew when the loop begins
+        process = start(records, folder, seconds=0.0 if last else 0.1)
+        if not last:
+            while process.poll() is None and _inode(folder / "metrics.jsonl") == begun:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 4))
+            process.kill()
+        log = process.communicate(timeout=120)[1]
+        print(f"--- after {kills} kills, step {saved} saved:\n{log}")
+        assert "damaged" not in log
+        assert not saved or f"Resuming at step {saved}." in log
+        if process.returncode == 0:
+            require_same_end(folder, whole)
+            for a, b in zip(read_metrics(folder), read_metrics(whole), strict=True):
+                assert a | {"seconds": 0} == b | {"seconds": 0}
+            assert not list((folder / "checkpoints").glob("*tmp*"))
+            if last:
+                return
+            folder, saved = tmp_path / str(kills), 0  # it was faster than the kill
+        else:
+            assert process.returncode == -signal.SIGKILL
+            kills += 1
+            steps = [int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
+            assert max(steps, default=0) >= saved
+            saved = max(steps, default=0)
+            entries = read_metrics(folder)
+            assert len(entries) == len((folder / "metrics.jsonl").read_text().splitlines())
+            # At most one save is under way, and every third step is saved.
+            assert max((entry["step"] for entry in entries), default=0) <= saved + 6
+
+
+def _inode(path: pathlib.Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None
+
+
+def test_preempted_in_training_and_in_evaluation(records, whole, tmp_path):
+    folder = tmp_path / "run"
+    log = finish(start(records, folder, signal_at="batch 5"))
+    assert log.count("Stopped by SIGTERM after step") == 1
+    assert "the same command goes on from there" in log
+    stopped = read_state(folder)[1]
+    assert 1 <= stopped <= 6
+    log = finish(start(records, folder, signal_at="evaluation 2"))
+    assert f"Resuming at step {stopped}." in log
+    interrupted = read_state(folder)[1]
+    assert f"Stopped by SIGTERM after step {interrupted}:" in log
+    assert interrupted % 4 == 0
+    assert not [entry for entry in read_metrics(folder) if entry["step"] == interrupted and "validation_cost" in entry]
+    log = finish(start(records, folder))
+    assert log.count(f"Step {interrupted}, ") == 1  # the evaluation is done again
+    require_same_end(folder, whole)
+    steps = [entry["step"] for entry in read_metrics(folder) if "loss" in entry]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "zeroed"])
+def test_a_damaged_last_checkpoint(damage, records, whole, tmp_path):
+    """Training goes on from the checkpoint before, and saves the damaged step again."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    for path in (folder / "checkpoints" / str(STEPS)).rglob("*"):
+        if path.is_file():
+            size = path.stat().st_size
+            path.write_bytes(path.read_bytes()[: size // 2] if damage == "truncated" else bytes(size))
+    log = finish(start(records, folder))
+    assert "damaged" in log
+    assert "Resuming at step" in log
+    require_same_end(folder, whole)
+
+
+@pytest.mark.parametrize("item", ["progress", "weights", "metrics"])
+def test_weights_of_a_damaged_checkpoint(item, whole, tmp_path):
+    """The last falls back to the one before it; the best does not: another model would be a surprise."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    _, _, best = checkpoint.load_weights(folder, "best")
+    shutil.rmtree(folder / "checkpoints" / str(STEPS) / item)
+    if item == "metrics":  # as while training deletes it: that is no business of whoever reads
+        assert checkpoint.load_weights(folder, "last")[2] == STEPS
+        (folder / "checkpoints" / str(STEPS) / "metrics").mkdir()
+        (folder / "checkpoints" / str(STEPS) / "metrics" / "metrics").write_bytes(bytes(10))
+    assert checkpoint.load_weights(folder, "last")[2] < STEPS
+    if item == "metrics":
+        assert (folder / "damaged" / str(STEPS)).exists()
+        return
+    with pytest.raises(UserError, match=f"The checkpoint '{STEPS}' in .* is damaged"):
+        checkpoint.load_weights(folder, str(STEPS))
+    if best == STEPS:
+        with pytest.raises(UserError, match="The checkpoint 'best' in .* is damaged"):
+            checkpoint.load_weights(folder)
+
+
+def test_what_a_deletion_that_was_cut_off_leaves(whole, tmp_path):
+    """It goes, without a warning; where it is the newest, it was no deletion."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    oldest, *_, newest = sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+    for step, left in ((oldest, False), (newest, True)):
+        shutil.rmtree(folder / "checkpoints" / str(step) / "metrics")
+        with checkpoint.open_manager(folder, clean=True) as manager:
+            assert step not in manager.all_steps()
+        assert (folder / "damaged" / str(step)).exists() == left
+
+
+def test_silently_changed_weights_are_no_checkpoint(whole, tmp_path, monkeypatch):
+    """What decodes, but is not what was saved."""
+    shutil.copytree(whole, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / str(STEPS) / "progress" / "metadata"
+    text = path.read_text()
+    assert '"checksums": {"weights": ' in text
+    path.write_text(text.replace('"checksums": {"weights": ', '"checksums": {"weights": 1'))
+    with pytest.raises(UserError, match="is damaged"):
+        checkpoint.load_weights(tmp_path / "run", str(STEPS))
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs the right to mount a file system")
+def test_a_disk_that_fills_up_while_training(records, whole, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        process = start(records, disk / "run", seconds=0.2)
+        wait_for(disk / "run" / "checkpoints" / "3", process)
+        with open(disk / "filler", "wb", buffering=0) as filler:
+            while True:
+                try:
+                    filler.write(bytes(4096))
+                except OSError:
+                    break
+        log = finish(process, status=2)
+        assert log.strip().splitlines()[-1].startswith("Error: The disk is full")
+        assert "Traceback" not in log
+        (disk / "filler").unlink()
+        log = finish(start(records, disk / "run"))
+        assert "Resuming at step" in log
+        require_same_end(disk / "run", whole)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_second_signal_ends_the_process_as_usual():
+    code = ("import os, signal\nfrom sedjax import preemption\nwith preemption.listen() as stop:\n"
+            "  os.kill(os.getpid(), signal.SIGTERM)\n  assert stop.signal == 'SIGTERM'\n"
+            "  os.kill(os.getpid(), signal.SIGTERM)")
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGTERM
