@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from tiny import tiny_config
 
 from sedjax import models, train_state
 from sedjax.config import base_config, freeze
 from sedjax.errors import UserError
-from sedjax.models.embedding_transformer import EmbeddingTransformer
+from sedjax.models.embedding_transformer import DepthwiseConv, EmbeddingTransformer
 from sedjax.models.encoder import Dropout
 from sedjax.task import MLPC_2025
 
@@ -132,6 +133,15 @@ def test_mfcc_are_the_chosen_ones_standardized_and_beside_the_mel_bands():
         np.testing.assert_allclose(model.apply(filled, moved, mask), logits, atol=1e-5)
     with pytest.raises(UserError, match=r"model.mfcc = \(0, 24\): the records hold the MFCC 0 to 23"):
         initialised("conv_transformer", model__mfcc=(0, 24))
+
+
+@pytest.mark.parametrize("size", [3, 4, 7])
+def test_a_depthwise_convolution_is_a_grouped_one(size):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 20, 6)), jnp.float32)
+    layer = DepthwiseConv(size)
+    variables = layer.init(jax.random.key(0), x)
+    grouped = nn.Conv(6, (size,), feature_group_count=6, use_bias=False)
+    np.testing.assert_allclose(layer.apply(variables, x), grouped.apply(variables, x), atol=1e-5)
 
 
 def test_depthwise_convolutions_see_their_frames_only_and_each_column_alone():

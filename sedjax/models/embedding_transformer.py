@@ -10,6 +10,21 @@ from jaxtyping import Array, Bool, Float, Int
 from sedjax.models.encoder import KERNEL_INIT, BatchNorm, Dense, Encoder, Head, gelu, standardize
 
 
+class DepthwiseConv(nn.Module):
+    """A convolution over time of `size` frames, each column on its own, without bias."""
+
+    size: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "clip frame column"]) -> Float[Array, "clip frame column"]:
+        frames, columns = x.shape[1:]
+        kernel = self.param("kernel", KERNEL_INIT, (self.size, 1, columns)).astype(self.dtype)
+        # A sum of shifted products: a step of XLA's grouped convolution takes eight times as long on a CPU.
+        padded = jnp.pad(x.astype(self.dtype), ((0, 0), ((self.size - 1) // 2, self.size // 2), (0, 0)))
+        return sum(padded[:, i : i + frames] * kernel[None, i] for i in range(self.size))
+
+
 class DepthwiseStem(nn.Module):
     """Convolutions over time, each column on its own, with batch norm and ReLU; then a linear layer."""
 
@@ -20,11 +35,9 @@ class DepthwiseStem(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "clip frame column"], frame_mask: Bool[Array, "clip frame"],
                  train: bool) -> Float[Array, "clip frame width"]:
-        columns = x.shape[-1]
         for i, size in enumerate(self.kernels, start=1):
             x = jnp.where(frame_mask[..., None], x, 0)  # a convolution reaches over the end of a clip
-            x = nn.Conv(columns, (size,), feature_group_count=columns, use_bias=False, dtype=self.dtype,
-                        kernel_init=KERNEL_INIT, name=f"conv{i}")(x)
+            x = DepthwiseConv(size, self.dtype, name=f"conv{i}")(x)
             x = nn.relu(BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, frame_mask, train))
         return Dense(self.width, dtype=self.dtype, name="proj")(x)
 
