@@ -1,11 +1,16 @@
-"""`python -m data_prep.import_weights`: a PyTorch checkpoint -> a sedjax workdir, or an error; never a part of it."""
+"""`python -m data_prep.import_weights`: a PyTorch checkpoint -> a sedjax workdir, or an npz file for part of a model.
+
+All of the checkpoint or an error; never some of its tensors.
+"""
 
 import logging
 import pathlib
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from flax import linen as nn
@@ -14,12 +19,13 @@ from flax import traverse_util
 from sedjax import checkpoint, commands, models, workdir
 from sedjax import config as config_lib
 from sedjax.errors import UserError
-from sedjax.task import MLPC_2025, read_task
+from sedjax.models.resnet import ResNet34
+from sedjax.task import MLPC_2025, Task, read_task
 from sedjax.train_state import TrainState
 
 log = logging.getLogger("data_prep")
 
-# Per model: the prefix of its tensors in published checkpoints, and how a parameter's path becomes a tensor's key.
+# Per network: the prefix of its tensors in published checkpoints, and how a parameter's path becomes a tensor's key.
 # The rules are applied one after the other.
 _LAYER = r"^encoder/layer_(\d+)/"
 RULES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
@@ -36,14 +42,26 @@ RULES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
         (r"/(kernel|scale)$", ".weight"),
         (r"/bias$", ".bias"),
     )),
+    "resnet34": ("", (
+        (r"^(layer\d)_(\d)/", r"\1.\2."),
+        (r"downsample_conv/", "downsample.0/"),
+        (r"downsample_bn/", "downsample.1/"),
+        (r"/(kernel|scale)$", ".weight"),
+        (r"/bias$", ".bias"),
+        (r"/(mean|var)$", r".running_\1"),
+    )),
 }
+# What a classifier of images has and a stem does not need: the last layer, and counters, which no result depends on.
+NOT_IN_STEM = re.compile(r"^fc\.|\.num_batches_tracked$")
 
 
 def define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "PyTorch checkpoint (.ckpt, .pt, .pth), or .npz of its state dict.",
                         required=True)
     config_lib.define_flag()
-    flags.DEFINE_string("workdir", None, "New folder for the sedjax checkpoint.", required=True)
+    flags.DEFINE_string("workdir", None, "New folder for the sedjax checkpoint of a whole model.")
+    flags.DEFINE_string("output", None, "npz file for the weights of a ResNet-34 stem, to be trained from with "
+                                        "--config.train.initial_weights.")
     flags.DEFINE_string("costs", None, "costs.json of the task, its classes in the order of the checkpoint's outputs; "
                                        "MLPC 2025 if not given.")
 
@@ -51,20 +69,37 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     commands.require_no_arguments(argv)
     options = flags.FLAGS
-    config, folder = config_lib.from_flag(), pathlib.Path(options.workdir)
+    if bool(options.workdir) == bool(options.output):
+        raise UserError("Give either --workdir=FOLDER, for a whole model, or --output=FILE.npz, for a ResNet-34 stem.")
+    config = config_lib.from_flag()
+    name = config.model["name"]
+    if name == "conv_transformer" and config.model.get("stem") == "resnet34":
+        if not options.output:
+            raise UserError("A ResNet-34 stem is part of a model and cannot predict: give --output=FILE.npz in place "
+                            "of --workdir.")
+        import_stem(options.checkpoint, config, pathlib.Path(options.output))
+    elif name == "embedding_transformer":
+        if not options.workdir:
+            raise UserError(f"A checkpoint of {name!r} is a whole model: give --workdir=FOLDER in place of --output.")
+        task = read_task(options.costs) if options.costs else MLPC_2025
+        import_model(options.checkpoint, config, task, pathlib.Path(options.workdir))
+    else:
+        raise UserError(f"No PyTorch checkpoint of {name!r} is known; those of 'embedding_transformer', and of "
+                        "'conv_transformer' with model.stem = 'resnet34', are.")
+
+
+def import_model(path: str, config: config_lib.Config, task: Task, folder: pathlib.Path) -> None:
+    """Writes the workdir `folder` of the embedding-transformer whose PyTorch checkpoint is at `path`."""
+    name = config.model["name"]
     if folder.exists():
         raise UserError(f"{folder} exists already: choose another --workdir.")
-    task = read_task(options.costs) if options.costs else MLPC_2025
-    model = models.build_from(config, task)
-    name = config.model["name"]
-    if name not in RULES:
-        raise UserError(f"No PyTorch checkpoint of {name!r} is known; those of {sorted(RULES)} are.")
-    if config.model.get("standardize"):
+    if config.model["standardize"]:
         raise UserError("The checkpoint holds no feature statistics: set --config.model.standardize=False.")
-    tensors = strip_prefix(read_state_dict(options.checkpoint), RULES[name][0])
+    tensors = strip_prefix(read_state_dict(path), RULES[name][0])
     first = tensors.get("proj.0.weight")
     if first is None or first.ndim != 2:
-        raise UserError(f"{options.checkpoint} is no checkpoint of {name!r}: it has no matrix 'proj.0.weight'.")
+        raise UserError(f"{path} is no checkpoint of {name!r}: it has no matrix 'proj.0.weight'.")
+    model = models.build_from(config, task)
     widths = dict.fromkeys(model.features, first.shape[1])
     params = convert(tensors, model, name, widths)
     workdir.prepare(folder, config, task, {key: {"width": width} for key, width in widths.items()})
@@ -75,6 +110,19 @@ def main(argv: Sequence[str]) -> None:
           f"into {folder}. Its outputs are taken to be, in this order: {', '.join(task.classes)}.")
 
 
+def import_stem(path: str, config: config_lib.Config, output: pathlib.Path) -> None:
+    """Writes the npz file `output` of the stem whose torchvision checkpoint is at `path`."""
+    if output.suffix != ".npz":
+        raise UserError(f"--output must end in .npz, not {output.name!r}.")
+    channels = 1 + (len(config.model["mfcc"]) if config.model.get("mfcc_as") == "channels" else 0)
+    tensors = read_state_dict(path)
+    part = resnet34_part(tensors, channels, config.model["resnet_width"])
+    with commands.atomic_output(output) as temporary:
+        np.savez(temporary, **part)
+    print(f"Loaded {len(part)} of {len(tensors)} tensors, all but the classifier and counters, into {output}. "
+          f"Input channels: {channels}. Train from it with --config.train.initial_weights={output}.")
+
+
 def read_state_dict(path: str) -> dict[str, np.ndarray]:
     """The tensors of a checkpoint by key; a Lightning checkpoint's are under `state_dict`.
 
@@ -82,9 +130,9 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
     """
     if path.endswith(".npz"):
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
                 return dict(archive)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} is not a readable npz file: {error}.") from error
     try:
         import torch
@@ -93,7 +141,7 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         content = content.get("state_dict", content)
-        return {key: value.float().numpy() for key, value in content.items()}
+        return {key: value.detach().float().numpy() for key, value in content.items()}
     except Exception as error:  # torch raises pickle's, zipfile's and its own errors for damaged files
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} is not a readable PyTorch checkpoint of tensors: {reason}") from error
@@ -120,23 +168,57 @@ def convert(tensors: Mapping[str, np.ndarray], model: nn.Module, name: str, widt
     """
     variables = jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model, widths))
     shapes = traverse_util.flatten_dict(variables["params"], sep="/")
+    return traverse_util.unflatten_dict(_place(tensors, shapes, name), sep="/")
+
+
+def resnet34_part(tensors: Mapping[str, np.ndarray], channels: int, width: int = 64) -> dict[str, np.ndarray]:
+    """The variables of a ResNet-34 stem from torchvision's classifier of images.
+
+    Each of the new input channels gets the sum of the kernels for red, green and blue, divided by the number of
+    channels, so that activations keep their scale; three channels keep the kernels as they are.
+
+    Args:
+      tensors: by torchvision's keys; those of the classifier and the counters of batch norms are left out.
+      channels: of the input.
+      width: of the stem; torchvision's is 64.
+
+    Returns:
+      Arrays by collection and path, such as "params/stem/conv1/kernel" and "batch_stats/stem/bn1/mean".
+
+    Raises:
+      UserError: a tensor is missing, unexpected or misshapen.
+    """
+    variables = jax.eval_shape(lambda key: ResNet34(width).init(
+        key, jnp.zeros((1, 10, 64, 3)), jnp.ones((1, 10), bool), False), jax.random.key(0))
+    shapes = {name: traverse_util.flatten_dict(tree, sep="/") for name, tree in variables.items()}
+    arrays = _place({key: value for key, value in tensors.items() if not NOT_IN_STEM.search(key)},
+                    shapes["params"] | shapes["batch_stats"], "resnet34")
+    if channels != 3:
+        total = arrays["conv1/kernel"].sum(axis=2, keepdims=True)
+        arrays["conv1/kernel"] = np.repeat(total / channels, channels, axis=2)
+    return {f"{name}/stem/{path}": arrays[path] for name, paths in shapes.items() for path in paths}
+
+
+def _place(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, jax.ShapeDtypeStruct],
+           name: str) -> dict[str, np.ndarray]:
+    """The PyTorch tensors by path, after the rules of `name`. Raises UserError unless all fit and none is left over."""
     keys = {path: _tensor_key(path, RULES[name][1]) for path in shapes}
     missing = sorted(set(keys.values()) - set(tensors))
     unexpected = sorted(set(tensors) - set(keys.values()))
     if missing or unexpected:
         raise UserError(f"The checkpoint does not fit the model {name!r}: {len(missing)} tensors are missing "
                         f"{missing[:3]}, {len(unexpected)} are unexpected {unexpected[:3]}.")
-    params = {}
+    arrays = {}
     for path, wanted in shapes.items():
         value = np.asarray(tensors[keys[path]], np.float32)
         # PyTorch stores (out, in) and (out, in, height, width), Flax (in, out) and (height, width, in, out).
-        if path.endswith("kernel"):
-            value = value.T if value.ndim == 2 else np.moveaxis(value, (0, 1), (-1, -2))
+        if path.endswith("kernel") and value.ndim > 1:
+            value = np.moveaxis(value, (0, 1), (-1, -2))
         if value.shape != wanted.shape:
             raise UserError(f"The checkpoint does not fit the model {name!r}: {keys[path]!r} has the shape "
                             f"{tensors[keys[path]].shape}, but the model's {path} is {wanted.shape}.")
-        params[path] = value
-    return traverse_util.unflatten_dict(params, sep="/")
+        arrays[path] = value
+    return arrays
 
 
 def _tensor_key(path: str, rules: tuple[tuple[str, str], ...]) -> str:

@@ -11,6 +11,7 @@ COMMANDS = {
     "evaluate": "cost and figures of a trained model on one split",
     "predict": "submission CSV for a directory of recordings",
     "score": "cost of a submission CSV, or a check of its format",
+    "sweep": "trains the systems of a study with several seeds and compares them",
     "report": "compares trained models: tables and figures",
 }
 

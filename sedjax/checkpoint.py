@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from sedjax.errors import UserError
-from sedjax.train_state import TrainState
+from sedjax.train_state import TrainState, learned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +76,23 @@ def restore(manager: ocp.CheckpointManager, state: TrainState) -> tuple[TrainSta
         raise UserError(f"The checkpoint at step {step} in {manager.directory} is not of this model and config: "
                         f"use another --workdir ({_first_line(error)}).") from error
     weights, training = found["weights"], found["training"]
-    average = weights["params"] if state.ema is not None else None
-    params = training.get("params", weights["params"])
-    model_state = {name: value for name, value in weights.items() if name != "params"}
+    average = {name: weights[name] for name in state.ema} if state.ema else None
+    model_state = {**weights, **training.get("learned", {})}
+    params = model_state.pop("params")
     restored = TrainState(training["step"], params, average, model_state, training["opt_state"])
     return restored, _progress(found["progress"])
+
+
+def is_finished(workdir: str | os.PathLike) -> bool:
+    """Whether the training in a workdir, if there is one, has ended."""
+    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
+        return False
+    with open_manager(workdir) as manager:
+        step = manager.latest_step()
+        if step is None:
+            return False
+        found = manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
+    return _progress(found["progress"]).finished
 
 
 def load_weights(workdir: str | os.PathLike, which: str = "best") -> tuple[dict, Progress, int]:
@@ -107,9 +119,9 @@ def load_weights(workdir: str | os.PathLike, which: str = "best") -> tuple[dict,
 
 
 def _training(state: TrainState) -> dict:
-    """What only training needs. Without an average the parameters are among the weights already."""
+    """What only training needs. Without an average, what is learned is among the weights already."""
     tree = {"step": state.step, "opt_state": state.opt_state}
-    return tree if state.ema is None else {**tree, "params": state.params}
+    return tree if state.ema is None else {**tree, "learned": learned(state.params, state.model_state)}
 
 
 def _abstract(tree):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import re
@@ -92,6 +93,7 @@ class TrainConfig:
       patience: evaluations without a lower cost before training stops; 0 for never.
       ema: decay of the averaged parameters that are evaluated and kept; 0 for none.
       seed: of initialisation, order, and everything random on the device.
+      initial_weights: npz of pretrained weights of a part of the model, from data_prep.import_weights; "" for none.
     """
 
     duration: str = "100 epochs"
@@ -102,6 +104,7 @@ class TrainConfig:
     patience: int = 10
     ema: float = 0.0
     seed: int = 0
+    initial_weights: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +163,15 @@ def base_config(model: str) -> ConfigDict:
     return config.lock()
 
 
+def changed(config: ConfigDict, **changes) -> ConfigDict:
+    """A copy of a config in which some keys, written with `__` for the dot, have other values."""
+    config = config.copy_and_resolve_references()
+    for key, value in changes.items():
+        *path, name = key.split("__")
+        functools.reduce(getattr, path, config)[name] = value
+    return config
+
+
 def define_flag() -> None:
     """Defines --config: a config file, any of whose keys the command line can change."""
     config_flags.DEFINE_config_file("config", None, "Experiment, for example configs/demo.py; any of its keys can be "
@@ -168,9 +180,14 @@ def define_flag() -> None:
 
 
 def from_flag() -> Config:
-    """The checked config of --config. Raises UserError if the file cannot be read."""
+    """The checked config of --config. Raises UserError if it cannot be read or used."""
+    return freeze(fields_from_flag())
+
+
+def fields_from_flag() -> dict:
+    """What --config holds, unchecked. Raises UserError if the file cannot be read."""
     try:
-        return freeze(flags.FLAGS.config.to_dict())
+        return flags.FLAGS.config.to_dict()
     except OSError as error:  # raised at the first access to what could not be loaded
         raise UserError(f"The config file cannot be read: {' '.join(str(error).split(': ', 1)[-1].split())}") from error
 

@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
     result = evaluate_workdir(folder, options.split, options.data, options.checkpoint)
     if not parallel.is_first():
         return
-    step, recordings = result.pop("step"), result.pop("recordings")
+    step, recordings = result.pop("step"), len(result.pop("counts"))
     score = metrics.Score(result["cost"], result["interval"], result["classes"])
     print(f"{folder}, checkpoint of step {step}, {options.split} split, {recordings} recordings\n")
     print(format_score(score))
@@ -115,8 +115,8 @@ def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = N
       which: the checkpoint, as for predict.load.
 
     Returns:
-      `step` of the checkpoint, `recordings` (their number), the fields of metrics.Score, and `frames`: the figures of
-      metrics.detection_figures. It can be written as JSON.
+      `step` of the checkpoint, `counts` of segments (recording, class, outcome), the fields of metrics.Score, and
+      `frames`: the figures of metrics.detection_figures. It can be written as JSON.
 
     Raises:
       UserError: it is no workdir, has no such checkpoint, or the records are of another task or lack a feature.
@@ -132,7 +132,7 @@ def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = N
     evaluation = evaluate(parallel.replicate(detector.variables, mesh), detector.thresholds[None])
     score = metrics.score(evaluation.segments[:, 0], task)
     frames = metrics.detection_figures(evaluation.frames[:, 0].sum(0), task)
-    return {"step": detector.step, "recordings": len(source.lengths), **score.to_dict(), "frames": frames}
+    return {"step": detector.step, "counts": evaluation.segments[:, 0].tolist(), **score.to_dict(), "frames": frames}
 
 
 def format_figures(frames: dict[str, dict[str, float | None]]) -> str:

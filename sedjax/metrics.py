@@ -47,12 +47,40 @@ def bootstrap_interval(clip_counts: Int[np.ndarray, "clip class outcome"], task:
 
     Segments of a recording are not independent, so whole recordings are drawn.
     """
+    weights = _resamples(np.random.default_rng(seed), len(clip_counts), resamples)
+    return _interval(_resampled_cost(clip_counts, weights, task))
+
+
+def difference_interval(runs: Int[np.ndarray, "run clip class outcome"],
+                        baseline: Int[np.ndarray, "baseline_run clip class outcome"], task: Task,
+                        resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the mean total cost of some runs minus that of a baseline's runs.
+
+    Recordings are drawn with replacement, the same ones for both; so are the runs of each, which differ by their seed.
+    """
     rng = np.random.default_rng(seed)
-    clips = len(clip_counts)
-    # How often each recording is drawn is all that matters: one matrix product makes all resamples.
-    weights = rng.multinomial(clips, np.full(clips, 1 / clips), size=resamples).astype(np.float64)
-    resampled = np.tensordot(weights, np.asarray(clip_counts, np.float64), axes=1)
-    low, high = np.percentile(cost_per_class(resampled, task).sum(-1), [2.5, 97.5])
+    weights = _resamples(rng, runs.shape[1], resamples)
+
+    def mean_cost(runs: np.ndarray) -> np.ndarray:
+        costs = np.stack([_resampled_cost(counts, weights, task) for counts in runs], axis=1)
+        drawn = rng.integers(len(runs), size=costs.shape)
+        return np.take_along_axis(costs, drawn, axis=1).mean(1)
+
+    return _interval(mean_cost(runs) - mean_cost(baseline))
+
+
+def _resamples(rng: np.random.Generator, clips: int, resamples: int) -> Float64[np.ndarray, "resample clip"]:
+    """How often each recording is drawn, which is all that matters: one matrix product makes all resamples."""
+    return rng.multinomial(clips, np.full(clips, 1 / clips), size=resamples).astype(np.float64)
+
+
+def _resampled_cost(clip_counts: Int[np.ndarray, "clip class outcome"], weights: Float64[np.ndarray, "resample clip"],
+                    task: Task) -> Float64[np.ndarray, "resample"]:
+    return cost_per_class(np.tensordot(weights, np.asarray(clip_counts, np.float64), axes=1), task).sum(-1)
+
+
+def _interval(values: Float64[np.ndarray, "resample"]) -> tuple[float, float]:
+    low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
 
 

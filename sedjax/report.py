@@ -63,7 +63,7 @@ class System:
       validation_cost, validation_loss: of each evaluation; cost per minute, loss per frame.
       train_loss: mean of the steps since the evaluation before, NaN where there are none.
       best: which evaluation is that of the best checkpoint.
-      recordings: how many the result comes from.
+      counts: of segments on the split.
       cost, interval: on the split, per minute, with its 95 % interval.
       class_costs: on the split, per minute, by class.
     """
@@ -79,7 +79,7 @@ class System:
     validation_loss: Float[np.ndarray, "evaluation"]
     train_loss: Float[np.ndarray, "evaluation"]
     best: int
-    recordings: int
+    counts: Int[np.ndarray, "recording class outcome"]
     cost: float
     interval: tuple[float, float]
     class_costs: dict[str, float]
@@ -123,7 +123,7 @@ def collect(folders: Sequence[str | os.PathLike], split: str) -> list[System]:
         systems.append(System(
             name=name, model=config.model["name"], task=task, **history,
             parameters=models.count_parameters(models.build_from(config, task), widths),
-            best=int(np.flatnonzero(history["steps"] == result["step"])[-1]), recordings=result["recordings"],
+            best=int(np.flatnonzero(history["steps"] == result["step"])[-1]), counts=np.array(result["counts"]),
             cost=result["cost"], interval=tuple(result["interval"]),
             class_costs={label: figures["cost"] for label, figures in result["classes"].items()}))
     return sorted(systems, key=lambda system: system.cost)
@@ -147,13 +147,13 @@ def result_of(folder: pathlib.Path, split: str, step: int) -> dict:
     path = folder / "report" / f"evaluation_{split}.json"
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # missing, or damaged
         result = json.loads(path.read_text(encoding="utf-8"))
-        if result["step"] == step:
+        if result["step"] == step and result["counts"]:
             return result
     log.info("Evaluating %s on the %s split.", folder, split)
     result = evaluate_workdir(folder, split)
     _make_folder(path.parent)
     with atomic_output(path) as temporary:
-        temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        temporary.write_text(json.dumps(result), encoding="utf-8")
     return result
 
 
@@ -247,7 +247,7 @@ def systems_table(systems: Sequence[System], split: str) -> str:
                      "" if system.seconds is None else f"{system.seconds:,.0f}"])
     if all(system.seconds is None for system in systems):
         rows = [row[:-1] for row in rows]
-    return _markdown(rows, text_columns=2)
+    return markdown(rows, text_columns=2)
 
 
 def class_table(systems: Sequence[System]) -> str:
@@ -256,7 +256,7 @@ def class_table(systems: Sequence[System]) -> str:
     names = list(next(iter(costs.values())))
     total = [math.fsum(row[name] for row in costs.values()) for name in names]
     rows = [[label, *(f"{row[name]:.2f}" for name in names)] for label, row in costs.items()]
-    return _markdown([["class", *names], *rows, ["**total**", *(f"**{cost:.2f}**" for cost in total)]], text_columns=1)
+    return markdown([["class", *names], *rows, ["**total**", *(f"**{cost:.2f}**" for cost in total)]], text_columns=1)
 
 
 def write(systems: Sequence[System], split: str, folder: pathlib.Path) -> pathlib.Path:
@@ -265,7 +265,7 @@ def write(systems: Sequence[System], split: str, folder: pathlib.Path) -> pathli
     draw_validation_cost(systems, folder / "validation_cost.png")
     draw_losses(systems, folder / "loss.png")
     draw_class_costs(systems, folder / "class_costs.png")
-    recordings = sorted({f"{system.recordings:,}" for system in systems})
+    recordings = sorted({f"{len(system.counts):,}" for system in systems})
     warning = "" if len(recordings) == 1 else (
         "**The systems were not evaluated on the same recordings: their costs cannot be compared.**\n\n")
     text = f"""# {systems[0].task.name}: {len(systems)} system{"s" if len(systems) > 1 else ""}
@@ -299,7 +299,8 @@ def _make_folder(folder: pathlib.Path) -> None:
         raise UserError(f"Cannot make the folder {folder}: {error.strerror}.") from error
 
 
-def _markdown(rows: list[list[str]], text_columns: int) -> str:
+def markdown(rows: list[list[str]], text_columns: int) -> str:
+    """A table; the first row is its head, the first `text_columns` columns are text and the others numbers."""
     rule = ["---"] * text_columns + ["---:"] * (len(rows[0]) - text_columns)
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in (escaped[0], rule, *escaped[1:]))

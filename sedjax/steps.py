@@ -14,7 +14,7 @@ from sedjax.collective import global_sum
 from sedjax.losses import masked_sum, weighted_bce
 from sedjax.metrics import confusion_counts
 from sedjax.task import Task
-from sedjax.train_state import TrainState
+from sedjax.train_state import TrainState, learned
 
 
 class Batch(TypedDict):
@@ -38,14 +38,14 @@ def train_step(state: TrainState, batch: Batch, key: Key[Array, ""], *, model: n
       model, optimizer: as for train_state.create.
       weights: of the loss, from losses.class_weights.
       accumulate: equal parts into which the batch is split, one after the other; the gradient is that of the whole.
-      ema: decay of the averaged parameters.
+      ema: decay of the average of what is learned.
 
     Returns:
       The state after the step, and scalars `loss` (mean per real frame) and `gradient_norm`.
     """
     key = jax.random.fold_in(key, state.step)
     streams = {"dropout": key, "augment": jax.random.fold_in(key, 1)}
-    mutable = [name for name in state.model_state if name != "statistics"]
+    mutable = [name for name in learned(state.params, state.model_state) if name != "params"]
 
     def loss_sum(params, model_state, batch: Batch):
         logits, updates = model.apply({"params": params, **model_state}, batch["features"], batch["frame_mask"],
@@ -79,7 +79,7 @@ def train_step(state: TrainState, batch: Batch, key: Key[Array, ""], *, model: n
     if average is not None:
         # A young average must forget the initial values sooner than an old one.
         decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
-        average = optax.incremental_update(params, average, 1 - decay)
+        average = optax.incremental_update(learned(params, model_state), average, 1 - decay)
     metrics = {"loss": total / jnp.maximum(count, 1), "gradient_norm": optax.tree.norm(gradient)}
     return TrainState(state.step + 1, params, average, model_state, opt_state), metrics
 

@@ -103,7 +103,8 @@ def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
     # State.
     parallel.on_first(lambda: workdir.prepare(folder, config, task, features))
     adamw = optimizer.make_optimizer(config.optimizer, warmup, total)
-    state = train_state.create(model, adamw, features, config.train.ema > 0, config.train.seed)
+    state = train_state.create(model, adamw, features, config.train.ema > 0, config.train.seed,
+                               config.train.initial_weights)
     parallel.on_first(lambda: write_parameters(folder, state))
     state = parallel.replicate(state, mesh)
     weights = losses.class_weights(config.loss, task)
@@ -150,8 +151,8 @@ def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
         log.info("%d clips of %d frames at most, %d steps an epoch, up to %d steps, %d devices.", len(clips),
                      clips.frames.max(), per_epoch, total, mesh.size)
 
-        bar = tqdm(total=total, initial=first, unit="step", disable=None if parallel.is_first() else True,
-                   dynamic_ncols=True)
+        bar = tqdm(total=total, initial=first, unit="step", leave=None, dynamic_ncols=True,
+                   disable=None if parallel.is_first() else True)
         running: list[tuple] = []  # steps and scalars of the calls since the last entry, still on the device
         before = first
         with open_writer(folder, first) as writer, logging_redirect_tqdm([log]), bar:

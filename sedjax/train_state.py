@@ -18,7 +18,7 @@ class TrainState:
     Attributes:
       step: steps taken, int32.
       params: trainable parameters.
-      ema: their running average, or None.
+      ema: running average of the parameters and the batch statistics, as variables, or None.
       model_state: the model's other variables: batch statistics, statistics of the features.
       opt_state: the optimizer's.
     """
@@ -31,23 +31,33 @@ class TrainState:
 
     @property
     def weights(self) -> dict:
-        """The variables to predict with: the averaged parameters where there are any, and the model's state."""
-        return {"params": self.params if self.ema is None else self.ema, **self.model_state}
+        """The variables to predict with: averaged where there is an average, and the model's other state."""
+        return {"params": self.params, **self.model_state, **(self.ema or {})}
+
+
+def learned(params, model_state: dict) -> dict:
+    """The variables that a step changes: all but the statistics of the features."""
+    return {"params": params, **{name: tree for name, tree in model_state.items() if name != "statistics"}}
 
 
 def create(model: nn.Module, optimizer: optax.GradientTransformation, features: dict[str, dict], ema: bool,
-           seed: int) -> TrainState:
+           seed: int, initial_weights: str = "") -> TrainState:
     """The state at step 0, a function of the seed.
 
     Args:
       model: the module.
       optimizer: its optimizer.
       features: width and statistics of each feature, from the records' metadata.
-      ema: whether to average the parameters.
+      ema: whether to average what is learned.
       seed: of the initial values.
+      initial_weights: file of the weights that a part of the model starts from, see models.fill_weights.
     """
     widths = {key: entry["width"] for key, entry in features.items()}
     variables = jax.jit(model.init)(jax.random.key(seed), *models.example_inputs(model, widths))
+    if initial_weights:
+        variables = models.fill_weights(variables, initial_weights)
     params = variables.pop("params", {})
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, ema=jax.tree.map(jnp.copy, params) if ema else None,
-                      model_state=models.fill_statistics(variables, features), opt_state=optimizer.init(params))
+    model_state = models.fill_statistics(variables, features)
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, model_state=model_state,
+                      ema=jax.tree.map(jnp.copy, learned(params, model_state)) if ema else None,
+                      opt_state=optimizer.init(params))

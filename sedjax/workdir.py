@@ -22,11 +22,7 @@ def prepare(workdir: pathlib.Path, config: config_lib.Config, task: Task, featur
     """
     if (workdir / "config.json").exists():
         task.require_same(read(workdir)[1], where=f"the workdir {workdir}")
-        old, new = _flat(json.loads((workdir / "config.json").read_text())), _flat(json.loads(config.to_json()))
-        changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in FREE)
-        if changed:
-            raise UserError(f"The workdir {workdir} holds a training with another config: {changed[0]} is "
-                            f"{old.get(changed[0])!r} there and {new.get(changed[0])!r} now; use another --workdir.")
+        require_same_config(workdir, config)
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -37,6 +33,15 @@ def prepare(workdir: pathlib.Path, config: config_lib.Config, task: Task, featur
                        ("config.json", config.to_json())):
         with atomic_output(workdir / name) as path:
             path.write_text(text)
+
+
+def require_same_config(workdir: pathlib.Path, config: config_lib.Config) -> None:
+    """Raises UserError if the training in a workdir has another config, other than in FREE."""
+    old, new = _flat(json.loads((workdir / "config.json").read_text())), _flat(json.loads(config.to_json()))
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in FREE)
+    if changed:
+        raise UserError(f"The workdir {workdir} holds a training with another config: {changed[0]} is "
+                        f"{old.get(changed[0])!r} there and {new.get(changed[0])!r} now; use another --workdir.")
 
 
 def read(workdir: str | os.PathLike) -> tuple[config_lib.Config, Task, dict[str, dict]]:

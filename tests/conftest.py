@@ -32,5 +32,5 @@ def records(source, tmp_path_factory):
     from data_prep.build_records import build
 
     path = tmp_path_factory.mktemp("records") / "tiny"
-    build(source, path, ("embeddings", "melspectrogram"))
+    build(source, path, ("embeddings", "melspectrogram", "mfcc"))
     return path

@@ -1,5 +1,7 @@
 """PyTorch checkpoints: all tensors or none."""
 
+import pathlib
+
 import jax
 import numpy as np
 import pytest
@@ -74,8 +76,9 @@ def test_the_command_makes_a_workdir_that_predicts(tensors, tmp_path, capsys):
         run_command(import_weights, *FLAGS, f"--checkpoint={tmp_path / 'weights.npz'}", f"--workdir={tmp_path / 'w'}")
 
 
-def test_a_file_that_is_no_checkpoint(tmp_path):
-    (tmp_path / "weights.npz").write_bytes(b"no zip")
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 half a zip"])
+def test_a_file_that_is_no_checkpoint(tmp_path, content):
+    (tmp_path / "weights.npz").write_bytes(content)
     with pytest.raises(UserError, match="not a readable npz"):
         run_command(import_weights, *FLAGS, f"--checkpoint={tmp_path / 'weights.npz'}", f"--workdir={tmp_path / 'w'}")
     assert not (tmp_path / "w").exists()
@@ -95,3 +98,104 @@ def test_a_lightning_checkpoint(tensors, tmp_path):
     (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="not a readable PyTorch checkpoint"):
         import_weights.read_state_dict(str(tmp_path / "half.ckpt"))
+
+
+@pytest.fixture(scope="module")
+def image_classifier():
+    """What torchvision saves of a ResNet-34."""
+    with np.load(pathlib.Path(__file__).parent / "golden" / "resnet34.npz", allow_pickle=False) as archive:
+        shapes = {str(key): tuple(map(int, str(shape).strip("()").rstrip(",").split(",")))
+                  for key, shape in zip(archive["keys"], archive["shapes"])}
+    rng = np.random.default_rng(0)
+    tensors = {key: rng.standard_normal(shape, np.float32) for key, shape in shapes.items()}
+    counters = {key.replace("running_mean", "num_batches_tracked"): np.zeros((), np.int64)
+                for key in shapes if key.endswith("running_mean")}
+    return tensors | counters
+
+
+def test_every_tensor_of_a_resnet_finds_its_place(image_classifier):
+    part = import_weights.resnet34_part(image_classifier, 3)
+    assert sum(value.size for name, value in part.items() if name.startswith("params/stem/")) == 21_284_672
+    assert len(part) == 36 + 4 * 36  # convolutions and batch norms, nothing of the classifier
+    for name, key in [("batch_stats/stem/bn1/mean", "bn1.running_mean"),
+                      ("batch_stats/stem/layer4_2/bn2/var", "layer4.2.bn2.running_var"),
+                      ("params/stem/layer1_0/bn1/scale", "layer1.0.bn1.weight"),
+                      ("params/stem/layer2_0/downsample_bn/bias", "layer2.0.downsample.1.bias")]:
+        np.testing.assert_array_equal(part[name], image_classifier[key])
+    for name, key in [("conv1", "conv1"), ("layer3_5/conv2", "layer3.5.conv2"),
+                      ("layer4_0/downsample_conv", "layer4.0.downsample.0")]:
+        np.testing.assert_array_equal(part[f"params/stem/{name}/kernel"],
+                                      image_classifier[f"{key}.weight"].transpose(2, 3, 1, 0))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_input_channels_of_a_resnet(image_classifier, channels):
+    """Equal channels excite the network as equal colours do, whatever their number."""
+    kernel = import_weights.resnet34_part(image_classifier, channels)["params/stem/conv1/kernel"]
+    original = image_classifier["conv1.weight"].transpose(2, 3, 1, 0)
+    assert kernel.shape == (7, 7, channels, 64)
+    assert kernel.dtype == np.float32
+    np.testing.assert_allclose(kernel.sum(2), original.sum(2), atol=1e-5)
+    if channels == 3:
+        np.testing.assert_array_equal(kernel, original)
+    else:
+        np.testing.assert_array_equal(kernel, np.broadcast_to(kernel[:, :, :1], kernel.shape))
+
+
+@pytest.mark.parametrize("key", ["conv1.weight", "layer2.0.downsample.1.running_var"])
+def test_a_missing_a_renamed_and_a_misshapen_tensor_of_a_resnet(image_classifier, key):
+    others = {name: value for name, value in image_classifier.items() if name != key}
+    value = image_classifier[key]
+    with pytest.raises(UserError, match=rf"1 tensors are missing \['{key}'\], 0 are unexpected"):
+        import_weights.resnet34_part(others, 1)
+    with pytest.raises(UserError, match=rf"1 are unexpected \['{key}2'\]"):
+        import_weights.resnet34_part(others | {f"{key}2": value}, 1)
+    for misshapen in (value[:-1], value.ravel()[:1]):
+        with pytest.raises(UserError, match=f"'{key}' has the shape"):
+            import_weights.resnet34_part(others | {key: misshapen}, 1)
+
+
+STEM_FLAGS = ["--config=configs/conv_transformer.py", "--config.model.stem=resnet34"]
+
+
+def test_the_command_makes_a_part_of_a_model(image_classifier, tmp_path, capsys):
+    np.savez(tmp_path / "weights.npz", **image_classifier)
+    flags = [*STEM_FLAGS, f"--checkpoint={tmp_path / 'weights.npz'}", f"--output={tmp_path / 'stem.npz'}"]
+    run_command(import_weights, *flags, "--config.model.mfcc=(0, 1, 22)", "--config.model.mfcc_as=channels")
+    assert "Loaded 180 of 218 tensors" in capsys.readouterr().out
+    with np.load(tmp_path / "stem.npz") as held:
+        expected = import_weights.resnet34_part(image_classifier, 4)
+        assert set(held) == set(expected)
+        for name, value in expected.items():
+            np.testing.assert_array_equal(held[name], value)
+    run_command(import_weights, *flags, "--config.model.mfcc=(0, 1, 22)", "--config.model.mfcc_as=bands")
+    with np.load(tmp_path / "stem.npz") as held:
+        assert held["params/stem/conv1/kernel"].shape == (7, 7, 1, 64)
+    (tmp_path / "stem.npz").unlink()
+    with pytest.raises(UserError, match=r"has the shape \(64,.*is \(16,"):
+        run_command(import_weights, *flags, "--config.model.resnet_width=16")
+    with pytest.raises(UserError, match="must end in .npz"):
+        run_command(import_weights, *flags, f"--output={tmp_path / 'stem.txt'}")
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.npz"]
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    ((*STEM_FLAGS,), "either --workdir"),
+    ((*STEM_FLAGS, "--output=out.npz", "--workdir=out"), "either --workdir"),
+    ((*STEM_FLAGS, "--workdir=out"), "give --output"),
+    ((*FLAGS, "--output=out.npz"), "give --workdir"),
+    (("--config=configs/conv_transformer.py", "--output=out.npz"), "No PyTorch checkpoint of 'conv_transformer'"),
+])
+def test_workdir_or_output(flags, words):
+    with pytest.raises(UserError, match=words):
+        run_command(import_weights, *flags, "--checkpoint=weights.npz")
+
+
+def test_a_torchvision_checkpoint(image_classifier, tmp_path):
+    torch = pytest.importorskip("torch")
+    saved = {key: torch.from_numpy(value) for key, value in image_classifier.items()}
+    saved["conv1.weight"] = torch.nn.Parameter(saved["conv1.weight"])  # older files hold parameters, not tensors
+    torch.save(saved, tmp_path / "resnet34.pth")
+    found = import_weights.resnet34_part(import_weights.read_state_dict(str(tmp_path / "resnet34.pth")), 1)
+    for name, value in import_weights.resnet34_part(image_classifier, 1).items():
+        np.testing.assert_array_equal(found[name], value)

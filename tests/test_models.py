@@ -3,17 +3,24 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tiny import tiny_config
 
-from sedjax import models
+from sedjax import models, train_state
 from sedjax.config import base_config, freeze
 from sedjax.errors import UserError
+from sedjax.models.embedding_transformer import EmbeddingTransformer
 from sedjax.models.encoder import Dropout
 from sedjax.task import MLPC_2025
 
-WIDTHS = {"embeddings": 16, "melspectrogram": 64}
+WIDTHS = {"embeddings": 16, "melspectrogram": 64, "mfcc": 24}
 TRANSFORMERS = ("embedding_transformer", "conv_transformer")
+VARIANTS = [("embedding_transformer", {"model__norm": "post"}), ("embedding_transformer", {"model__norm": "pre"}),
+            ("embedding_transformer", {"model__stem": "conv"}),
+            ("conv_transformer", {"model__norm": "post"}), ("conv_transformer", {"model__norm": "pre"}),
+            ("conv_transformer", {"model__mfcc": (0, 1, 22), "model__mfcc_as": "bands"}),
+            ("conv_transformer", {"model__mfcc": (0, 1, 22), "model__mfcc_as": "channels"})]
 
 
 def initialised(name: str, **changes):
@@ -22,20 +29,19 @@ def initialised(name: str, **changes):
     return model, variables
 
 
-def features(rng: np.random.Generator, clips: int, frames: int, name: str) -> dict[str, jax.Array]:
-    key = "embeddings" if name == "embedding_transformer" else "melspectrogram"
-    return {key: jnp.asarray(rng.exponential(size=(clips, frames, WIDTHS[key])).astype(np.float32))}
+def features(rng: np.random.Generator, clips: int, frames: int, model) -> dict[str, jax.Array]:
+    return {key: jnp.asarray(rng.exponential(size=(clips, frames, WIDTHS[key])).astype(np.float32))
+            for key in model.features}
 
 
-@pytest.mark.parametrize("norm", ["post", "pre"])
-@pytest.mark.parametrize("name", TRANSFORMERS)
-def test_padding_and_batch_mates_change_no_logit(name, norm):
-    model, variables = initialised(name, model__norm=norm)
+@pytest.mark.parametrize(("name", "changes"), VARIANTS)
+def test_padding_and_batch_mates_change_no_logit(name, changes):
+    model, variables = initialised(name, **changes)
     apply = jax.jit(model.apply)
     rng = np.random.default_rng(0)
     lengths = [40, 23, 0, 7]
     mask = jnp.asarray(np.arange(40)[None] < np.array(lengths)[:, None])
-    batch = features(rng, 4, 40, name)  # what lies under the padding is no zeros
+    batch = features(rng, 4, 40, model)  # what lies under the padding is no zeros
     together = apply(variables, batch, mask)
     assert np.isfinite(together).all()
     for clip, length in enumerate(lengths):
@@ -110,6 +116,80 @@ def test_statistics_standardize():
     np.testing.assert_allclose(shifted, model.apply(variables, {"embeddings": x}, mask), atol=1e-4)
 
 
+def test_mfcc_are_the_chosen_ones_standardized_and_beside_the_mel_bands():
+    rng = np.random.default_rng(0)
+    x = {"melspectrogram": jnp.ones((1, 20, 64)), "mfcc": jnp.asarray(rng.normal(size=(1, 20, 24)), jnp.float32)}
+    mask = jnp.ones((1, 20), bool)
+    for mfcc_as in ("bands", "channels"):
+        model, variables = initialised("conv_transformer", model__mfcc=(0, 22), model__mfcc_as=mfcc_as)
+        logits = model.apply(variables, x, mask)
+        for column, differs in ((0, True), (1, False), (22, True)):
+            moved = {**x, "mfcc": x["mfcc"].at[..., column].add(1.0)}
+            assert (np.abs(model.apply(variables, moved, mask) - logits).max() > 1e-4) == differs
+        filled = jax.tree.map(jnp.copy, variables)
+        filled["statistics"]["mfcc_mean"] += 3.0
+        moved = {**x, "mfcc": x["mfcc"] + 3.0}
+        np.testing.assert_allclose(model.apply(filled, moved, mask), logits, atol=1e-5)
+    with pytest.raises(UserError, match=r"model.mfcc = \(0, 24\): the records hold the MFCC 0 to 23"):
+        initialised("conv_transformer", model__mfcc=(0, 24))
+
+
+def test_depthwise_convolutions_see_their_frames_only_and_each_column_alone():
+    model = EmbeddingTransformer(num_classes=2, stem="conv", width=4, heads=1, layers=0, positions=0, head_width=0)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 40, 6)), jnp.float32)
+    mask = jnp.ones((1, 40), bool)
+    variables = model.init(jax.random.key(0), {"embeddings": x}, mask)
+    logits = model.apply(variables, {"embeddings": x}, mask)
+    moved = model.apply(variables, {"embeddings": x.at[0, 20].add(5.0)}, mask)
+    changed = np.flatnonzero(np.abs(moved - logits).max((0, 2)))
+    assert (changed.min(), changed.max()) == (14, 26)  # (7 - 1) / 2 + (5 - 1) / 2 + (3 - 1) / 2 frames on each side
+    assert {name: value["kernel"].shape for name, value in variables["params"]["stem"].items() if "conv" in name} == {
+        "conv1": (7, 1, 6), "conv2": (5, 1, 6), "conv3": (3, 1, 6)}
+
+
+def test_masks_of_augmentation_are_for_training_only():
+    model, variables = initialised("conv_transformer", model__time_masks=2, model__band_masks=2, model__dropout=0.0)
+    inputs, mask = features(np.random.default_rng(0), 2, 40, model), jnp.ones((2, 40), bool)
+    plain = initialised("conv_transformer", model__dropout=0.0)[0]
+
+    def logits(module, key: int, **train):
+        return np.asarray(module.apply(variables, inputs, mask, rngs={"augment": jax.random.key(key)}, **train))
+
+    training = {"train": True, "clip_id": jnp.arange(2)}
+    np.testing.assert_array_equal(logits(model, 0), logits(plain, 0))
+    np.testing.assert_array_equal(logits(model, 0, **training), logits(model, 0, **training))
+    assert (logits(model, 0, **training) != logits(model, 1, **training)).any()
+    assert (logits(model, 0, **training) != logits(plain, 0, **training)).any()
+
+
+def test_initial_weights_replace_a_whole_part_or_nothing(tmp_path):
+    model, variables = initialised("conv_transformer")
+    held = {f"params/stem/conv{i}/{name}": np.full(value.shape, float(i), np.float32)
+            for i in (1, 2) for name, value in variables["params"]["stem"][f"conv{i}"].items()}
+    np.savez(tmp_path / "stem.npz", **held)
+    filled = models.fill_weights(variables, tmp_path / "stem.npz")
+    assert (filled["params"]["stem"]["conv2"]["kernel"] == 2).all()
+    np.testing.assert_array_equal(filled["params"]["head"]["linear2"]["kernel"],
+                                  variables["params"]["head"]["linear2"]["kernel"])
+    state = train_state.create(model, optax.sgd(1.0), {"melspectrogram": {
+        "width": 64, "level_mean": [0.0] * 64, "level_std": [1.0] * 64}}, True, 0, str(tmp_path / "stem.npz"))
+    for params in (state.params, state.ema["params"]):
+        assert (params["stem"]["conv1"]["kernel"] == 1).all()
+    name = "params/stem/conv1/kernel"
+    for broken, words in (({**held, name: held[name][1:]}, r"conv1/kernel is \(2, 3, 1, 2\) there and \(3, 3, 1, 2\)"),
+                          ({**held, "params/stem/conv3/bias": np.ones(3)}, "missing in the model"),
+                          ({key: value for key, value in held.items() if key != name}, "kernel is missing there")):
+        np.savez(tmp_path / "broken.npz", **broken)
+        with pytest.raises(UserError, match=words):
+            models.fill_weights(variables, tmp_path / "broken.npz")
+    for content in (b"", b"no zip"):
+        (tmp_path / "damaged.npz").write_bytes(content)
+        with pytest.raises(UserError, match="no readable npz file"):
+            models.fill_weights(variables, tmp_path / "damaged.npz")
+    with pytest.raises(UserError, match="No such file"):
+        models.fill_weights(variables, tmp_path / "none.npz")
+
+
 def test_level_needs_a_power():
     _, variables = initialised("conv_transformer")
     with pytest.raises(UserError, match="no power"):
@@ -118,7 +198,9 @@ def test_level_needs_a_power():
 
 @pytest.mark.parametrize(("changes", "words"), [
     ({"model__heads": 3}, "cannot be divided"),
-    ({"model__norm": "middle"}, "'post' or 'pre'"),
+    ({"model__norm": "middle"}, "model.norm must be one of"),
+    ({"model__stem": "resnet34"}, "model.stem must be one of"),
+    ({"model__heads": 6, "model__width": 1024}, "1024 cannot be divided by model.heads = 6"),
 ])
 def test_sizes_that_do_not_fit(changes, words):
     with pytest.raises(UserError, match=words):
@@ -131,6 +213,10 @@ def test_sizes_that_do_not_fit(changes, words):
     ("embedding_transformer", {"model.norm": "pre"}, {"embeddings": 1024}, 36_221_706),
     ("conv_transformer", {"model.positions": 0}, {"melspectrogram": 64}, 13_158_282),
     ("conv_transformer", {}, {"melspectrogram": 64}, 13_286_282),
+    ("conv_transformer", {"model.stem": "resnet34"}, {"melspectrogram": 64}, 34_545_866),
+    ("conv_transformer", {"model.mfcc": (0, 1, 22)}, {"melspectrogram": 64, "mfcc": 32}, 13_319_050),
+    ("embedding_transformer", {"model.stem": "conv", "model.width": 512, "model.head_width": 0}, {"embeddings": 768},
+     13_152_522),
     ("naive", {}, {}, 0),
 ])
 def test_parameters_of_full_size_models(name, changes, widths, parameters):

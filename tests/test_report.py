@@ -21,7 +21,8 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 def result(step: int, costs: tuple[float, ...] = (1, 2, 4), recordings: int = 7) -> dict:
     """What evaluate_workdir returns, as far as the report needs it."""
-    return {"step": step, "recordings": recordings, "cost": sum(costs), "interval": [sum(costs) - 1, sum(costs) + 2],
+    return {"step": step, "counts": np.zeros((recordings, 3, 4), int).tolist(), "cost": sum(costs),
+            "interval": [sum(costs) - 1, sum(costs) + 2],
             "classes": {name: {"cost": cost} for name, cost in zip(TINY_TASK.classes, costs)}, "frames": {}}
 
 
@@ -46,7 +47,8 @@ def make_system(name: str, costs=(30.0, 20.0, 25.0), model: str = "embedding_tra
     epochs = np.arange(1.0, len(costs) + 1)
     fields = {"name": name, "model": model, "task": task, "parameters": 1234, "seconds": None,
               "steps": (4 * epochs).astype(int), "epochs": epochs, "validation_cost": np.array(costs),
-              "validation_loss": 9 / epochs, "train_loss": 7 / epochs, "best": int(np.argmin(costs)), "recordings": 7,
+              "validation_loss": 9 / epochs, "train_loss": 7 / epochs, "best": int(np.argmin(costs)),
+              "counts": np.zeros((7, 3, 4), int),
               "cost": sum(class_costs), "interval": (1.0, 9.0), "class_costs": dict(zip(task.classes, class_costs))}
     return report.System(**{**fields, **changes})
 
@@ -82,7 +84,7 @@ def test_systems_hold_what_their_workdirs_tell(tmp_path, evaluated):
     np.testing.assert_array_equal(second.validation_loss, [9, 4.5, 3])
     np.testing.assert_allclose(second.train_loss, [7, 3.5, 7 / 3])
     assert (first.best, second.best) == (0, 1)
-    assert (second.cost, second.interval, second.recordings) == (9, (8, 11), 7)
+    assert (second.cost, second.interval, len(second.counts)) == (9, (8, 11), 7)
     assert second.class_costs == {"Bell": 3, "Crow": 2, "Drum": 4}
     assert second.seconds is None
 
@@ -278,7 +280,7 @@ def test_the_command_writes_one_page_that_shows_all_figures(tmp_path, evaluated,
 
 
 def test_a_page_of_different_recordings_says_so(tmp_path):
-    systems = [make_system("one"), make_system("two", recordings=1200)]
+    systems = [make_system("one"), make_system("two", counts=np.zeros((1200, 3, 4), int))]
     page = report.write(systems, "test", tmp_path).read_text()
     assert "1,200 or 7 recordings" in page
     assert "cannot be compared" in page
@@ -309,6 +311,7 @@ def test_a_report_of_a_training_holds_what_evaluate_says(tmp_path, records):
     kept = json.loads((folder / "report" / "evaluation_test.json").read_text())
     said = json.loads((tmp_path / "result.json").read_text())
     assert list(said) == ["cost", "interval", "classes", "frames"]
-    assert kept == {"step": 0, "recordings": 4, **said}
+    assert len(kept.pop("counts")) == 4
+    assert kept == {"step": 0, **said}
     assert "| naive | naive | 0 | 0 | " in (folder / "report" / "index.md").read_text()
     assert f"| {said['cost']:.2f} |" in (folder / "report" / "index.md").read_text()

@@ -109,9 +109,9 @@ def test_the_average_follows_the_parameters():
     after, _ = jax.jit(step)(state, batch, jax.random.key(3))
     # After the first step the decay is still (1 + 0) / (10 + 0).
     expected = jax.tree.map(lambda a, b: 0.1 * a + 0.9 * b, state.params, after.params)
-    for a, b in zip(jax.tree.leaves(after.ema), jax.tree.leaves(expected)):
+    for a, b in zip(jax.tree.leaves(after.ema["params"]), jax.tree.leaves(expected)):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
-    assert after.weights["params"] is after.ema
+    assert after.weights["params"] is after.ema["params"]
 
 
 class Given(nn.Module):

@@ -1,11 +1,14 @@
 """The models by name, and what all of them need: construction from a config, statistics, a table of parameters."""
 
 import dataclasses
+import os
+import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 
 from sedjax.errors import UserError
 from sedjax.models.conv_transformer import ConvTransformer
@@ -27,8 +30,9 @@ def build(name: str, fields: dict, num_classes: int, precision: str = "float32")
     """The model `name` with the given fields. Raises UserError for sizes that do not fit together."""
     if fields.get("heads") and fields["width"] % fields["heads"]:
         raise UserError(f"model.width = {fields['width']} cannot be divided by model.heads = {fields['heads']}.")
-    if fields.get("norm", "post") not in ("post", "pre"):
-        raise UserError(f"model.norm must be 'post' or 'pre', not {fields['norm']!r}.")
+    for key, allowed in getattr(_model(name), "choices", {}).items():
+        if key in fields and fields[key] not in allowed:
+            raise UserError(f"model.{key} must be one of {list(allowed)}, not {fields[key]!r}.")
     if "dtype" in {field.name for field in dataclasses.fields(_model(name))}:
         fields = {**fields, "dtype": DTYPES[precision]}
     return _model(name)(num_classes=num_classes, **fields)
@@ -70,6 +74,33 @@ def fill_statistics(variables: dict, features: dict[str, dict]) -> dict:
     if "statistics" not in variables:
         return variables
     return {**variables, "statistics": {name: statistic(name) for name in variables["statistics"]}}
+
+
+def fill_weights(variables: dict, path: str | os.PathLike) -> dict:
+    """Replaces parts of freshly initialised variables, a pretrained stem for example.
+
+    Args:
+      variables: what `init` returned.
+      path: npz of arrays by path in `variables`, as `params/stem/conv1/kernel`, from data_prep.import_weights. Of a
+        part of the model that it holds, such as `params/stem`, it must hold everything.
+
+    Raises:
+      UserError: it cannot be read, or does not fit the model; nothing is replaced then.
+    """
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            held = dict(archive)
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"The initial weights {path} are no readable npz file: {error}.") from error
+    flat = traverse_util.flatten_dict(variables, sep="/")
+    parts = {tuple(name.split("/")[:2]) for name in held}
+    wanted = {name: value.shape for name, value in flat.items() if tuple(name.split("/")[:2]) in parts}
+    found = {name: value.shape for name, value in held.items()}
+    if wanted != found:
+        odd = min(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        raise UserError(f"The initial weights {path} do not fit the model: {odd} is {found.get(odd, 'missing')} there "
+                        f"and {wanted.get(odd, 'missing')} in the model.")
+    return traverse_util.unflatten_dict({**flat, **{name: jnp.asarray(value) for name, value in held.items()}}, sep="/")
 
 
 def _model(name: str) -> type[nn.Module]:

@@ -1,35 +1,71 @@
-"""The conv-transformer: systems 2 and 3 of the report (SPEC section 4)."""
+"""The conv-transformer on mel spectrograms: systems 2 to 8 of the report (SPEC section 4)."""
 
 from typing import ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from sedjax.augment import spec_augment
+from sedjax.errors import UserError
 from sedjax.frontend import level
 from sedjax.models.encoder import KERNEL_INIT, Dense, Encoder, Head, standardize
+from sedjax.models.resnet import ResNet34
+
+
+class ConvStem(nn.Module):
+    """Convolutions that keep time and halve frequency, with ReLU."""
+
+    channels: tuple[int, ...]
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "clip frame band channel"], frame_mask: Bool[Array, "clip frame"],
+                 train: bool) -> Float[Array, "clip frame _ _"]:
+        for i, channels in enumerate(self.channels, start=1):
+            # A convolution reaches over the end of a clip: padding must look like the zeros beyond the batch.
+            x = jnp.where(frame_mask[:, :, None, None], x, 0)
+            x = nn.relu(nn.Conv(channels, (3, 3), strides=(1, 2), dtype=self.dtype, kernel_init=KERNEL_INIT,
+                                name=f"conv{i}")(x))
+        return x
 
 
 class ConvTransformer(nn.Module):
-    """Mel spectrogram -> 2 convolutions that keep time and halve frequency -> transformer encoder -> frame logits.
+    """Mel spectrogram -> convolutions that keep time and shrink frequency -> transformer encoder -> frame logits.
 
     Attributes:
       num_classes: C.
+      stem: "conv" for two convolutions, "resnet34" for a ResNet-34 without its classifier.
       channels: of the two convolutions.
+      resnet_width: channels of the ResNet's first stage; 64 as published.
       log_scale: take the level in decibels of the linear power that the records hold.
+      mfcc: numbers of the MFCC that are further input; none if empty.
+      mfcc_as: "bands" appends them on the frequency axis, "channels" spreads each over all bands of its own channel.
       standardize: normalise each band by the statistics of the training frames.
+      time_masks, time_mask_frames, time_mask_share, band_masks, band_mask_width: of augment.spec_augment, in training.
       width, heads, layers, feed_forward, dropout, positions, norm: of the encoder.
       head_width: hidden units of the head; 0 for a single linear layer.
       dtype: of the computation.
     """
 
-    features: ClassVar[tuple[str, ...]] = ("melspectrogram",)
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {
+        "stem": ("conv", "resnet34"), "mfcc_as": ("bands", "channels"), "norm": ("post", "pre")}
 
     num_classes: int
+    stem: str = "conv"
     channels: tuple[int, int] = (32, 64)
+    resnet_width: int = 64
     log_scale: bool = True
+    mfcc: tuple[int, ...] = ()
+    mfcc_as: str = "bands"
     standardize: bool = True
+    time_masks: int = 0
+    time_mask_frames: int = 25
+    time_mask_share: float = 0.2
+    band_masks: int = 0
+    band_mask_width: int = 16
     width: int = 512
     heads: int = 4
     layers: int = 4
@@ -40,26 +76,48 @@ class ConvTransformer(nn.Module):
     head_width: int = 0
     dtype: DTypeLike = jnp.float32
 
+    @property
+    def features(self) -> tuple[str, ...]:
+        return ("melspectrogram", "mfcc") if self.mfcc else ("melspectrogram",)
+
     @nn.compact
     def __call__(self, features: dict[str, Float[Array, "clip frame _"]], frame_mask: Bool[Array, "clip frame"], *,
                  train: bool = False, clip_id: Int[Array, "clip"] | None = None) -> Float[Array, "clip frame class"]:
-        x = features["melspectrogram"].astype(jnp.float32)
-        if self.log_scale:
-            x = level(x)
-        if self.standardize:
-            x = standardize(self, level_key("melspectrogram", self.log_scale), x)
         clip_id = clip_id if train else None
-        x = x[..., None].astype(self.dtype)
-        for i, channels in enumerate(self.channels, start=1):
-            # A convolution reaches over the end of a clip: padding must look like the zeros beyond the batch.
-            x = jnp.where(frame_mask[:, :, None, None], x, 0)
-            x = nn.relu(nn.Conv(channels, (3, 3), strides=(1, 2), dtype=self.dtype, kernel_init=KERNEL_INIT,
-                                name=f"conv{i}")(x))
+        x = self._image(features, frame_mask, clip_id).astype(self.dtype)
+        stem = (ResNet34(self.resnet_width, dtype=self.dtype, name="stem") if self.stem == "resnet34"
+                else ConvStem(self.channels, self.dtype, name="stem"))
+        x = stem(x, frame_mask, train)
         x = Dense(self.width, dtype=self.dtype, name="proj")(x.reshape(*x.shape[:2], -1))
         x = Encoder(self.layers, self.heads, self.feed_forward, self.dropout, self.positions, self.norm, self.dtype,
                     name="encoder")(x, frame_mask, clip_id)
         self.sow("intermediates", "embeddings", x)  # kept only when asked for: steps.embed_step
         return Head(self.num_classes, self.head_width, self.dropout, self.dtype, name="head")(x, clip_id)
+
+    def _image(self, features: dict[str, Float[Array, "clip frame _"]], frame_mask: Bool[Array, "clip frame"],
+               clip_id: Int[Array, "clip"] | None) -> Float[Array, "clip frame band channel"]:
+        """The mel spectrogram, augmented in training, and beside it the MFCC."""
+        x = features["melspectrogram"].astype(jnp.float32)
+        if self.log_scale:
+            x = level(x)
+        if self.standardize:
+            x = standardize(self, level_key("melspectrogram", self.log_scale), x)
+        if clip_id is not None and (self.time_masks or self.band_masks):
+            x = spec_augment(self.make_rng("augment"), x, frame_mask, clip_id, time_masks=self.time_masks,
+                             time_mask_frames=self.time_mask_frames, time_mask_share=self.time_mask_share,
+                             band_masks=self.band_masks, band_mask_width=self.band_mask_width)
+        if not self.mfcc:
+            return x[..., None]
+        mfcc = features["mfcc"].astype(jnp.float32)
+        if not all(0 <= number < mfcc.shape[-1] for number in self.mfcc):
+            raise UserError(f"model.mfcc = {self.mfcc}: the records hold the MFCC 0 to {mfcc.shape[-1] - 1}.")
+        if self.standardize:
+            mfcc = standardize(self, "mfcc", mfcc)
+        mfcc = mfcc[..., np.array(self.mfcc)]
+        if self.mfcc_as == "bands":
+            return jnp.concatenate([x, mfcc], axis=-1)[..., None]
+        planes = jnp.broadcast_to(mfcc[:, :, None, :], (*x.shape, len(self.mfcc)))
+        return jnp.concatenate([x[..., None], planes], axis=-1)
 
 
 def level_key(key: str, log_scale: bool) -> str:

@@ -1,4 +1,4 @@
-"""The embedding-transformer: system 13 of the report, winner of MLPC 2025 (SPEC section 4)."""
+"""The embedding-transformer: systems 9 to 13 of the report; 13 won MLPC 2025 (SPEC section 4)."""
 
 from typing import ClassVar
 
@@ -7,16 +7,37 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from sedjax.models.encoder import Dense, Encoder, Head, gelu, standardize
+from sedjax.models.encoder import KERNEL_INIT, BatchNorm, Dense, Encoder, Head, gelu, standardize
+
+
+class DepthwiseStem(nn.Module):
+    """Convolutions over time, each column on its own, with batch norm and ReLU; then a linear layer."""
+
+    width: int
+    kernels: tuple[int, ...]
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "clip frame column"], frame_mask: Bool[Array, "clip frame"],
+                 train: bool) -> Float[Array, "clip frame width"]:
+        columns = x.shape[-1]
+        for i, size in enumerate(self.kernels, start=1):
+            x = jnp.where(frame_mask[..., None], x, 0)  # a convolution reaches over the end of a clip
+            x = nn.Conv(columns, (size,), feature_group_count=columns, use_bias=False, dtype=self.dtype,
+                        kernel_init=KERNEL_INIT, name=f"conv{i}")(x)
+            x = nn.relu(BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, frame_mask, train))
+        return Dense(self.width, dtype=self.dtype, name="proj")(x)
 
 
 class EmbeddingTransformer(nn.Module):
-    """Embeddings of frames -> two linear layers -> transformer encoder -> frame logits.
+    """Embeddings of frames -> two linear layers, or convolutions -> transformer encoder -> frame logits.
 
     The defaults are the report's final model: 40,821,514 parameters for 768 columns, 10 classes and 5000 positions.
 
     Attributes:
       num_classes: C.
+      stem: "linear" for two linear layers with GELU, "conv" for depthwise convolutions over time.
+      kernels: frames that each of these convolutions sees.
       width, heads, layers, feed_forward, dropout, positions, norm: of the encoder.
       head_width: hidden units of the head; 0 for a single linear layer.
       standardize: normalise the embeddings by the statistics of the training frames.
@@ -24,8 +45,11 @@ class EmbeddingTransformer(nn.Module):
     """
 
     features: ClassVar[tuple[str, ...]] = ("embeddings",)
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"stem": ("linear", "conv"), "norm": ("post", "pre")}
 
     num_classes: int
+    stem: str = "linear"
+    kernels: tuple[int, ...] = (7, 5, 3)
     width: int = 1024
     heads: int = 4
     layers: int = 4
@@ -44,8 +68,12 @@ class EmbeddingTransformer(nn.Module):
         if self.standardize:
             x = standardize(self, "embeddings", x.astype(jnp.float32))
         clip_id = clip_id if train else None
-        x = gelu(Dense(self.width, dtype=self.dtype, name="proj1")(x.astype(self.dtype)))
-        x = Dense(self.width, dtype=self.dtype, name="proj2")(x)
+        x = x.astype(self.dtype)
+        if self.stem == "conv":
+            x = DepthwiseStem(self.width, self.kernels, self.dtype, name="stem")(x, frame_mask, train)
+        else:
+            x = gelu(Dense(self.width, dtype=self.dtype, name="proj1")(x))
+            x = Dense(self.width, dtype=self.dtype, name="proj2")(x)
         x = Encoder(self.layers, self.heads, self.feed_forward, self.dropout, self.positions, self.norm, self.dtype,
                     name="encoder")(x, frame_mask, clip_id)
         self.sow("intermediates", "embeddings", x)  # kept only when asked for: steps.embed_step

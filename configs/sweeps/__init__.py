@@ -1,0 +1,1 @@
+"""Sweeps: lists of experiments; `get_config()` returns one as a ConfigDict."""

@@ -1,0 +1,200 @@
+"""Comparison of systems that were trained with several seeds: a table, verdicts and figures."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from sedjax import __version__, checkpoint, metrics, report
+from sedjax.commands import atomic_output
+from sedjax.config import Config
+from sedjax.errors import UserError
+from sedjax.report import System
+
+SPLITS = ("validation", "test")
+DRAW = {"validation_cost": report.draw_validation_cost, "loss": report.draw_losses,
+        "class_costs": report.draw_class_costs}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One system of a study.
+
+    Attributes:
+      name: of its folder.
+      title: for people.
+      parent: name of the system that it is compared with; "" for none.
+      published: what the study that is repeated says against the parent: "better", "worse", "no difference" or "".
+      seeds: of its runs.
+      config: of its runs.
+    """
+
+    name: str
+    title: str
+    parent: str
+    published: str
+    seeds: tuple[int, ...]
+    config: Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """Some systems in one picture; `show` is one of DRAW, "class_costs" being those on the validation split."""
+
+    title: str
+    show: str
+    systems: tuple[str, ...]
+
+    def __post_init__(self):
+        if self.show not in DRAW:
+            raise UserError(f"A figure must show one of {list(DRAW)}, not {self.show!r}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A system against its parent on the test split, both as means over their seeds.
+
+    Attributes:
+      difference: of the cost per minute; negative is better.
+      interval: 95 %, over recordings and seeds.
+    """
+
+    difference: float
+    interval: tuple[float, float]
+
+    @property
+    def verdict(self) -> str:
+        low, high = self.interval
+        return "better" if high < 0 else "worse" if low > 0 else "no evidence"
+
+
+def run_name(row: Row, seed: int) -> str:
+    """The folder of a run in the folder of its study."""
+    return os.path.join(row.name, f"seed{seed}")
+
+
+def compare(runs: Sequence[System], baseline: Sequence[System]) -> Comparison:
+    """A system's runs against another's. Raises UserError if they were not evaluated on as many recordings."""
+    if len({len(run.counts) for run in [*runs, *baseline]}) > 1:
+        raise UserError(f"{runs[0].name!r} and {baseline[0].name!r} were not evaluated on the same recordings.")
+    interval = metrics.difference_interval(np.stack([run.counts for run in runs]),
+                                           np.stack([run.counts for run in baseline]), runs[0].task)
+    return Comparison(float(np.mean([run.cost for run in runs]) - np.mean([run.cost for run in baseline])), interval)
+
+
+def agreement(found: str, published: str) -> str:
+    """What a verdict says about a published one; no evidence is no proof that there is no difference."""
+    if not published:
+        return ""
+    if found == "no evidence":
+        return "no contradiction" if published == "no difference" else "not confirmed"
+    return "confirmed" if found == published else "contradicted"
+
+
+def collect(rows: Sequence[Row], folder: pathlib.Path, split: str) -> dict[str, list[System]]:
+    """The finished runs of each system by its name, the systems of a row under its title; without those with none."""
+    found = {}
+    for row in rows:
+        folders = [folder / run_name(row, seed) for seed in row.seeds]
+        if finished := [path for path in folders if checkpoint.is_finished(path)]:
+            found[row.name] = [dataclasses.replace(system, name=row.title)
+                               for system in report.collect(finished, split)]
+    return found
+
+
+def write(rows: Sequence[Row], figures: dict[str, Figure], folder: pathlib.Path,
+          problems: dict[str, str]) -> pathlib.Path:
+    """Writes report/index.md and its figures into the folder of a study, and returns the path of the page.
+
+    Args:
+      rows: all systems of the study.
+      figures: by file name, without its ending.
+      folder: of the study.
+      problems: why runs are missing, by run_name.
+
+    Raises:
+      UserError: no run is finished, or the files cannot be written.
+    """
+    validation, test = (collect(rows, folder, split) for split in SPLITS)
+    if not test:
+        raise UserError(f"No run in {folder} is finished" + (f": {'; '.join(problems.values())}." if problems else "."))
+    output = folder / "report"
+    output.mkdir(exist_ok=True)
+    pictures = []
+    for name, figure in figures.items():
+        systems = [system for key in figure.systems for system in validation.get(key, [])]
+        if {key for key in figure.systems if key in validation} == set(figure.systems):
+            DRAW[figure.show](systems, output / f"{name}.png")
+            pictures.append(f"### {figure.title}\n\n![{figure.title}]({name}.png)")
+        else:
+            pictures.append(f"### {figure.title}\n\nNot drawn: not all of its systems have a finished run.")
+    first = next(iter(test.values()))[0]
+    seeds = sorted({len(runs) for runs in test.values()})
+    missing = "\n".join(f"- `{name}`: {text}" for name, text in problems.items())
+    text = f"""# {first.task.name}: {len(rows)} systems
+
+Cost per minute (lower is better) on {len(first.counts):,} test recordings, at the checkpoint with the lowest
+validation cost; mean and standard deviation over {" or ".join(map(str, seeds))} seeds. A difference is against the
+parent system on the test split, with its 95 % interval over recordings and seeds; a verdict needs an interval
+without 0. Made by sedjax {__version__}.
+
+{table(rows, validation, test)}
+
+{f"Runs that are missing:{chr(10)}{chr(10)}{missing}{chr(10)}" if missing else "No run is missing."}
+
+## Figures
+
+A dot is the best checkpoint; each line is a run, the runs of a system have one colour.
+
+{(chr(10) * 2).join(pictures)}
+
+## Cost of each class
+
+On the test split, mean over the seeds.
+
+{class_table(rows, test)}
+"""
+    with atomic_output(output / "index.md") as path:
+        path.write_text(text, encoding="utf-8")
+    return output / "index.md"
+
+
+def table(rows: Sequence[Row], validation: dict[str, list[System]], test: dict[str, list[System]]) -> str:
+    """One Markdown row per system, those without a run too."""
+    titles = {row.name: row.title for row in rows}
+    lines = [["system", "against", "verdict", "published", "the published verdict is", "parameters", "validation",
+              "test", "difference", "95 % interval", "training (s)"]]
+    for row in rows:
+        line = [row.title, titles.get(row.parent, ""), "", row.published]
+        if row.name not in test:
+            lines.append([*line, "not run", *[""] * 6])
+            continue
+        runs = test[row.name]
+        costs = [spread([run.validation_cost[run.best] for run in validation[row.name]]),
+                 spread([run.cost for run in runs])]
+        compared = ["", ""]
+        if row.parent in test:
+            found = compare(runs, test[row.parent])
+            line[2] = found.verdict
+            compared = [f"{found.difference:+.2f}", "{:+.2f} to {:+.2f}".format(*found.interval)]
+        seconds = [run.seconds for run in runs if run.seconds is not None]
+        lines.append([*line, agreement(line[2], row.published) if line[2] else "", f"{runs[0].parameters:,}", *costs,
+                      *compared, f"{np.mean(seconds):,.0f}" if seconds else ""])
+    return report.markdown(lines, text_columns=5)
+
+
+def class_table(rows: Sequence[Row], test: dict[str, list[System]]) -> str:
+    """One Markdown row per system, one column per class."""
+    classes = next(iter(test.values()))[0].task.classes
+    lines = [["system", *classes]]
+    for row in rows:
+        if runs := test.get(row.name):
+            lines.append([row.title, *(f"{np.mean([run.class_costs[name] for run in runs]):.2f}" for name in classes)])
+    return report.markdown(lines, text_columns=1)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and, of several values, their standard deviation."""
+    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")

@@ -1,0 +1,151 @@
+"""`python -m sedjax sweep`: trains the systems of a study with several seeds and compares them; it can be cut off.
+
+A study is a config file: a list of systems, most of them another one with a few keys changed (configs/sweeps/).
+"""
+
+import dataclasses
+import logging
+import os
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from sedjax import checkpoint, parallel, report, study, workdir
+from sedjax import config as config_lib
+from sedjax.commands import require_no_arguments
+from sedjax.config import Config
+from sedjax.errors import UserError
+from sedjax.study import Row
+from sedjax.train import train
+
+log = logging.getLogger("sedjax")
+
+
+def new_sweep() -> ConfigDict:
+    """The ConfigDict of a sweep without systems; `add` and `add_figure` fill it."""
+    return ConfigDict({"data": {"path": ""}, "seeds": (0, 1, 2), "systems": {}, "figures": {}})
+
+
+def add(sweep: ConfigDict, name: str, title: str, base: ConfigDict | None = None, parent: str = "",
+        published: str = "", seeds: tuple[int, ...] = (), **changes) -> None:
+    """Adds a system to a sweep.
+
+    Args:
+      sweep: from new_sweep.
+      name: of its folder.
+      title: for people.
+      base: its config; that of the parent if None.
+      parent: name of the system that it is compared with.
+      published: what the study that is repeated found: "better", "worse" or "no difference" than the parent.
+      seeds: instead of the sweep's.
+      changes: of keys of the config, with `__` for the dot.
+    """
+    config = config_lib.changed(base or sweep.systems[parent].config, **changes)
+    # A ConfigDict forgets the order of its keys.
+    sweep.systems[name] = ConfigDict({"place": len(sweep.systems), "title": title, "parent": parent,
+                                      "published": published, "seeds": seeds, "config": config})
+
+
+def add_figure(sweep: ConfigDict, name: str, title: str, show: str, systems: tuple[str, ...]) -> None:
+    """Adds a figure of some systems: `show` is "validation_cost", "loss" or "class_costs" (on validation)."""
+    sweep.figures[name] = ConfigDict({"title": title, "show": show, "systems": systems})
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A checked sweep: its rows, and its figures by file name."""
+
+    rows: tuple[Row, ...]
+    figures: dict[str, study.Figure]
+
+
+def freeze(fields: dict) -> Sweep:
+    """The checked form of a sweep. Raises UserError that names the system with an unusable config."""
+    try:
+        systems, seeds, path = fields["systems"], tuple(fields["seeds"]), fields["data"]["path"]
+        figures = {name: study.Figure(**figure) for name, figure in fields["figures"].items()}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"The config is no sweep: {error}; configs/sweeps/report.py is one.") from error
+    if not systems or not seeds:
+        raise UserError("The sweep has no systems or no seeds.")
+    rows = []
+    for name, system in sorted(systems.items(), key=lambda item: item[1]["place"]):
+        try:
+            config = config_lib.freeze(system["config"])
+        except UserError as error:
+            raise UserError(f"systems.{name}: {error}") from error
+        if path:
+            config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
+        if system["parent"] not in ("", *systems):
+            raise UserError(f"systems.{name}: there is no system {system['parent']!r} to compare it with.")
+        rows.append(Row(name, system["title"], system["parent"], system["published"],
+                        tuple(system["seeds"]) or seeds, config))
+    for name, figure in figures.items():
+        if unknown := [system for system in figure.systems if system not in systems]:
+            raise UserError(f"figures.{name}: there is no system {unknown[0]!r}.")
+    return Sweep(tuple(rows), figures)
+
+
+def define_flags() -> None:
+    config_lib.define_flag()
+    flags.DEFINE_string("workdir", None, "Folder of the sweep: one folder a system, in it one a seed, and report/.",
+                        required=True)
+    flags.DEFINE_list("only", [], "Names of the systems to train, with commas between them; all if not given.")
+
+
+def main(argv: Sequence[str]) -> None:
+    require_no_arguments(argv)
+    parallel.cache_compilations()
+    options = flags.FLAGS
+    sweep, folder = freeze(config_lib.fields_from_flag()), pathlib.Path(options.workdir)
+    if unknown := [name for name in options.only if name not in {row.name for row in sweep.rows}]:
+        raise UserError(f"--only: there is no system {unknown[0]!r}; there are {[row.name for row in sweep.rows]}.")
+    chosen = [row for row in sweep.rows if not options.only or row.name in options.only]
+    not_run, failed = run(chosen, folder)
+    page = study.write(sweep.rows, sweep.figures, folder, not_run | failed)
+    print(page.read_text(encoding="utf-8") + f"\nWrote {page}.")
+    if failed:
+        raise UserError(f"{len(failed)} runs failed: " + "; ".join(f"{name}: {text}" for name, text in failed.items()))
+
+
+def run(rows: Sequence[Row], folder: pathlib.Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Trains each row with each seed and evaluates it; what is finished is left alone, what was cut off goes on.
+
+    Returns:
+      Why runs were not tried, and why runs failed, by their folder in `folder`; neither stops the others.
+    """
+    not_run, failed = {}, {}
+    runs = [(row, seed) for row in rows for seed in row.seeds]
+    with tqdm(runs, unit="run", disable=None, dynamic_ncols=True) as bar:
+        for number, (row, seed) in enumerate(bar, start=1):
+            name = study.run_name(row, seed)
+            weights = row.config.train.initial_weights
+            if weights and not os.path.exists(weights):
+                not_run[name] = f"there is no file {weights}, its initial weights"
+                continue
+            log.info("Run %d of %d: %s.", number, len(runs), name)
+            try:
+                run_one(row.config, seed, folder / name)
+            except Exception as error:  # whatever it is, the other runs are worth having
+                log.error("%s failed.", name, exc_info=not isinstance(error, UserError))
+                failed[name] = str(error) or type(error).__name__
+            jax.clear_caches()  # the next system compiles its own steps
+    return not_run, failed
+
+
+def run_one(config: Config, seed: int, folder: pathlib.Path) -> None:
+    """Trains one system with one seed in `folder`, and evaluates it on the validation and the test split."""
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
+    if checkpoint.is_finished(folder):
+        workdir.require_same_config(folder, config)
+    else:
+        train(config, folder)
+    history = report.read_history(folder)
+    best = int(history["steps"][np.argmin(history["validation_cost"])])
+    for split in study.SPLITS:
+        report.result_of(folder, split, best)
