@@ -151,8 +151,8 @@ def train(config: Config, folder: pathlib.Path) -> checkpoint.Progress:
         log.info("%d clips of %d frames at most, %d steps an epoch, up to %d steps, %d devices.", len(clips),
                      clips.frames.max(), per_epoch, total, mesh.size)
 
-        bar = tqdm(total=total, initial=first, unit="step", leave=None, dynamic_ncols=True,
-                   disable=None if parallel.is_first() else True)
+        bar = tqdm(total=total, initial=first, unit="step", leave=None, disable=None if parallel.is_first() else True,
+                   dynamic_ncols=True)
         running: list[tuple] = []  # steps and scalars of the calls since the last entry, still on the device
         before = first
         with open_writer(folder, first) as writer, logging_redirect_tqdm([log]), bar:

@@ -37,7 +37,8 @@ def prepare(workdir: pathlib.Path, config: config_lib.Config, task: Task, featur
 
 def require_same_config(workdir: pathlib.Path, config: config_lib.Config) -> None:
     """Raises UserError if the training in a workdir has another config, other than in FREE."""
-    old, new = _flat(json.loads((workdir / "config.json").read_text())), _flat(json.loads(config.to_json()))
+    # Read as a config, what an older version wrote gets the defaults of keys that it did not know.
+    old, new = (_flat(json.loads(each.to_json())) for each in (read(workdir)[0], config))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in FREE)
     if changed:
         raise UserError(f"The workdir {workdir} holds a training with another config: {changed[0]} is "

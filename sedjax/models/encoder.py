@@ -17,7 +17,19 @@ from sedjax.errors import UserError
 POSITION_STD = 0.02
 # PyTorch's rule for linear layers and convolutions, which the report's systems start from: U(+-1 / sqrt(fan_in)).
 KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-Dense = functools.partial(nn.Dense, kernel_init=KERNEL_INIT)
+
+
+def by_rows(x: Array, kernel: Array, dimension_numbers, **kwargs) -> Array:
+    """x @ kernel of a linear layer as one product of two matrices.
+
+    With the axes of clips and frames apart, XLA on a CPU copies the transposed gradients of each layer before it
+    multiplies: a tenth of a training step.
+    """
+    product = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **kwargs)
+    return product.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+Dense = functools.partial(nn.Dense, kernel_init=KERNEL_INIT, dot_general=by_rows)
 
 
 def gelu(x: Array) -> Array:
