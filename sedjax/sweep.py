@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from sedjax import checkpoint, preemption, report, study, workdir
+from sedjax import checkpoint, parallel, preemption, report, study, workdir
 from sedjax import config as config_lib
 from sedjax.commands import require_no_arguments
 from sedjax.config import Config
@@ -100,6 +100,7 @@ def define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
     require_no_arguments(argv)
+    parallel.cache_compilations()
     options = flags.FLAGS
     sweep, folder = freeze(config_lib.fields_from_flag()), pathlib.Path(options.workdir)
     if unknown := [name for name in options.only if name not in {row.name for row in sweep.rows}]:

@@ -111,7 +111,7 @@ def test_the_average_follows_the_parameters():
     expected = jax.tree.map(lambda a, b: 0.1 * a + 0.9 * b, state.params, after.params)
     for a, b in zip(jax.tree.leaves(after.ema["params"]), jax.tree.leaves(expected)):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
-    assert after.weights["params"] is after.ema
+    assert after.weights["params"] is after.ema["params"]
 
 
 class Given(nn.Module):
