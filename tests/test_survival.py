@@ -60,7 +60,7 @@ def test_killed_at_random_moments(records, whole, tmp_path):
         begun = _inode(folder / "metrics.jsonl")  # written anew when the loop begins
         process = start(records, folder, seconds=0.0 if last else 0.1)
         if not last:
-            target = rng.randrange(saved, STEPS)
+            target = rng.randrange(saved, STEPS + 1)
             while process.poll() is None and (_inode(folder / "metrics.jsonl") == begun or _newest(folder) < target):
                 time.sleep(0.01)
             time.sleep(rng.uniform(0, 0.5))
