@@ -10,7 +10,7 @@ import os
 import pathlib
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ def open_manager(workdir: str | os.PathLike, clean: bool = False) -> ocp.Checkpo
     With `clean`, as only the training itself may, what a save or a deletion that was cut off has left is removed.
     """
     directory = pathlib.Path(workdir).absolute() / "checkpoints"
-    _sweep(directory, clean)
+    _by_one_process(_sweep, directory, clean)
     best = checkpoint_managers.BestN(get_metric_fn=lambda metrics: -metrics["cost"], n=1)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(2), best]),
@@ -109,7 +109,7 @@ def restore(manager: ocp.CheckpointManager, state: TrainState) -> tuple[TrainSta
             _require_same_shapes(manager, step, items, error)
             log.warning("The checkpoint of step %d in %s is damaged (%s): going on from the one before it.", step,
                         manager.directory, error)
-            _set_aside(manager.directory, [step])
+            _by_one_process(_set_aside, pathlib.Path(manager.directory), [step])
             manager.reload()
             continue
         weights, training = found["weights"], found["training"]
@@ -229,7 +229,7 @@ def _sweep(directory: pathlib.Path, clean: bool) -> None:
         # Orbax deletes a checkpoint file by file, once there is a newer one; so the newest was not being deleted.
         damaged += [step for step in lost if step == steps[-1]]
         remains = [directory / str(step) for step in lost if step != steps[-1]]
-        for path in (*remains, *directory.glob(f"*{UNFINISHED}")) if jax.process_index() == 0 else ():
+        for path in (*remains, *directory.glob(f"*{UNFINISHED}")):
             shutil.rmtree(path, ignore_errors=True)
     if damaged:
         log.warning("The checkpoints of steps %s in %s are damaged: they are set aside.", sorted(damaged), directory)
@@ -238,14 +238,19 @@ def _sweep(directory: pathlib.Path, clean: bool) -> None:
 
 def _set_aside(directory: pathlib.Path, steps: Sequence[int]) -> None:
     """Moves checkpoints to `damaged` beside their folder, so that the step can be saved again."""
+    aside = directory.parent / "damaged"
+    aside.mkdir(exist_ok=True)
+    for step in steps:
+        shutil.rmtree(aside / str(step), ignore_errors=True)
+        (directory / str(step)).rename(aside / str(step))
+
+
+def _by_one_process(action: Callable, *args) -> None:
+    """Does what changes files once, and lets no process go on before it is done."""
     if jax.process_index() == 0:
-        aside = directory.parent / "damaged"
-        aside.mkdir(exist_ok=True)
-        for step in steps:
-            shutil.rmtree(aside / str(step), ignore_errors=True)
-            (directory / str(step)).rename(aside / str(step))
+        action(*args)
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"set aside {steps}")
+        multihost_utils.sync_global_devices(f"checkpoints: {action.__name__}")
 
 
 @jax.jit

@@ -60,9 +60,10 @@ def test_killed_at_random_moments(records, whole, tmp_path):
         begun = _inode(folder / "metrics.jsonl")  # written anew when the loop begins
         process = start(records, folder, seconds=0.0 if last else 0.1)
         if not last:
-            while process.poll() is None and _inode(folder / "metrics.jsonl") == begun:
+            target = rng.randrange(saved, STEPS + 1)
+            while process.poll() is None and (_inode(folder / "metrics.jsonl") == begun or _newest(folder) < target):
                 time.sleep(0.01)
-            time.sleep(rng.uniform(0, 4))
+            time.sleep(rng.uniform(0, 0.5))
             process.kill()
         log = process.communicate(timeout=120)[1]
         print(f"--- after {kills} kills, step {saved} saved:\n{log}")
@@ -85,7 +86,11 @@ def test_killed_at_random_moments(records, whole, tmp_path):
             entries = read_metrics(folder)
             assert len(entries) == len((folder / "metrics.jsonl").read_text().splitlines())
             # At most one save is under way, and every third step is saved.
-            assert max((entry["step"] for entry in entries), default=0) <= saved + 6
+            assert _newest(folder) <= saved + 6
+
+
+def _newest(folder: pathlib.Path) -> int:
+    return max((entry["step"] for entry in read_metrics(folder)), default=0)
 
 
 def _inode(path: pathlib.Path) -> int | None:
