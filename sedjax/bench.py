@@ -182,8 +182,9 @@ def _doubling(first: int, last: int) -> list[int]:
 
 def _torch_peers(config: Config) -> dict[str, tuple[bool, str]]:
     """The peer's variants: (compiled, precision) by name. Raises UserError if it cannot be timed."""
-    if config.model["name"] != "embedding_transformer":
-        raise UserError(f"--against=torch knows the embedding_transformer, not {config.model['name']!r}.")
+    if config.model["name"] != "embedding_transformer" or config.model["stem"] != "linear":
+        raise UserError(f"--against=torch knows the embedding_transformer with a linear stem, not this "
+                        f"{config.model['name']}.")
     try:
         from sedjax import torch_peer
     except ImportError as error:

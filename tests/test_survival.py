@@ -18,7 +18,7 @@ from sedjax import checkpoint
 from sedjax.errors import UserError
 from sedjax.metric_writer import read_metrics
 
-KILLS = int(os.environ.get("SEDJAX_KILLS", "2"))  # issue 4 asks for 20 by hand
+KILLS = int(os.environ.get("SEDJAX_KILLS", "2"))
 
 
 @pytest.fixture(scope="module")

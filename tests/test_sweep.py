@@ -35,10 +35,10 @@ def shrunk(config):
                                loss=dataclasses.replace(config.loss, class_factors=factors))
 
 
-@pytest.mark.parametrize("row", rows("report"), ids=lambda row: row.name)
+# The naive system learns nothing; the row from ImageNet weights differs from the one before in its initial values.
+@pytest.mark.parametrize("row", [row for row in rows("report") if row.name not in ("naive", "imagenet")],
+                         ids=lambda row: row.name)
 def test_a_step_of_every_row(row):
-    if row.name == "naive":
-        pytest.skip("nothing to learn")
     config = shrunk(row.config)
     rng = np.random.default_rng(0)
     model = models.build_from(config, TINY_TASK)

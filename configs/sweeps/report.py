@@ -54,8 +54,6 @@ def get_config(size="report"):
         model__heads=6, model__width=wide_for_six)
     add(sweep, "heads_8", "8 heads", parent="head", model__heads=8)
     add(sweep, "final", "final: linear projection", parent="head", published="better", model__stem="linear")
-    add(sweep, "tuned", "final, thresholds tuned per class", parent="final",
-        decision__thresholds=tuple(i / 20 for i in range(1, 20)))
 
     add_figure(sweep, "1_positions", "Learned positions", "validation_cost", ("conv", "positions"))
     add_figure(sweep, "2_resnet", "ResNet-34 in place of two convolutions", "validation_cost", ("positions", "resnet"))
