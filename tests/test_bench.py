@@ -145,7 +145,7 @@ def test_data_frames_give_the_same_cost(config):
 def test_mistakes(config, monkeypatch, tmp_path):
     with pytest.raises(UserError, match="--sweep knows batch_size and devices, not 'wings'"):
         bench.bench(config, 1, sweep=["wings"])
-    with pytest.raises(UserError, match="knows the embedding_transformer, not 'naive'"):
+    with pytest.raises(UserError, match="knows the embedding_transformer with a linear stem, not this naive"):
         bench.bench(dataclasses.replace(config, model={"name": "naive"}), 1, against="torch")
     real = builtins.__import__
 
