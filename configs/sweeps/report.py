@@ -52,7 +52,6 @@ def get_config(size="report"):
     add(sweep, "head", "+ second layer in the head", parent="wide", published="better", model__head_width=wide // 4)
     add(sweep, "heads_6", "6 heads", parent="head", published="no difference",
         model__heads=6, model__width=wide_for_six)
-    add(sweep, "heads_8", "8 heads", parent="head", model__heads=8)
     add(sweep, "final", "final: linear projection", parent="head", published="better", model__stem="linear")
 
     add_figure(sweep, "1_positions", "Learned positions", "validation_cost", ("conv", "positions"))
