@@ -5,7 +5,7 @@
     python -m data_prep.extract --source=DIR --embeddings_from=WORKDIR
 
 The first form makes features of audio files; started again, it goes on where it was. The second adds embeddings to
-features that are there. Embeddings are what the head of a trained sedjax model sees of each frame.
+features that are there. Embeddings are what the head of a trained sedjax model sees of each frame, or ATST-Frame's.
 """
 
 import csv
@@ -42,7 +42,11 @@ def define_flags() -> None:
     flags.DEFINE_list("features", ["melspectrogram", "mfcc"], f"What to make of --audio: any of {', '.join(FEATURES)}.")
     flags.DEFINE_string("source", None, "Directory in MLPC layout, with the features that the extractor needs, to add "
                                         "embeddings to.")
-    flags.DEFINE_string("embeddings_from", None, "Workdir of the trained model that is the extractor.")
+    flags.DEFINE_string("embeddings_from", None, "The extractor: workdir of a trained model, or with --audio also the "
+                                                 "npz file of ATST-Frame that data_prep.import_weights wrote.")
+    flags.DEFINE_enum("hop_seconds", "9.6", ["9.6", "4.8"], "From one window of ATST-Frame, of 10 s, to the next: 4.8 "
+                                                            "takes twice as long and averages two for most frames.")
+    flags.DEFINE_integer("drop_layers", 0, "Last layers of ATST-Frame to leave out.", lower_bound=0)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -65,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
     if ("embeddings" in options.features) != bool(options.embeddings_from):
         raise UserError("The feature embeddings takes --embeddings_from=WORKDIR, and nothing else does.")
     done, bad = extract(pathlib.Path(options.audio), pathlib.Path(options.output), tuple(options.features),
-                        options.embeddings_from)
+                        options.embeddings_from, float(options.hop_seconds), options.drop_layers)
     listed = f"; {bad:,} cannot be read, listed in {pathlib.Path(options.output) / BAD_LIST}" if bad else ""
     print(f"{options.output} holds {', '.join(options.features)} of {done:,} recordings{listed}.")
     if bad:
@@ -94,7 +98,7 @@ def add_features(layout: Layout, filename: str, features: dict[str, np.ndarray])
 
 
 def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
-            embeddings_from: str | None = None) -> tuple[int, int]:
+            embeddings_from: str | None = None, hop_seconds: float = 9.6, drop_layers: int = 0) -> tuple[int, int]:
     """Makes features of the recordings in a folder, of those only that are not done yet.
 
     Writes audio_features, metadata.csv, what is done (extracted.jsonl) and what cannot be read (bad_recordings.csv).
@@ -108,7 +112,7 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
     paths, bad = recordings(folder)
     from data_prep import extractors  # imports JAX, which is slow
 
-    extractor = extractors.DetectorExtractor.of(embeddings_from) if embeddings_from else None
+    extractor = extractors.of(embeddings_from, hop_seconds, drop_layers) if embeddings_from else None
     parameters = {name: extractor.parameters if name == "embeddings" else extractors.SPECTRAL_VERSION
                   for name in wanted}
     try:

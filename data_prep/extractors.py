@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sedjax import audio, frontend, input_pipeline, predict
+from sedjax import audio, frontend, grid, input_pipeline, predict
 from sedjax.errors import UserError
 from sedjax.mel import MFCC_COEFFICIENTS, MLPC
+from sedjax.models import atst_frame
 from sedjax.task import Task
 
 SPECTRAL = ("melspectrogram", "mfcc", "mfcc_delta", "mfcc_delta2")
@@ -129,6 +131,62 @@ class DetectorExtractor:
 
     def embed(self, paths: Sequence[pathlib.Path], features: Sequence[dict[str, np.ndarray]]) -> list[np.ndarray]:
         return self.detector.embed(_InMemory(self.detector.task, features))
+
+
+@dataclasses.dataclass(frozen=True)
+class AtstExtractor:
+    """ATST-Frame: windows of 10 s on the grid of segments, 40 ms tokens grouped into frames by absolute time.
+
+    Attributes:
+      model, weights: of the encoder.
+      hop_samples: from one window to the next, a multiple of a segment; where windows overlap, their mean is taken.
+      batch_size: windows at once.
+      group: recordings at once; the windows of one make a batch.
+    """
+
+    model: atst_frame.AtstFrame
+    weights: dict
+    hop_samples: int
+    batch_size: int = 4
+    group: int = 1
+
+    @functools.cached_property
+    def parameters(self) -> str:
+        return f"atst_frame {fingerprint(self.weights)} hop {self.hop_samples} dropped {self.model.drop_layers}"
+
+    def embed(self, paths: Sequence[pathlib.Path], features: Sequence[dict[str, np.ndarray]]) -> list[np.ndarray]:
+        return [self.embed_recording(path) for path in paths]
+
+    def embed_recording(self, recording: audio.Recording, sample_rate_hz: int | None = None) -> np.ndarray:
+        """(T, width) float32 of a file or an array, T = ceil(seconds / 0.12)."""
+        hop_tokens = self.hop_samples // atst_frame.TOKEN_SAMPLES
+        rows = grid.stitch(self._tokens(audio.blocks(recording, sample_rate_hz)), hop_tokens)
+        return np.concatenate([grid.mean_by_group(each, atst_frame.TOKENS_PER_FRAME) for each in rows])
+
+    def _tokens(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The tokens of each window in which there is a real sample."""
+        windows = audio.windows(blocks, atst_frame.WINDOW_SAMPLES, self.hop_samples)
+        while batch := list(itertools.islice(windows, self.batch_size)):
+            # Few sizes of batch, so that few are compiled.
+            size = min(1 << (len(batch) - 1).bit_length(), self.batch_size)
+            samples = np.zeros((size, atst_frame.WINDOW_SAMPLES), np.float32)
+            samples[: len(batch)] = [window for window, _ in batch]
+            for tokens, (_, real) in zip(np.asarray(self._encode(self.weights, samples)), batch):
+                yield tokens[: -(-real // atst_frame.TOKEN_SAMPLES)]
+
+    @functools.cached_property
+    def _encode(self):
+        return jax.jit(functools.partial(atst_frame.encode, self.model))
+
+
+def of(path: str, hop_seconds: float, drop_layers: int) -> Extractor:
+    """The extractor at `path`: an npz file of ATST-Frame, or the workdir of a trained model.
+
+    Raises UserError if it is neither, or not whole.
+    """
+    if path.endswith(".npz"):
+        return AtstExtractor(*atst_frame.load(path, drop_layers), round(hop_seconds * audio.SAMPLE_RATE_HZ))
+    return DetectorExtractor.of(path)
 
 
 def fingerprint(variables) -> str:

@@ -50,6 +50,21 @@ def read(recording: Recording, sample_rate_hz: int | None = None) -> Float[np.nd
     return np.concatenate(list(blocks(recording, sample_rate_hz)))
 
 
+def windows(blocks: Iterable[Float[np.ndarray, "_"]], size: int,
+            hop: int) -> Iterator[tuple[Float[np.ndarray, "size"], int]]:
+    """The windows that cover a recording given in blocks: number k begins at sample k x `hop`, as many as it takes.
+
+    Yields `size` samples each, silence where the recording has ended, and how many of them are real.
+    """
+    held = np.zeros(0, np.float32)
+    for block in blocks:
+        held = np.concatenate([held, block])
+        while len(held) > size:
+            yield held[:size], size
+            held = held[hop:]
+    yield np.pad(held, (0, size - len(held))), len(held)
+
+
 def _in_blocks(chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     held, samples = [], 0
     for chunk in chunks:
