@@ -1,84 +1,87 @@
-"""`python -m data_prep.extract`: adds features to a directory in MLPC layout (SPEC section 3).
+"""`python -m data_prep.extract`: recordings -> features in MLPC layout (SPEC section 3).
 
-`--embeddings_from` names a trained sedjax model, whose last layer before the head becomes the feature `embeddings`.
+    python -m data_prep.extract --audio=RECORDINGS --output=DIR --features=melspectrogram,mfcc,embeddings \\
+        --embeddings_from=WORKDIR
+    python -m data_prep.extract --source=DIR --embeddings_from=WORKDIR
+
+The first form makes features of audio files; started again, it goes on where it was. The second adds embeddings to
+features that are there. Embeddings are what the head of a trained sedjax model sees of each frame, or ATST-Frame's.
 """
 
-import functools
+import csv
+import logging
+import pathlib
+import sys
+import zipfile
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.fft
 from absl import flags
 from tqdm import tqdm
 
+from data_prep.journal import Journal, recording_state
 from sedjax import commands
-from sedjax.layout import Layout, read_layout
+from sedjax.errors import UserError
+from sedjax.layout import Layout, read_csv, read_layout
 
-SAMPLE_RATE_HZ = 16000
-FRAME_SAMPLES = 1920  # 120 ms
-WINDOWS_PER_FRAME = 4  # a single window of 64 ms per frame would miss whatever sounds beside it
-WINDOW_SAMPLES = 1024
-MEL_BANDS = 64
-MFCC_COEFFICIENTS = 32
+log = logging.getLogger("data_prep")
 
-
-def spectral_features(audio: np.ndarray, num_frames: int) -> dict[str, np.ndarray]:
-    """Mel power and MFCC of a recording, one row per 120 ms frame.
-
-    The power of a frame is the mean over four Hann windows of 64 ms, centred 15, 45, 75 and 105 ms into the frame, in
-    Slaney mel bands from 0 to 8 kHz; every sample weighs in. What lies outside the recording is silence.
-
-    Args:
-      audio: (samples,), 16 kHz mono, in [-1, 1].
-      num_frames: T; the audio is padded with silence, or cut, to T frames.
-
-    Returns:
-      `melspectrogram` (T, 64) float32, linear power; `mfcc` (T, 32) float16, the orthonormal DCT-II of the mel power in
-      dB, floored at -100 dB.
-    """
-    hop = FRAME_SAMPLES // WINDOWS_PER_FRAME
-    before = (WINDOW_SAMPLES - hop) // 2  # centres the first window on the middle of the first hop
-    padded = np.zeros(num_frames * FRAME_SAMPLES + 2 * before, np.float32)
-    audio = audio[: num_frames * FRAME_SAMPLES + before]
-    padded[before : before + len(audio)] = audio
-    windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW_SAMPLES)[::hop]
-    spectrum = scipy.fft.rfft(windows * _hann(), axis=1)
-    power = spectrum.real**2 + spectrum.imag**2
-    power = power.reshape(num_frames, WINDOWS_PER_FRAME, -1).mean(axis=1)
-    # Not `@`: for products this small the threads of BLAS cost more than they give, above all in several processes.
-    mel = np.einsum("tf,fm->tm", power, _mel_filters())
-    decibels = 10 * np.log10(np.maximum(mel, 1e-10))
-    mfcc = scipy.fft.dct(decibels, axis=1, norm="ortho")[:, :MFCC_COEFFICIENTS]
-    return {"melspectrogram": mel.astype(np.float32), "mfcc": mfcc.astype(np.float16)}
-
-
-@functools.cache
-def _hann() -> np.ndarray:
-    """(window samples,) float32, the periodic Hann window."""
-    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW_SAMPLES) / WINDOW_SAMPLES)).astype(np.float32)
-
-
-@functools.cache
-def _mel_filters() -> np.ndarray:
-    """(FFT bins, mel bands) float32."""
-    import librosa  # slow to import
-
-    return librosa.filters.mel(sr=SAMPLE_RATE_HZ, n_fft=WINDOW_SAMPLES, n_mels=MEL_BANDS).T
+FEATURES = ("melspectrogram", "mfcc", "mfcc_delta", "mfcc_delta2", "embeddings")
+# What people call audio, also where libsndfile cannot read it: then it is listed as bad, not passed over.
+SUFFIXES = {".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mp3", ".mp4", ".oga", ".ogg", ".opus",
+            ".rf64", ".w64", ".wav", ".webm", ".wma"}
+BAD_LIST = "bad_recordings.csv"
+JOURNAL = "extracted.jsonl"
+SOME_BAD_STATUS = 1
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("source", None, "Directory in MLPC layout, with the features that the extractor needs.",
-                        required=True)
-    flags.DEFINE_string("embeddings_from", None, "Workdir of the trained model that is the extractor.", required=True)
+    flags.DEFINE_string("audio", None, "Folder of recordings, each of any format, rate, channels and length.")
+    flags.DEFINE_string("output", None, "Directory for what is made of --audio, in MLPC layout.")
+    flags.DEFINE_list("features", ["melspectrogram", "mfcc"], f"What to make of --audio: any of {', '.join(FEATURES)}.")
+    flags.DEFINE_string("source", None, "Directory in MLPC layout, with the features that the extractor needs, to add "
+                                        "embeddings to.")
+    flags.DEFINE_string("embeddings_from", None, "The extractor: workdir of a trained model, or with --audio also the "
+                                                 "npz file of ATST-Frame that data_prep.import_weights wrote.")
+    flags.DEFINE_enum("hop_seconds", "9.6", ["9.6", "4.8"], "From one window of ATST-Frame, of 10 s, to the next: 4.8 "
+                                                            "takes twice as long and averages two for most frames.")
+    flags.DEFINE_integer("drop_layers", 0, "Last layers of ATST-Frame to leave out.", lower_bound=0)
 
 
 def main(argv: Sequence[str]) -> None:
     commands.require_no_arguments(argv)
-    from sedjax.input_pipeline import Features  # imports JAX, which the functions above do not need
+    options = flags.FLAGS
+    if bool(options.source) == bool(options.audio):
+        raise UserError("Give either --audio=FOLDER, to make features of recordings, or --source=DIR, to add "
+                        "embeddings to features.")
+    if options.source:
+        if not options.embeddings_from or options.output:
+            raise UserError("--source takes --embeddings_from=WORKDIR and no --output: embeddings are added to the "
+                            "features there.")
+        add_embeddings(options.source, options.embeddings_from)
+        return
+    if not options.output:
+        raise UserError("--audio takes --output=DIR, the directory to write.")
+    unknown = [name for name in options.features if name not in FEATURES]
+    if unknown or not options.features:
+        raise UserError(f"--features takes some of {', '.join(FEATURES)}, not {', '.join(unknown) or 'none'}.")
+    if ("embeddings" in options.features) != bool(options.embeddings_from):
+        raise UserError("The feature embeddings takes --embeddings_from=WORKDIR, and nothing else does.")
+    done, bad = extract(pathlib.Path(options.audio), pathlib.Path(options.output), tuple(options.features),
+                        options.embeddings_from, float(options.hop_seconds), options.drop_layers)
+    listed = f"; {bad:,} cannot be read, listed in {pathlib.Path(options.output) / BAD_LIST}" if bad else ""
+    print(f"{options.output} holds {', '.join(options.features)} of {done:,} recordings{listed}.")
+    if bad:
+        sys.exit(SOME_BAD_STATUS)
+
+
+def add_embeddings(source: str, embeddings_from: str) -> None:
+    """Adds the embeddings of a trained model to the features in a directory in MLPC layout."""
+    from sedjax.input_pipeline import Features  # imports JAX, which is slow
     from sedjax.predict import load
 
-    options = flags.FLAGS
-    layout, detector = read_layout(options.source), load(options.embeddings_from)
+    layout, detector = read_layout(source), load(embeddings_from)
     frames = detector.embed(Features.of(layout, detector.task, detector.model.features, detector.widths))
     for filename, value in zip(tqdm(layout.filenames, "writing", disable=None), frames):
         add_features(layout, filename, {"embeddings": value.astype(np.float16)})
@@ -92,6 +95,133 @@ def add_features(layout: Layout, filename: str, features: dict[str, np.ndarray])
         everything = {**archive, **features}
     with commands.atomic_output(path) as temporary:
         np.savez(temporary, **everything)
+
+
+def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
+            embeddings_from: str | None = None, hop_seconds: float = 9.6, drop_layers: int = 0) -> tuple[int, int]:
+    """Makes features of the recordings in a folder, of those only that are not done yet.
+
+    Writes audio_features, metadata.csv, what is done (extracted.jsonl) and what cannot be read (bad_recordings.csv).
+
+    Returns:
+      how many recordings have all features now, and how many cannot be read.
+
+    Raises:
+      UserError: there are no recordings, or the output cannot be written.
+    """
+    paths, bad = recordings(folder)
+    from data_prep import extractors  # imports JAX, which is slow
+
+    extractor = extractors.of(embeddings_from, hop_seconds, drop_layers) if embeddings_from else None
+    parameters = {name: extractor.parameters if name == "embeddings" else extractors.SPECTRAL_VERSION
+                  for name in wanted}
+    try:
+        (output / "audio_features").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write {output}: {error.strerror}.") from error
+    for remains in (output / "audio_features").glob(".*.npz"):  # of a run that was killed
+        remains.unlink()
+    journal = Journal(output / JOURNAL)
+
+    def target(path: pathlib.Path) -> pathlib.Path:
+        return output / "audio_features" / f"{path.stem}.npz"
+
+    def is_done(path: pathlib.Path) -> bool:
+        entry = journal.entry(path, target(path))
+        return entry is not None and parameters.items() <= entry["parameters"].items()
+
+    waiting = [path for path in paths if not is_done(path)]
+    progress = tqdm(total=len(paths), initial=len(paths) - len(waiting), unit="recording", disable=None)
+    for group in _groups(waiting, extractor.group if extractor else 1):
+        found: dict[pathlib.Path, tuple] = {}
+        for path in group:
+            try:
+                state = recording_state(path)
+                found[path] = (state, *extractors.spectral_features(path))
+            except (UserError, OSError) as error:
+                bad[path.name] = str(error)
+                progress.update()
+        if extractor and found:
+            embeddings = extractor.embed(list(found), [features for _, features, _ in found.values()])
+            for (_, features, _), value in zip(found.values(), embeddings):
+                features["embeddings"] = value.astype(np.float16)
+        for path, (state, features, seconds) in found.items():
+            features = {name: features[name] for name in wanted}
+            try:
+                held = {} if journal.is_outdated(path, target(path)) else _load(target(path), features)
+                with commands.atomic_output(target(path)) as temporary:
+                    np.savez(temporary, **(held | features))
+                journal.note(path, state, target(path), seconds, parameters)
+            except UserError as error:
+                bad[path.name] = str(error)
+            progress.update()
+    progress.close()
+    for name, reason in sorted(bad.items()):
+        log.warning("%s: %s", name, reason)
+    seconds = {path.name: journal.entry(path, target(path))["seconds"] for path in paths if is_done(path)}
+    if seconds:
+        _write_metadata(output / "metadata.csv", seconds)
+    _write_bad(output / BAD_LIST, bad)
+    return len(seconds), len(bad)
+
+
+def recordings(folder: pathlib.Path) -> tuple[list[pathlib.Path], dict[str, str]]:
+    """The audio files of a folder by name, and why some cannot be taken. Raises UserError if there are none."""
+    if not folder.is_dir():
+        raise UserError(f"There is no directory {folder}.")
+    paths = sorted(path for path in folder.iterdir()
+                   if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir())
+    if not paths:
+        raise UserError(f"There are no recordings in {folder}: no file has one of the suffixes "
+                        f"{', '.join(sorted(SUFFIXES))}.")
+    first: dict[str, pathlib.Path] = {}
+    bad = {}
+    for path in paths:
+        if first.setdefault(path.stem, path) is not path:
+            bad[path.name] = f"{path} would share its features file with {first[path.stem].name}: rename one of them."
+    return list(first.values()), bad
+
+
+def _groups(paths: list[pathlib.Path], size: int) -> list[list[pathlib.Path]]:
+    return [paths[start : start + size] for start in range(0, len(paths), size)]
+
+
+def _load(path: pathlib.Path, features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What a features file holds already. Raises UserError if that is of another recording than `features`."""
+    if not path.exists():
+        return {}
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            held = dict(archive)
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is damaged, and was not made by this command: delete it ({error}).") from error
+    lengths, frames = {len(value) for value in held.values() if value.ndim}, len(next(iter(features.values())))
+    if lengths - {frames}:
+        raise UserError(f"{path} is of a recording of {max(lengths)} frames, but this one has {frames}: delete it, or "
+                        "choose another --output.")
+    return held
+
+
+def _write_metadata(path: pathlib.Path, seconds: dict[str, float]) -> None:
+    """Writes metadata.csv; rows and columns that are there already stay, new recordings are added."""
+    rows = read_csv(path, ("filename",)) if path.exists() else []
+    columns = list(rows[0]) if rows else ["filename", "duration"]
+    known = {row["filename"] for row in rows}
+    new = [{"filename": name, "duration": value} for name, value in seconds.items() if name not in known]
+    if rows and not new:
+        return
+    with commands.atomic_output(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*rows, *new])
+
+
+def _write_bad(path: pathlib.Path, bad: dict[str, str]) -> None:
+    if not bad:
+        path.unlink(missing_ok=True)
+        return
+    with commands.atomic_output(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([("filename", "reason"), *sorted(bad.items())])
 
 
 if __name__ == "__main__":

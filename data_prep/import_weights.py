@@ -16,9 +16,10 @@ from absl import flags
 from flax import linen as nn
 from flax import traverse_util
 
-from sedjax import checkpoint, commands, models, workdir
+from sedjax import checkpoint, commands, mel, models, workdir
 from sedjax import config as config_lib
 from sedjax.errors import UserError
+from sedjax.models.atst_frame import PATCH_FRAMES, STRONG_CLASSES, AtstFrame
 from sedjax.models.resnet import ResNet34
 from sedjax.task import MLPC_2025, Task, read_task
 from sedjax.train_state import TrainState
@@ -50,18 +51,31 @@ RULES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
         (r"/bias$", ".bias"),
         (r"/(mean|var)$", r".running_\1"),
     )),
+    "atst_frame": ("model.atst.", (
+        (r"^block_(\d+)/(qkv|proj)/", r"blocks.\1.attn.\2/"),
+        (r"^block_(\d+)/(fc1|fc2)/", r"blocks.\1.mlp.\2/"),
+        (r"^block_(\d+)/", r"blocks.\1."),
+        (r"^patch_embed/", "patch_embed.patch_embed/"),
+        (r"/(kernel|scale)$", ".weight"),
+        (r"/bias$", ".bias"),
+    )),
+    "strong_head": ("", ((r"^kernel$", "weight"),)),
 }
 # What a classifier of images has and a stem does not need: the last layer, and counters, which no result depends on.
 NOT_IN_STEM = re.compile(r"^fc\.|\.num_batches_tracked$")
+# Which of the heads a checkpoint of ATST-Frame has depends on what it was trained for.
+ATST_HEAD = re.compile(r"^(?:model\.)?((?:strong|weak)_head)\.(weight|bias)$")
 
 
 def define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "PyTorch checkpoint (.ckpt, .pt, .pth), or .npz of its state dict.",
                         required=True)
-    config_lib.define_flag()
+    config_lib.define_flag(required=False)
+    flags.DEFINE_enum("network", None, ["atst_frame"], "Instead of --config: PretrainedSED's ATST-Frame.")
+    flags.DEFINE_bool("strong_head", False, "With ATST-Frame's head for the classes of AudioSet Strong.")
     flags.DEFINE_string("workdir", None, "New folder for the sedjax checkpoint of a whole model.")
-    flags.DEFINE_string("output", None, "npz file for the weights of a ResNet-34 stem, to be trained from with "
-                                        "--config.train.initial_weights.")
+    flags.DEFINE_string("output", None, "npz file for part of a model: a ResNet-34 stem, to be trained from with "
+                                        "--config.train.initial_weights, or ATST-Frame.")
     flags.DEFINE_string("costs", None, "costs.json of the task, its classes in the order of the checkpoint's outputs; "
                                        "MLPC 2025 if not given.")
 
@@ -69,6 +83,15 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     commands.require_no_arguments(argv)
     options = flags.FLAGS
+    if bool(options.network) == bool(options["config"].present):
+        raise UserError("Give either --config=FILE, of the model that the checkpoint is for, or --network=atst_frame.")
+    if options.network:
+        if options.workdir or not options.output:
+            raise UserError("ATST-Frame is part of a model: give --output=FILE.npz, and no --workdir.")
+        import_atst(options.checkpoint, pathlib.Path(options.output), options.strong_head)
+        return
+    if options.strong_head:
+        raise UserError("--strong_head goes with --network=atst_frame.")
     if bool(options.workdir) == bool(options.output):
         raise UserError("Give either --workdir=FOLDER, for a whole model, or --output=FILE.npz, for a ResNet-34 stem.")
     config = config_lib.from_flag()
@@ -112,8 +135,7 @@ def import_model(path: str, config: config_lib.Config, task: Task, folder: pathl
 
 def import_stem(path: str, config: config_lib.Config, output: pathlib.Path) -> None:
     """Writes the npz file `output` of the stem whose torchvision checkpoint is at `path`."""
-    if output.suffix != ".npz":
-        raise UserError(f"--output must end in .npz, not {output.name!r}.")
+    _require_npz(output)
     channels = 1 + (len(config.model["mfcc"]) if config.model.get("mfcc_as") == "channels" else 0)
     tensors = read_state_dict(path)
     part = resnet34_part(tensors, channels, config.model["resnet_width"])
@@ -121,6 +143,25 @@ def import_stem(path: str, config: config_lib.Config, output: pathlib.Path) -> N
         np.savez(temporary, **part)
     print(f"Loaded {len(part)} of {len(tensors)} tensors, all but the classifier and counters, into {output}. "
           f"Input channels: {channels}. Train from it with --config.train.initial_weights={output}.")
+
+
+def import_atst(path: str, output: pathlib.Path, strong_head: bool = False) -> None:
+    """Writes the npz file `output` of the ATST-Frame whose checkpoint from PretrainedSED is at `path`."""
+    _require_npz(output)
+    tensors = read_state_dict(path)
+    encoder, heads = split_atst(tensors)
+    part = atst_part(encoder, AtstFrame())
+    loaded = len(part)
+    if strong_head:
+        head = {key.removeprefix("strong_head."): value for key, value in heads.items() if key.startswith("strong_")}
+        shapes = {"kernel": (part["params/atst/norm_frame/bias"].size, STRONG_CLASSES), "bias": (STRONG_CLASSES,)}
+        wanted = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+        part |= {f"params/strong_head/{name}": value for name, value in _place(head, wanted, "strong_head").items()}
+    with commands.atomic_output(output) as temporary:
+        np.savez(temporary, **part)
+    print(f"Loaded {loaded} of {len(encoder)} tensors of the encoder, "
+          f"{sum(value.size for value in encoder.values()):,} parameters, and {len(part) - loaded} of {len(heads)} "
+          f"tensors of heads, into {output}.")
 
 
 def read_state_dict(path: str) -> dict[str, np.ndarray]:
@@ -197,6 +238,35 @@ def resnet34_part(tensors: Mapping[str, np.ndarray], channels: int, width: int =
         total = arrays["conv1/kernel"].sum(axis=2, keepdims=True)
         arrays["conv1/kernel"] = np.repeat(total / channels, channels, axis=2)
     return {f"{name}/stem/{path}": arrays[path] for name, paths in shapes.items() for path in paths}
+
+
+def split_atst(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The tensors of the encoder without prefix, and those of the heads, as `strong_head.weight`."""
+    heads = {".".join(match.groups()): value for key, value in tensors.items() if (match := ATST_HEAD.match(key))}
+    encoder = {key: value for key, value in tensors.items() if not ATST_HEAD.match(key)}
+    for prefix in (RULES["atst_frame"][0], "atst."):
+        encoder = strip_prefix(encoder, prefix)
+    return encoder, heads
+
+
+def atst_part(tensors: Mapping[str, np.ndarray], model: AtstFrame) -> dict[str, np.ndarray]:
+    """The variables of ATST-Frame, as "params/atst/norm_frame/bias".
+
+    Args:
+      tensors: of the encoder, without prefix.
+      model: of its size.
+
+    Raises:
+      UserError: a tensor is missing, unexpected or misshapen.
+    """
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1 + PATCH_FRAMES, mel.ATST.bands)))
+    arrays = _place(tensors, traverse_util.flatten_dict(variables["params"], sep="/"), "atst_frame")
+    return {f"params/atst/{path}": value for path, value in arrays.items()}
+
+
+def _require_npz(output: pathlib.Path) -> None:
+    if output.suffix != ".npz":
+        raise UserError(f"--output must end in .npz, not {output.name!r}.")
 
 
 def _place(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, jax.ShapeDtypeStruct],

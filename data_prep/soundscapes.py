@@ -24,9 +24,10 @@ from absl import flags
 from tqdm import tqdm
 
 import sedjax.commands
-from data_prep.extract import SAMPLE_RATE_HZ, spectral_features
+from data_prep.spectral import spectral_features
 from data_prep.synthesis import MILLISECOND_SAMPLES, SOURCES, Rng, render, render_background
 from sedjax import grid
+from sedjax.audio import SAMPLE_RATE_HZ
 from sedjax.errors import UserError
 from sedjax.layout import SPLITS
 from sedjax.task import MLPC_2025, OUTCOMES

@@ -172,11 +172,12 @@ def changed(config: ConfigDict, **changes) -> ConfigDict:
     return config
 
 
-def define_flag() -> None:
+def define_flag(required: bool = True) -> None:
     """Defines --config: a config file, any of whose keys the command line can change."""
     config_flags.DEFINE_config_file("config", None, "Experiment, for example configs/demo.py; any of its keys can be "
                                     "changed: --config.optimizer.learning_rate=1e-4.")
-    flags.mark_flag_as_required("config")
+    if required:
+        flags.mark_flag_as_required("config")
 
 
 def from_flag() -> Config:

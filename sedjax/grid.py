@@ -1,6 +1,9 @@
-"""Every conversion between seconds, frames, segments and events."""
+"""Every conversion between seconds, tokens, frames, segments and events."""
+
+from collections.abc import Iterable, Iterator
 
 import numpy as np
+from jaxtyping import Float
 
 from sedjax.task import Task
 
@@ -34,6 +37,33 @@ def pad_to_segments(x: np.ndarray, task: Task, fill=0) -> np.ndarray:
 def any_frame(x, task: Task):
     """Segment values that are true if any frame's is: (..., T, C) bool -> (..., S, C) bool, for whole segments."""
     return by_segment(x, task).any(-2)
+
+
+def stitch(windows: Iterable[Float[np.ndarray, "_ width"]], hop: int) -> Iterator[Float[np.ndarray, "_ width"]]:
+    """The rows of a recording from those of its windows, of which number k begins at row k x `hop`.
+
+    Where windows overlap, their mean is taken. Yields `hop` rows at a time, the last time fewer, so that a recording of
+    any length fits into memory.
+    """
+    total = count = None
+    for window in windows:
+        if total is None:
+            total, count = np.zeros((0, window.shape[1]), np.float32), np.zeros((0, 1), np.float32)
+        missing = max(len(window) - len(total), 0)
+        total, count = (np.pad(x, [(0, missing), (0, 0)]) for x in (total, count))
+        total[: len(window)] += window
+        count[: len(window)] += 1
+        yield total[:hop] / count[:hop]
+        total, count = total[hop:], count[hop:]
+    if total is not None and len(total):
+        yield total / count
+
+
+def mean_by_group(x: Float[np.ndarray, "row width"], size: int) -> Float[np.ndarray, "_ width"]:
+    """The mean of every `size` rows; the last group may have fewer."""
+    starts = np.arange(0, len(x), size)
+    sizes = np.minimum(len(x) - starts, size)
+    return (np.add.reduceat(x, starts) / sizes[:, None]).astype(x.dtype)
 
 
 def onset_text(segment: int, task: Task) -> str:

@@ -11,11 +11,12 @@ import pytest
 import soundfile
 
 from data_prep import soundscapes, synthesis
-from data_prep.extract import FRAME_SAMPLES, spectral_features
 from data_prep.soundscapes import Parameters, write_soundscapes
+from data_prep.spectral import spectral_features
 from data_prep.synthesis import SOURCES
 from sedjax import grid, layout
 from sedjax.errors import UserError
+from sedjax.mel import MLPC
 from sedjax.task import MLPC_2025
 
 PARAMETERS = Parameters(recordings=30, seconds_min=3, seconds_max=4, seed=1)
@@ -224,8 +225,8 @@ def test_classes_can_be_told_apart():
 def test_features_miss_nothing_within_a_frame():
     """A click anywhere in a frame is strongest in that frame's row, and about as strong wherever it is."""
     powers = []
-    for position in range(3 * FRAME_SAMPLES + 60, 4 * FRAME_SAMPLES, 60):
-        audio = np.zeros(8 * FRAME_SAMPLES - 1000, np.float32)
+    for position in range(3 * MLPC.frame_samples + 60, 4 * MLPC.frame_samples, 60):
+        audio = np.zeros(8 * MLPC.frame_samples - 1000, np.float32)
         audio[position] = 1
         power = spectral_features(audio, 8)["melspectrogram"].sum(axis=1)
         assert power.argmax() == 3

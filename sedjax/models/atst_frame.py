@@ -1,0 +1,128 @@
+"""ATST-Frame (Li et al. 2023) as PretrainedSED trains it: audio -> a vector for each 40 ms (SPEC section 6)."""
+
+import os
+import re
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from sedjax import models
+from sedjax.attention import fused_or_plain
+from sedjax.audio import SAMPLE_RATE_HZ
+from sedjax.errors import UserError
+from sedjax.frontend import atst_log_mel
+from sedjax.models.encoder import POSITION_STD, Dense, gelu
+
+WINDOW_SAMPLES = 10 * SAMPLE_RATE_HZ
+TOKEN_SAMPLES = 640  # 40 ms
+TOKENS_PER_FRAME = 3
+PATCH_FRAMES = 4  # of log-mel
+HEAD_SIZE = 64
+STRONG_CLASSES = 447  # of AudioSet Strong
+
+
+class Block(nn.Module):
+    """A pre-norm transformer layer, without bias on queries, keys and values."""
+
+    heads: int
+    feed_forward: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "clip token width"]) -> Float[Array, "clip token width"]:
+        clips, tokens, width = x.shape
+
+        def norm(x: Array, name: str) -> Array:
+            return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name=name)(x).astype(self.dtype)
+
+        qkv = Dense(3 * width, use_bias=False, dtype=self.dtype, name="qkv")(norm(x, "norm1"))
+        query, key, value = jnp.moveaxis(qkv.reshape(clips, tokens, 3, self.heads, -1), 2, 0)
+        mixed = fused_or_plain(query, key, value, jnp.ones((clips, tokens), bool))
+        x = x + Dense(width, dtype=self.dtype, name="proj")(mixed.reshape(clips, tokens, width))
+        hidden = gelu(Dense(self.feed_forward, dtype=self.dtype, name="fc1")(norm(x, "norm2")))
+        return x + Dense(width, dtype=self.dtype, name="fc2")(hidden)
+
+
+class AtstFrame(nn.Module):
+    """Log-mel of frontend.atst_log_mel -> tokens of 40 ms; the defaults have 85,419,264 parameters.
+
+    It was trained on windows of 10 s, shorter sounds followed by silence, and sees that silence: there is no mask.
+
+    Attributes:
+      layers: of the transformer.
+      drop_layers: how many of the last of them are left out; parameters that are given for them are not used.
+      width: a multiple of 64, the size of a head.
+      feed_forward: hidden units of a layer.
+      tokens: at most, rows of the position table but one.
+      dtype: of the computation; parameters and norms are float32.
+    """
+
+    layers: int = 12
+    drop_layers: int = 0
+    width: int = 768
+    feed_forward: int = 3072
+    tokens: int = 250
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, mel: Float[Array, "clip frame band"]) -> Float[Array, "clip token width"]:
+        clips, frames, bands = mel.shape
+        tokens = (frames - 1) // PATCH_FRAMES  # the last frame is centred on the end of the recording
+        if tokens > self.tokens:
+            raise UserError(f"ATST-Frame takes {self.tokens} tokens of 40 ms at most, not {tokens}: cut the recording "
+                            "into windows.")
+        # Stands for what is hidden in pretraining; checkpoints hold it.
+        self.param("mask_embed", nn.initializers.normal(POSITION_STD), (1, 1, self.width))
+        positions = self.param("pos_embed", nn.initializers.normal(POSITION_STD), (1, self.tokens + 1, self.width))
+        patches = mel[:, : tokens * PATCH_FRAMES].reshape(clips, tokens, PATCH_FRAMES, bands)
+        patches = jnp.swapaxes(patches, 2, 3).reshape(clips, tokens, bands * PATCH_FRAMES)
+        x = Dense(self.width, dtype=self.dtype, name="patch_embed")(patches.astype(self.dtype))
+        x = x + positions[:, 1 : tokens + 1].astype(self.dtype)  # position 0 was meant for a class token
+        for i in range(self.layers - self.drop_layers):
+            x = Block(self.width // HEAD_SIZE, self.feed_forward, self.dtype, name=f"block_{i}")(x)
+        return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name="norm_frame")(x)
+
+
+class StrongHead(nn.Module):
+    """Logits of the 447 classes of AudioSet Strong for each token, as PretrainedSED's checkpoints have it."""
+
+    num_classes: int = STRONG_CLASSES
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "clip token width"]) -> Float[Array, "clip token class"]:
+        return Dense(self.num_classes, name="strong_head")(x)
+
+
+def encode(model: AtstFrame, params: dict, audio: Float[Array, "clip sample"]) -> Float[Array, "clip token width"]:
+    """What ATST-Frame makes of windows of 10 s at 16 kHz; after the end of a recording there is silence."""
+    return model.apply({"params": params}, atst_log_mel(audio, jnp.ones(audio.shape, bool))[0])
+
+
+def load(path: str | os.PathLike, drop_layers: int = 0) -> tuple[AtstFrame, dict]:
+    """The encoder in a file that data_prep.import_weights wrote, of the size that it has there.
+
+    Raises UserError if there is none, or it is not whole.
+    """
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            shapes = {name: archive[name].shape for name in archive.files}
+        positions = shapes["params/atst/pos_embed"]
+        blocks = {match[1] for name in shapes if (match := re.match(r"params/atst/block_(\d+)/", name))}
+        model = AtstFrame(len(blocks), drop_layers, positions[2], shapes["params/atst/block_0/fc1/bias"][0],
+                          positions[1] - 1)
+    except (OSError, EOFError, TypeError, ValueError, LookupError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} holds no ATST-Frame: make it with data_prep.import_weights ({error}).") from error
+    if not 0 <= drop_layers < len(blocks):
+        raise UserError(f"ATST-Frame in {path} has {len(blocks)} layers: {drop_layers} of them cannot be dropped.")
+    bands = shapes.get("params/atst/patch_embed/kernel", (0,))[0] // PATCH_FRAMES
+    whole = jax.eval_shape(model.clone(drop_layers=0).init, jax.random.key(0), jnp.zeros((1, 1 + PATCH_FRAMES, bands)))
+    variables = {"params": {"atst": whole["params"]}}
+    if any(name.startswith("params/strong_head/") for name in shapes):
+        head = jax.eval_shape(StrongHead().init, jax.random.key(0), jnp.zeros((1, 1, model.width)))
+        variables["params"] |= head["params"]
+    return model, models.fill_weights(variables, path)["params"]["atst"]

@@ -1,0 +1,174 @@
+"""Any recording: the same samples whatever it is stored in, bounded memory, one sentence for what cannot be read."""
+
+import numpy as np
+import pytest
+import soundfile
+
+from sedjax import audio
+from sedjax.errors import UserError
+
+
+def tone(seconds: float, rate_hz: int, hz: float = 440.0) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate_hz)) / rate_hz)).astype(np.float32)
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 11025, 16000, 22050, 44100, 48000, 96000, 192000])
+def test_a_tone_stays_the_tone_it_was(rate_hz):
+    found = audio.read(tone(1.0, rate_hz), rate_hz)
+    assert found.shape == (16000,)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found[800:-800], tone(1.0, 16000)[800:-800], atol=2e-4)
+
+
+def test_what_16_khz_cannot_hold_is_gone():
+    assert np.abs(audio.read(tone(1.0, 48000, hz=9000.0), 48000)[800:-800]).max() < 1e-4
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 16000, 44100, 48000])
+@pytest.mark.parametrize("samples", [1, 2, 3, 100, 4801])
+def test_length(rate_hz, samples):
+    found = audio.read(np.full(samples, 0.25, np.float32), rate_hz)
+    assert len(found) == max(round(samples * 16000 / rate_hz), 1)
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize(("suffix", "subtype"), [
+    ("wav", "PCM_16"), ("wav", "PCM_U8"), ("wav", "FLOAT"), ("flac", "PCM_24"), ("ogg", "VORBIS"), ("aiff", "PCM_16"),
+    ("mp3", "MPEG_LAYER_III")])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_file_is_the_array_that_it_holds(tmp_path, suffix, subtype, channels):
+    rng = np.random.default_rng(0)
+    samples = 0.1 * rng.standard_normal((12 * 44100 + 7, channels))
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, samples, 44100, subtype=subtype)
+    decoded, rate_hz = soundfile.read(path, dtype="float32")
+    found = audio.read(path)
+    np.testing.assert_allclose(found, audio.read(decoded, rate_hz), atol=1e-6)  # mp3 is decoded by blocks, and rounded
+    assert abs(len(found) - 12 * 16000) < 2000  # lossy formats add their own padding
+
+
+def test_integers_have_the_full_scale_of_their_type():
+    x = np.array([-32768, -1, 0, 16384, 32767], np.int16)
+    expected = x / np.float32(32768)
+    np.testing.assert_array_equal(audio.read(x, 16000), expected)
+    np.testing.assert_array_equal(audio.read(x.astype(np.int32) * 65536, 16000), expected)
+    np.testing.assert_array_equal(audio.read(np.array([0, 128, 192], np.uint8), 16000), [-1, 0, 0.5])
+
+
+def test_channels_are_averaged():
+    x = np.random.default_rng(0).uniform(-1, 1, (1000, 3)).astype(np.float32)
+    np.testing.assert_allclose(audio.read(x, 16000), x.mean(axis=1), atol=1e-7)
+
+
+def test_blocks_are_bounded_and_make_up_the_whole(tmp_path, monkeypatch):
+    samples = 0.1 * np.random.default_rng(0).standard_normal((25 * 44100, 2))
+    soundfile.write(tmp_path / "a.wav", samples, 44100)
+    whole = audio.read(tmp_path / "a.wav")
+    assert [len(block) for block in audio.blocks(tmp_path / "a.wav")] == [160000, 160000, 80000]
+    read = []
+
+    class Watched(soundfile.SoundFile):
+        def read(self, *args, **kwargs):
+            read.append(super().read(*args, **kwargs))
+            return read[-1]
+
+    monkeypatch.setattr(soundfile, "SoundFile", Watched)
+    monkeypatch.setattr(audio, "CHUNK_VALUES", 5000)
+    np.testing.assert_array_equal(np.concatenate(list(audio.blocks(tmp_path / "a.wav"))), whole)
+    assert max(chunk.size for chunk in read) == 5000
+
+
+def test_the_first_block_needs_no_more_than_the_first_block(tmp_path, monkeypatch):
+    """So that a recording of any length fits into memory."""
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.zeros(600 * 16000, np.int16), 16000)
+    original, read = soundfile.SoundFile.read, []
+
+    def counted(*args, **kwargs):
+        read.append(1)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", counted)
+    assert len(next(audio.blocks(path))) == 160000
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize("samples", [160000, 160001, 320000])
+def test_no_block_is_empty(samples):
+    sizes = [len(block) for block in audio.blocks(np.zeros(samples, np.float32), 16000)]
+    assert sum(sizes) == samples
+    assert min(sizes) > 0
+    assert max(sizes) == 160000
+
+
+def test_silence_and_clipping_are_kept():
+    np.testing.assert_array_equal(audio.read(np.zeros(500, np.float32), 16000), np.zeros(500))
+    np.testing.assert_array_equal(audio.read(np.array([1.5, -3.0], np.float32), 16000), [1.5, -3.0])
+
+
+@pytest.mark.parametrize(("bad", "words"), [
+    (np.nan, "holds NaN or infinity"), (np.inf, "holds NaN or infinity"),
+    (3e4, "holds samples up to 30,000, but full scale is 1")])
+@pytest.mark.parametrize("rate_hz", [16000, 44100])
+def test_samples_that_are_no_sound(tmp_path, bad, words, rate_hz):
+    samples = np.zeros((20 * rate_hz, 2), np.float32)
+    samples[15 * rate_hz] = bad
+    soundfile.write(tmp_path / "a.wav", samples, rate_hz, subtype="FLOAT")
+    with pytest.raises(UserError, match=rf"a\.wav {words}"):
+        audio.read(tmp_path / "a.wav")
+    with pytest.raises(UserError, match=rf"The array {words}"):
+        audio.read(samples, rate_hz)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "aiff", "w64", "caf"])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+def test_a_truncated_file(tmp_path, suffix, share):
+    path = tmp_path / f"half.{suffix}"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(20 * 16000), 16000)
+    whole = path.read_bytes()
+    assert len(audio.read(path)) >= 20 * 16000
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UserError, match=rf"half\.{suffix} is (truncated: |damaged)"):
+        audio.read(path)
+
+
+def test_a_header_from_a_pipe_has_no_length(tmp_path):
+    path = tmp_path / "piped.wav"
+    soundfile.write(path, tone(1.0, 16000), 16000)
+    data = bytearray(path.read_bytes())
+    for name in (b"RIFF", b"data"):
+        data[data.index(name) + 4 : data.index(name) + 8] = b"\xff\xff\xff\xff"
+    path.write_bytes(data)
+    assert len(audio.read(path)) == 16000
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("empty.wav", b""), ("empty.mp3", b""), ("text.wav", b"no audio at all " * 100), ("text.flac", b"fLaC and then?"),
+    ("text.raw", b"abc"), ("noise.mp3", np.random.default_rng(0).bytes(5000)), ("zeros.ogg", bytes(5000))])
+def test_what_is_no_audio(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name} is damaged, or no audio"):
+        audio.read(tmp_path / name)
+
+
+def test_no_samples(tmp_path):
+    soundfile.write(tmp_path / "none.wav", np.zeros(0), 44100)
+    with pytest.raises(UserError, match=r"none\.wav holds no samples"):
+        audio.read(tmp_path / "none.wav")
+    with pytest.raises(UserError, match="The array holds no samples"):
+        audio.read(np.zeros((0, 2), np.float32), 16000)
+
+
+def test_a_missing_file_and_a_folder(tmp_path):
+    for path in (tmp_path / "missing.wav", tmp_path):
+        with pytest.raises(UserError, match=f"There is no file {path}"):
+            audio.read(path)
+
+
+@pytest.mark.parametrize(("array", "rate_hz", "words"), [
+    (np.zeros(10, np.float32), None, "must be given"), (np.zeros(10, np.float32), 0, "sample rate of 0 Hz"),
+    (np.zeros(10, np.float32), 10**7, "sample rate of 10,000,000 Hz"),
+    (np.zeros(10, complex), 16000, "must be numbers"), (np.zeros((10, 0), np.float32), 16000, "must be numbers")])
+def test_an_array_that_is_no_recording(array, rate_hz, words):
+    with pytest.raises(UserError, match=words):
+        audio.read(array, rate_hz)

@@ -1,0 +1,239 @@
+"""From a folder of recordings to features: right, once, also after a kill, and without what cannot be read."""
+
+import csv
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from tiny import TINY_TASK, change_npz, run_command, tiny_config
+
+from data_prep import extract, extractors
+from data_prep.spectral import spectral_features
+from sedjax import audio, checkpoint, models, predict, workdir
+from sedjax.errors import UserError
+from sedjax.layout import read_layout
+from sedjax.train_state import TrainState
+
+SECONDS = {"a.wav": 1.0, "b.flac": 13.0, "c.ogg": 0.4, "d.wav": 30.5}
+
+
+@pytest.fixture
+def folder(tmp_path) -> pathlib.Path:
+    """Recordings of 0.4 to 30.5 s, at 16 and 44.1 kHz, and a file that is none."""
+    path = tmp_path / "audio"
+    path.mkdir()
+    for i, (name, seconds) in enumerate(SECONDS.items()):
+        rate_hz = 44100 if i % 2 else 16000
+        samples = 0.1 * np.random.default_rng(i).standard_normal((round(seconds * rate_hz), 1 + i % 2))
+        soundfile.write(path / name, samples, rate_hz)
+    (path / "notes.txt").write_text("none")
+    return path
+
+
+def rows_of(path: pathlib.Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with np.load(path) as archive:
+        return dict(archive)
+
+
+def test_features_are_those_of_the_whole_recording(folder, tmp_path):
+    assert extract.extract(folder, tmp_path / "out", extract.FEATURES[:4]) == (4, 0)
+    layout = read_layout(tmp_path / "out")
+    assert layout.filenames == tuple(SECONDS)
+    for row in rows_of(tmp_path / "out" / "metadata.csv"):
+        assert float(row["duration"]) == pytest.approx(SECONDS[row["filename"]], abs=1e-4)
+    for name, seconds in SECONDS.items():
+        found = layout.features(name, extract.FEATURES[:4])
+        frames = -(-round(seconds * 16000) // 1920)
+        expected = spectral_features(audio.read(folder / name), frames)
+        np.testing.assert_allclose(found["melspectrogram"], expected["melspectrogram"], rtol=1e-4, atol=1e-8)
+        np.testing.assert_allclose(found["mfcc"], expected["mfcc"], atol=0.1, rtol=2e-3)
+        assert {key: (value.shape, value.dtype) for key, value in found.items()} == {
+            "melspectrogram": ((frames, 64), np.float32),
+            **dict.fromkeys(extract.FEATURES[1:4], ((frames, 32), np.float16))}
+
+
+@pytest.mark.parametrize("samples", [1, 1919, 1920, 1921, 100 * 1920, 100 * 1920 + 1, 101 * 1920, 101 * 1920 + 1])
+def test_pieces_make_up_the_recording(samples):
+    x = np.arange(1, samples + 1, dtype=np.float32)
+    pieces = list(extractors._chunks(x[start : start + 1000] for start in range(0, samples, 1000)))
+    assert {len(piece) for piece, _ in pieces} == {102 * 1920}
+    np.testing.assert_array_equal(np.concatenate([piece[1920 : 1920 + real] for piece, real in pieces]), x)
+    assert all(real == 100 * 1920 for _, real in pieces[:-1])
+    padded = np.pad(x, (1920, 102 * 1920))
+    for i, (piece, _) in enumerate(pieces):
+        np.testing.assert_array_equal(piece, padded[i * 100 * 1920 :][: 102 * 1920])
+
+
+def test_only_what_is_new_or_has_changed_is_done(folder, tmp_path, monkeypatch):
+    done = []
+    original = extractors.spectral_features
+    monkeypatch.setattr(extractors, "spectral_features", lambda path: done.append(path.name) or original(path))
+
+    def run(*features):
+        done.clear()
+        extract.extract(folder, tmp_path / "out", features or ("melspectrogram",))
+        return list(done)
+
+    features = tmp_path / "out" / "audio_features"
+    assert run() == list(SECONDS)
+    assert run() == []
+    os.utime(folder / "a.wav", ns=(1, 1))
+    assert run() == ["a.wav"]
+    soundfile.write(folder / "c.ogg", np.zeros(50000), 16000)
+    assert run() == ["c.ogg"]
+    assert len(arrays(features / "c.npz")["melspectrogram"]) == 27
+    (features / "b.npz").unlink()
+    (features / "d.npz").write_bytes(b"half")
+    assert run() == ["b.flac", "d.wav"]
+    monkeypatch.setattr(extractors, "SPECTRAL_VERSION", "2")
+    assert run() == list(SECONDS)
+    assert run("mfcc") == list(SECONDS)
+    assert set(arrays(features / "a.npz")) == {"melspectrogram", "mfcc"}
+    assert run("melspectrogram", "mfcc") == []
+    with open(tmp_path / "out" / "extracted.jsonl", "a") as file:
+        file.write('{"filename": "e.w')  # the kill came here
+    soundfile.write(folder / "e.wav", np.zeros(50000), 16000)
+    assert run("mfcc") == ["e.wav"]
+    assert run("mfcc") == []
+    assert read_layout(tmp_path / "out").filenames == (*SECONDS, "e.wav")
+
+
+def spoil(folder: pathlib.Path) -> set[str]:
+    """Adds files that cannot be read."""
+    whole = (folder / "b.flac").read_bytes()
+    bad = {"empty.wav": b"", "text.mp3": b"no audio " * 100, "half.flac": whole[: len(whole) // 2], "video.m4a": b"mp4"}
+    for name, content in bad.items():
+        (folder / name).write_bytes(content)
+    soundfile.write(folder / "nan.wav", np.array([0, np.nan]), 16000, subtype="FLOAT")
+    soundfile.write(folder / "none.wav", np.zeros(0), 16000)
+    shutil.copy(folder / "a.wav", folder / "b.wav")
+    return {*bad, "nan.wav", "none.wav", "b.wav"}
+
+
+def test_bad_files_are_listed_and_the_others_done(folder, tmp_path, capsys):
+    bad, output = spoil(folder), tmp_path / "out"
+    (folder / "link.wav").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(SystemExit) as end:
+        run_command(extract, f"--audio={folder}", f"--output={output}")
+    assert end.value.code == extract.SOME_BAD_STATUS
+    assert "of 4 recordings; 8 cannot be read, listed in" in capsys.readouterr().out
+    assert read_layout(output).filenames == tuple(SECONDS)
+    assert {path.name for path in (output / "audio_features").iterdir()} == {"a.npz", "b.npz", "c.npz", "d.npz"}
+    listed = {row["filename"]: row["reason"] for row in rows_of(output / "bad_recordings.csv")}
+    assert set(listed) == bad | {"link.wav"}
+    assert all(name in reason and "\n" not in reason for name, reason in listed.items())
+    assert "share its features file with b.flac" in listed["b.wav"]
+    for name in listed:
+        (folder / name).unlink()
+    run_command(extract, f"--audio={folder}", f"--output={output}")
+    assert not (output / "bad_recordings.csv").exists()
+
+
+def test_what_others_wrote_is_kept(folder, tmp_path):
+    """An output that is somebody's data set: its columns, its rows, its features."""
+    output = tmp_path / "out"
+    (output / "audio_features").mkdir(parents=True)
+    (output / "metadata.csv").write_text("filename,place\nz.mp3,Linz\nb.flac,Graz\n")
+    np.savez(output / "audio_features" / "a.npz", flux=np.ones((9, 1)))
+    np.savez(output / "audio_features" / "c.npz", flux=np.ones((9, 1)))
+    assert extract.extract(folder, output, ("mfcc",)) == (3, 1)
+    assert set(arrays(output / "audio_features" / "a.npz")) == {"mfcc", "flux"}
+    assert set(arrays(output / "audio_features" / "c.npz")) == {"flux"}
+    assert "of a recording of 9 frames, but this one has 4" in rows_of(output / "bad_recordings.csv")[0]["reason"]
+    assert [(row["filename"], row["place"]) for row in rows_of(output / "metadata.csv")] == [
+        ("z.mp3", "Linz"), ("b.flac", "Graz"), ("a.wav", ""), ("d.wav", "")]
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path):
+    folder, output = tmp_path / "audio", tmp_path / "out"
+    folder.mkdir()
+    for i in range(60):
+        soundfile.write(folder / f"{i:02d}.wav", 0.1 * np.random.default_rng(i).standard_normal(320000), 16000)
+    command = [sys.executable, "-m", "data_prep.extract", f"--audio={folder}", f"--output={output}"]
+    root = pathlib.Path(__file__).parents[1]
+    process = subprocess.Popen(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)})
+    deadline = time.monotonic() + 120
+    while len(list((output / "audio_features").glob("[0-9]*.npz"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    written = {path: path.stat().st_mtime_ns for path in (output / "audio_features").glob("[0-9]*.npz")}
+    assert 3 <= len(written) < 60
+    assert not (output / "metadata.csv").exists()
+    (output / "audio_features" / ".59.npz.x.npz").write_bytes(b"half")  # as a kill at another moment leaves behind
+    assert extract.extract(folder, output, ("melspectrogram", "mfcc")) == (60, 0)
+    assert sum(path.stat().st_mtime_ns != before for path, before in written.items()) <= 1, "the last was not noted yet"
+    layout = read_layout(output)
+    assert len(layout.filenames) == 60
+    assert all(len(layout.features(name, ("melspectrogram", "mfcc"))["mfcc"]) == 167 for name in layout.filenames)
+    assert not list((output / "audio_features").glob(".*"))
+
+
+@pytest.fixture(scope="module")
+def mel_workdir(tmp_path_factory) -> pathlib.Path:
+    """A conv-transformer that was not trained."""
+    path, config = tmp_path_factory.mktemp("mel"), tiny_config("conv_transformer")
+    model = models.build_from(config, TINY_TASK)
+    variables = model.init(jax.random.key(0), *models.example_inputs(model, {"melspectrogram": 64}))
+    workdir.prepare(path / "w", config, TINY_TASK, {"melspectrogram": {"width": 64}})
+    params = variables.pop("params")
+    state = TrainState(step=np.zeros((), np.int32), params=params, ema=None, model_state=variables, opt_state={})
+    with checkpoint.open_manager(path / "w") as manager:
+        checkpoint.save(manager, state, checkpoint.Progress(finished=True, cost=1.0))
+    return path / "w"
+
+
+def test_embeddings_of_a_trained_model(folder, tmp_path, mel_workdir):
+    output = tmp_path / "out"
+    flags = [f"--audio={folder}", f"--output={output}", "--features=melspectrogram,embeddings"]
+    run_command(extract, *flags, f"--embeddings_from={mel_workdir}")
+    layout = read_layout(output)
+    found = {name: arrays(layout.features_path(name)) for name in layout.filenames}
+    assert {name: value["embeddings"].shape for name, value in found.items()} == {
+        name: (layout.num_frames(name), 16) for name in SECONDS}
+    shutil.copytree(output, tmp_path / "again")
+    for name in SECONDS:
+        change_npz(read_layout(tmp_path / "again").features_path(name), embeddings=None)
+    run_command(extract, f"--source={tmp_path / 'again'}", f"--embeddings_from={mel_workdir}")
+    for name, value in found.items():
+        again = arrays(read_layout(tmp_path / "again").features_path(name))
+        np.testing.assert_allclose(value["embeddings"], again["embeddings"], atol=2e-3)
+    times = {path: path.stat().st_mtime_ns for path in (output / "audio_features").iterdir()}
+    run_command(extract, *flags, f"--embeddings_from={mel_workdir}")
+    assert {path: path.stat().st_mtime_ns for path in (output / "audio_features").iterdir()} == times
+    assert predict.load(mel_workdir).model.features == ("melspectrogram",)
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    ((), "either --audio"), (("--audio=a", "--source=b"), "either --audio"), (("--source=b",), "--source takes"),
+    (("--source=b", "--embeddings_from=w", "--output=o"), "--source takes"), (("--audio=a",), "takes --output"),
+    (("--audio=a", "--output=o", "--features=mel"), "--features takes some of .*, not mel"),
+    (("--audio=a", "--output=o", "--features="), "not none"),
+    (("--audio=a", "--output=o", "--features=embeddings"), "takes --embeddings_from"),
+    (("--audio=a", "--output=o", "--embeddings_from=w"), "takes --embeddings_from"),
+    (("--audio=a", "--output=o"), "There is no directory a")])
+def test_flags_that_do_not_fit(flags, words):
+    with pytest.raises(UserError, match=words):
+        run_command(extract, *flags)
+
+
+def test_a_folder_without_recordings_and_an_output_that_cannot_be(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="There are no recordings in"):
+        extract.extract(tmp_path / "empty", tmp_path / "out", ("mfcc",))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Cannot write"):
+        extract.extract(folder, tmp_path / "file", ("mfcc",))
