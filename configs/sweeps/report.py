@@ -4,7 +4,7 @@ Command:  python -m sedjax sweep --config=configs/sweeps/report.py --config.data
           configs/sweeps/report.py:small is the same study at a size for two CPU cores.
           DATA holds the features embeddings, melspectrogram and mfcc.
           The row from ImageNet weights needs resnet34.npz (see configs/resnet_transformer.py), or is listed as not run.
-Time: report.py: not measured; report.py:small: see the README, for 360 recordings of 23 s on two CPU cores.
+Time: report.py: not measured; report.py:small: 70 minutes for 360 recordings of 23 s on two CPU cores.
 """
 
 from configs import conv_transformer, embedding_transformer, naive
@@ -29,7 +29,7 @@ def get_config(size="report"):
     add(sweep, "naive", "naive", base=naive.get_config(), seeds=(0,))
     add(sweep, "conv", "conv-transformer on mel", base=mel, parent="naive", published="better",
         model__width=narrow, model__positions=0)
-    add(sweep, "positions", "+ learned positions", parent="conv", published="better", model__positions=250)
+    add(sweep, "positions", "conv-transformer, learned positions", parent="conv", published="better", model__positions=250)
     add(sweep, "no_level", "without log scaling", parent="positions", model__log_scale=False)
     add(sweep, "resnet", "ResNet-34 stem, from scratch", parent="positions", model__stem="resnet34")
     add(sweep, "imagenet", "ResNet-34 stem, ImageNet weights", parent="resnet", published="better",
