@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from sedjax import audio
+from sedjax import audio, mp3
 from sedjax.errors import UserError
 
 
@@ -142,8 +142,42 @@ def test_a_header_from_a_pipe_has_no_length(tmp_path):
     assert len(audio.read(path)) == 16000
 
 
+def mp3_frames(path, seconds: float, rate_hz: int, **mode) -> bytes:
+    """An mp3 file without the header that says its length, as others write it."""
+    samples = 0.1 * np.random.default_rng(0).standard_normal(round(seconds * rate_hz))
+    samples *= np.linspace(1, 0, len(samples)) ** 4  # so that a varying bit rate varies
+    soundfile.write(path, samples, rate_hz, **mode)
+    whole = path.read_bytes()
+    if not mp3.says_its_length(path):
+        return whole
+    return whole[mp3._frame_bytes(whole[:4]) :]
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 16000, 44100])
+def test_an_mp3_without_a_header_that_says_its_length(tmp_path, rate_hz):
+    """With a tag at the end or not; where a frame is cut, the rest is missing."""
+    path = tmp_path / "a.mp3"
+    frames = mp3_frames(path, 5.0, rate_hz, bitrate_mode="CONSTANT", compression_level=0.5)
+    for before, after in ((b"", b""), (b"", b"TAG" + bytes(125)), (b"ID3\4\0\0\0\0\1\2" + bytes(130), b"")):
+        path.write_bytes(before + frames + after)
+        assert not mp3.says_its_length(path)
+        assert 5 * 16000 <= len(audio.read(path)) < 5.3 * 16000
+        assert 5 * rate_hz <= mp3.num_samples(path) < 5.3 * rate_hz
+    for missing in (1, 50, len(frames) // 2 + 1):
+        path.write_bytes(frames[:-missing])
+        with pytest.raises(UserError, match=r"a\.mp3 is truncated: it ends in the middle of a frame"):
+            audio.read(path)
+
+
+def test_an_mp3_of_varying_bit_rate_without_such_a_header(tmp_path):
+    path = tmp_path / "a.mp3"
+    path.write_bytes(mp3_frames(path, 20.0, 44100, bitrate_mode="VARIABLE", compression_level=0.5))
+    with pytest.raises(UserError, match="varying bit rate and no header"):
+        audio.read(path)
+
+
 @pytest.mark.parametrize(("name", "content"), [
-    ("empty.wav", b""), ("empty.mp3", b""), ("text.wav", b"no audio at all " * 100), ("text.flac", b"fLaC and then?"),
+    ("text.wav", b"no audio at all " * 100), ("text.flac", b"fLaC and then?"),
     ("text.raw", b"abc"), ("noise.mp3", np.random.default_rng(0).bytes(5000)), ("zeros.ogg", bytes(5000))])
 def test_what_is_no_audio(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
@@ -152,6 +186,9 @@ def test_what_is_no_audio(tmp_path, name, content):
 
 
 def test_no_samples(tmp_path):
+    (tmp_path / "empty.mp3").write_bytes(b"")
+    with pytest.raises(UserError, match=r"empty\.mp3 is empty"):
+        audio.read(tmp_path / "empty.mp3")
     soundfile.write(tmp_path / "none.wav", np.zeros(0), 44100)
     with pytest.raises(UserError, match=r"none\.wav holds no samples"):
         audio.read(tmp_path / "none.wav")
