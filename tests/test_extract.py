@@ -157,6 +157,25 @@ def test_what_others_wrote_is_kept(folder, tmp_path):
         ("z.mp3", "Linz"), ("b.flac", "Graz"), ("a.wav", ""), ("d.wav", "")]
 
 
+@pytest.mark.parametrize("others", [-2, -1, 0, 1, 2])
+def test_rows_are_as_many_as_labels_have(folder, tmp_path, others):
+    """Others may round the length of a recording otherwise; what is longer or shorter is another recording."""
+    labels = tmp_path / "out" / "labels"
+    labels.mkdir(parents=True)
+    np.savez(labels / "a_labels.npz", Bell=np.zeros((9 + others, 2), np.uint8))
+    done, bad = extract.extract(folder, tmp_path / "out", ("mfcc",))
+    assert (done, bad) == ((4, 0) if abs(others) < 2 else (3, 1))
+    if abs(others) < 2:
+        found = arrays(tmp_path / "out" / "audio_features" / "a.npz")["mfcc"]
+        expected = extractors.spectral_features(folder / "a.wav")[0]["mfcc"]
+        assert len(found) == 9 + others
+        np.testing.assert_array_equal(found[:8], expected[:8])
+        np.testing.assert_array_equal(found[9:], expected[8:][:len(found[9:])])
+    else:
+        reason = rows_of(tmp_path / "out" / "bad_recordings.csv")[0]["reason"]
+        assert f"a_labels.npz is of a recording of {9 + others} frames, but this one has 9" in reason
+
+
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
     folder, output = tmp_path / "audio", tmp_path / "out"
     folder.mkdir()
