@@ -24,8 +24,8 @@ def test_what_16_khz_cannot_hold_is_gone():
     assert np.abs(audio.read(tone(1.0, 48000, hz=9000.0), 48000)[800:-800]).max() < 1e-4
 
 
-@pytest.mark.parametrize("rate_hz", [8000, 16000, 44100, 48000])
-@pytest.mark.parametrize("samples", [1, 2, 3, 100, 4801])
+@pytest.mark.parametrize("rate_hz", [8000, 16000, 32000, 44100, 48000])
+@pytest.mark.parametrize("samples", [1, 2, 3, 5, 100, 4801])
 def test_length(rate_hz, samples):
     found = audio.read(np.full(samples, 0.25, np.float32), rate_hz)
     assert len(found) == max(round(samples * 16000 / rate_hz), 1)
@@ -99,6 +99,17 @@ def test_no_block_is_empty(samples):
     assert sum(sizes) == samples
     assert min(sizes) > 0
     assert max(sizes) == 160000
+
+
+@pytest.mark.parametrize(("samples", "real"), [
+    (1, [1]), (40, [40]), (41, [40, 11]), (69, [40, 39]), (70, [40, 40]), (71, [40, 40, 11]), (170, [40] * 5 + [20])])
+@pytest.mark.parametrize("block", [7, 40, 1000])
+def test_windows_cover_a_recording_and_no_window_more(samples, real, block):
+    x = np.arange(1, samples + 1, dtype=np.float32)
+    found = list(audio.windows((x[start : start + block] for start in range(0, samples, block)), size=40, hop=30))
+    assert [count for _, count in found] == real
+    for i, (window, count) in enumerate(found):
+        np.testing.assert_array_equal(window, np.pad(x[30 * i :][:40], (0, 40 - count)))
 
 
 def test_silence_and_clipping_are_kept():

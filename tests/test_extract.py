@@ -201,18 +201,31 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     assert not list((output / "audio_features").glob(".*"))
 
 
-@pytest.fixture(scope="module")
-def mel_workdir(tmp_path_factory) -> pathlib.Path:
-    """A conv-transformer that was not trained."""
-    path, config = tmp_path_factory.mktemp("mel"), tiny_config("conv_transformer")
+def untrained(path: pathlib.Path, name: str, widths: dict[str, int]) -> pathlib.Path:
+    """The workdir of a model."""
+    config = tiny_config(name)
     model = models.build_from(config, TINY_TASK)
-    variables = model.init(jax.random.key(0), *models.example_inputs(model, {"melspectrogram": 64}))
-    workdir.prepare(path / "w", config, TINY_TASK, {"melspectrogram": {"width": 64}})
+    variables = model.init(jax.random.key(0), *models.example_inputs(model, widths))
+    workdir.prepare(path / "w", config, TINY_TASK, {key: {"width": width} for key, width in widths.items()})
     params = variables.pop("params")
     state = TrainState(step=np.zeros((), np.int32), params=params, ema=None, model_state=variables, opt_state={})
     with checkpoint.open_manager(path / "w") as manager:
         checkpoint.save(manager, state, checkpoint.Progress(finished=True, cost=1.0))
     return path / "w"
+
+
+@pytest.fixture(scope="module")
+def mel_workdir(tmp_path_factory) -> pathlib.Path:
+    return untrained(tmp_path_factory.mktemp("mel"), "conv_transformer", {"melspectrogram": 64})
+
+
+@pytest.mark.parametrize(("name", "widths", "words"), [
+    ("embedding_transformer", {"embeddings": 16}, "takes 'embeddings', which it cannot also give"),
+    ("conv_transformer", {"melspectrogram": 40}, "'melspectrogram' of a recording is 64 wide; .* trained on 40")])
+def test_a_model_that_does_not_take_these_features(tmp_path, folder, name, widths, words):
+    with pytest.raises(UserError, match=words):
+        extract.extract(folder, tmp_path / "out", ("embeddings",), str(untrained(tmp_path, name, widths)))
+    assert not (tmp_path / "out").exists()
 
 
 def test_embeddings_of_a_trained_model(folder, tmp_path, mel_workdir):
