@@ -144,7 +144,7 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
         if extractor and found:
             embeddings = extractor.embed(list(found), [features for _, features, _ in found.values()])
             for (_, features, _), value in zip(found.values(), embeddings):
-                features["embeddings"] = value.astype(np.float16)
+                features["embeddings"] = value.astype(np.float16, copy=False)
         for path, (state, features, seconds) in found.items():
             features = {name: features[name] for name in wanted}
             try:
@@ -208,8 +208,9 @@ def _fit(features: dict[str, np.ndarray], held: dict[str, np.ndarray], path: pat
     if any(abs(frames - rows) > 1 for rows in wanted):
         raise UserError(f"{path} is of a recording of {max(wanted)} frames, but this one has {frames}: delete it, or "
                         "choose another --output.")
-    rows = np.minimum(np.arange(min(wanted, default=frames)), frames - 1)
-    return {name: value[rows] for name, value in features.items()}
+    rows = min(wanted, default=frames)
+    return {name: value[:rows] if rows <= frames else np.concatenate([value, value[-1:]])
+            for name, value in features.items()}
 
 
 def _write_metadata(path: pathlib.Path, seconds: dict[str, float]) -> None:
