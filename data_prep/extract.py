@@ -144,11 +144,13 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
         if extractor and found:
             embeddings = extractor.embed(list(found), [features for _, features, _ in found.values()])
             for (_, features, _), value in zip(found.values(), embeddings):
-                features["embeddings"] = value.astype(np.float16)
+                features["embeddings"] = value.astype(np.float16, copy=False)
         for path, (state, features, seconds) in found.items():
             features = {name: features[name] for name in wanted}
             try:
-                held = {} if journal.is_outdated(path, target(path)) else _load(target(path), features)
+                held = {} if journal.is_outdated(path, target(path)) else _load(target(path))
+                labels = output / "labels" / f"{path.stem}_labels.npz"
+                features = _fit(_fit(features, held, target(path)), _load(labels), labels)
                 with commands.atomic_output(target(path)) as temporary:
                     np.savez(temporary, **(held | features))
                 journal.note(path, state, target(path), seconds, parameters)
@@ -186,20 +188,29 @@ def _groups(paths: list[pathlib.Path], size: int) -> list[list[pathlib.Path]]:
     return [paths[start : start + size] for start in range(0, len(paths), size)]
 
 
-def _load(path: pathlib.Path, features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What a features file holds already. Raises UserError if that is of another recording than `features`."""
+def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of a file that is there already; none if it is not. Raises UserError if it is damaged."""
     if not path.exists():
         return {}
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            held = dict(archive)
+            return dict(archive)
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is damaged, and was not made by this command: delete it ({error}).") from error
-    lengths, frames = {len(value) for value in held.values() if value.ndim}, len(next(iter(features.values())))
-    if lengths - {frames}:
-        raise UserError(f"{path} is of a recording of {max(lengths)} frames, but this one has {frames}: delete it, or "
+
+
+def _fit(features: dict[str, np.ndarray], held: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Features with as many rows as what others made of the recording, who may have rounded its length down.
+
+    Raises UserError if `held`, the arrays in the file `path`, are those of another recording.
+    """
+    frames, wanted = len(next(iter(features.values()))), {len(value) for value in held.values() if value.ndim}
+    if any(abs(frames - rows) > 1 for rows in wanted):
+        raise UserError(f"{path} is of a recording of {max(wanted)} frames, but this one has {frames}: delete it, or "
                         "choose another --output.")
-    return held
+    rows = min(wanted, default=frames)
+    return {name: value[:rows] if rows <= frames else np.concatenate([value, value[-1:]])
+            for name, value in features.items()}
 
 
 def _write_metadata(path: pathlib.Path, seconds: dict[str, float]) -> None:

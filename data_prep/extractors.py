@@ -155,13 +155,14 @@ class AtstExtractor:
         return f"atst_frame {fingerprint(self.weights)} hop {self.hop_samples} dropped {self.model.drop_layers}"
 
     def embed(self, paths: Sequence[pathlib.Path], features: Sequence[dict[str, np.ndarray]]) -> list[np.ndarray]:
-        return [self.embed_recording(path) for path in paths]
+        return [self.embed_recording(path, dtype=np.float16) for path in paths]
 
-    def embed_recording(self, recording: audio.Recording, sample_rate_hz: int | None = None) -> np.ndarray:
-        """(T, width) float32 of a file or an array, T = ceil(seconds / 0.12)."""
+    def embed_recording(self, recording: audio.Recording, sample_rate_hz: int | None = None,
+                        dtype: type = np.float32) -> np.ndarray:
+        """(T, width) of a file or an array, T = ceil(seconds / 0.12)."""
         hop_tokens = self.hop_samples // atst_frame.TOKEN_SAMPLES
         rows = grid.stitch(self._tokens(audio.blocks(recording, sample_rate_hz)), hop_tokens)
-        return np.concatenate([grid.mean_by_group(each, atst_frame.TOKENS_PER_FRAME) for each in rows])
+        return np.concatenate([grid.mean_by_group(each, atst_frame.TOKENS_PER_FRAME).astype(dtype) for each in rows])
 
     def _tokens(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """The tokens of each window in which there is a real sample."""

@@ -10,6 +10,7 @@ import soundfile
 import soxr
 from jaxtyping import Float, Shaped
 
+from sedjax import mp3
 from sedjax.errors import UserError
 
 SAMPLE_RATE_HZ = 16000
@@ -132,11 +133,16 @@ def _file_chunks(path: pathlib.Path) -> Iterator[np.ndarray]:
     if not path.is_file():
         raise UserError(f"There is no file {path}.")
     try:
+        if not path.stat().st_size:
+            raise UserError(f"{path} is empty.")
         with soundfile.SoundFile(path) as file:
             _require_whole_container(path, file)
             yield from _resampled(_read_chunks(path, file), file.samplerate, str(path))
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a suffix that means samples without a header
-        raise UserError(f"{path} is damaged, or no audio that libsndfile reads: {str(error).rstrip('.')}.") from error
+        reason = getattr(error, "error_string", "no header")
+        if "does not exist" in reason:  # what libsndfile says of anything that it took for mp3 in vain
+            reason = "no frame of mp3"
+        raise UserError(f"{path} is damaged, or no audio that libsndfile reads: {reason.rstrip('.')}.") from error
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
 
@@ -146,7 +152,7 @@ def _read_chunks(path: pathlib.Path, file: soundfile.SoundFile) -> Iterator[np.n
     while len(chunk := file.read(size, "float32", always_2d=True)):
         count += len(chunk)
         yield chunk
-    if count < file.frames and (file.format != "MP3" or _mp3_says_its_length(path)):
+    if count < file.frames and (file.format != "MP3" or mp3.says_its_length(path)):
         raise UserError(f"{path} is truncated: {count:,} of its {file.frames:,} samples are there.")
 
 
@@ -155,6 +161,13 @@ def _require_whole_container(path: pathlib.Path, file: soundfile.SoundFile) -> N
     for promised, found in re.findall(r"(?i)\b(?:data|ssnd|riff|form) *: *(\d+) \(should be (\d+)\)", file.extra_info):
         if int(found) < int(promised) < UNKNOWN_BYTES:
             raise UserError(f"{path} is truncated: {int(found):,} of its {int(promised):,} bytes are there.")
+    if file.format == "MP3":
+        if mp3.ends_within_a_frame(path):
+            raise UserError(f"{path} is truncated: it ends in the middle of a frame.")
+        # libsndfile reads no further than its estimate of the length, which is wrong where the bit rate varies.
+        if not mp3.says_its_length(path) and mp3.num_samples(path) > 1.05 * file.frames:
+            raise UserError(f"{path} has a varying bit rate and no header that says its length: only part of it "
+                            "would be read, so encode it again.")
     if file.format == "OGG":
         with open(path, "rb") as raw:
             raw.seek(max(path.stat().st_size - (1 << 17), 0))  # a page has 65,307 bytes at most
@@ -162,9 +175,3 @@ def _require_whole_container(path: pathlib.Path, file: soundfile.SoundFile) -> N
         page = tail.rfind(b"OggS")
         if not tail[page + 5 : page + 6] or not tail[page + 5] & 4:
             raise UserError(f"{path} is truncated: its last page is missing.")
-
-
-def _mp3_says_its_length(path: pathlib.Path) -> bool:
-    """Whether there is a Xing or LAME header; without one, the length is an estimate from the bit rate."""
-    with open(path, "rb") as raw:
-        return re.search(rb"(?:Xing|Info)\0\0\0[\x01\x03\x05\x07\x09\x0b\x0d\x0f]", raw.read(1 << 20)) is not None

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from sedjax import audio
+from sedjax import audio, mp3
 from sedjax.errors import UserError
 
 
@@ -24,8 +24,8 @@ def test_what_16_khz_cannot_hold_is_gone():
     assert np.abs(audio.read(tone(1.0, 48000, hz=9000.0), 48000)[800:-800]).max() < 1e-4
 
 
-@pytest.mark.parametrize("rate_hz", [8000, 16000, 44100, 48000])
-@pytest.mark.parametrize("samples", [1, 2, 3, 100, 4801])
+@pytest.mark.parametrize("rate_hz", [8000, 16000, 32000, 44100, 48000])
+@pytest.mark.parametrize("samples", [1, 2, 3, 5, 100, 4801])
 def test_length(rate_hz, samples):
     found = audio.read(np.full(samples, 0.25, np.float32), rate_hz)
     assert len(found) == max(round(samples * 16000 / rate_hz), 1)
@@ -101,6 +101,17 @@ def test_no_block_is_empty(samples):
     assert max(sizes) == 160000
 
 
+@pytest.mark.parametrize(("samples", "real"), [
+    (1, [1]), (40, [40]), (41, [40, 11]), (69, [40, 39]), (70, [40, 40]), (71, [40, 40, 11]), (170, [40] * 5 + [20])])
+@pytest.mark.parametrize("block", [7, 40, 1000])
+def test_windows_cover_a_recording_and_no_window_more(samples, real, block):
+    x = np.arange(1, samples + 1, dtype=np.float32)
+    found = list(audio.windows((x[start : start + block] for start in range(0, samples, block)), size=40, hop=30))
+    assert [count for _, count in found] == real
+    for i, (window, count) in enumerate(found):
+        np.testing.assert_array_equal(window, np.pad(x[30 * i :][:40], (0, 40 - count)))
+
+
 def test_silence_and_clipping_are_kept():
     np.testing.assert_array_equal(audio.read(np.zeros(500, np.float32), 16000), np.zeros(500))
     np.testing.assert_array_equal(audio.read(np.array([1.5, -3.0], np.float32), 16000), [1.5, -3.0])
@@ -142,8 +153,42 @@ def test_a_header_from_a_pipe_has_no_length(tmp_path):
     assert len(audio.read(path)) == 16000
 
 
+def mp3_frames(path, seconds: float, rate_hz: int, **mode) -> bytes:
+    """An mp3 file without the header that says its length, as others write it."""
+    samples = 0.1 * np.random.default_rng(0).standard_normal(round(seconds * rate_hz))
+    samples *= np.linspace(1, 0, len(samples)) ** 4  # so that a varying bit rate varies
+    soundfile.write(path, samples, rate_hz, **mode)
+    whole = path.read_bytes()
+    if not mp3.says_its_length(path):
+        return whole
+    return whole[mp3._frame_bytes(whole[:4]) :]
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 16000, 44100])
+def test_an_mp3_without_a_header_that_says_its_length(tmp_path, rate_hz):
+    """With a tag at the end or not; where a frame is cut, the rest is missing."""
+    path = tmp_path / "a.mp3"
+    frames = mp3_frames(path, 5.0, rate_hz, bitrate_mode="CONSTANT", compression_level=0.5)
+    for before, after in ((b"", b""), (b"", b"TAG" + bytes(125)), (b"ID3\4\0\0\0\0\1\2" + bytes(130), b"")):
+        path.write_bytes(before + frames + after)
+        assert not mp3.says_its_length(path)
+        assert 5 * 16000 <= len(audio.read(path)) < 5.3 * 16000
+        assert 5 * rate_hz <= mp3.num_samples(path) < 5.3 * rate_hz
+    for missing in (1, 50, len(frames) // 2 + 1):
+        path.write_bytes(frames[:-missing])
+        with pytest.raises(UserError, match=r"a\.mp3 is truncated: it ends in the middle of a frame"):
+            audio.read(path)
+
+
+def test_an_mp3_of_varying_bit_rate_without_such_a_header(tmp_path):
+    path = tmp_path / "a.mp3"
+    path.write_bytes(mp3_frames(path, 20.0, 44100, bitrate_mode="VARIABLE", compression_level=0.5))
+    with pytest.raises(UserError, match="varying bit rate and no header"):
+        audio.read(path)
+
+
 @pytest.mark.parametrize(("name", "content"), [
-    ("empty.wav", b""), ("empty.mp3", b""), ("text.wav", b"no audio at all " * 100), ("text.flac", b"fLaC and then?"),
+    ("text.wav", b"no audio at all " * 100), ("text.flac", b"fLaC and then?"),
     ("text.raw", b"abc"), ("noise.mp3", np.random.default_rng(0).bytes(5000)), ("zeros.ogg", bytes(5000))])
 def test_what_is_no_audio(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
@@ -152,6 +197,9 @@ def test_what_is_no_audio(tmp_path, name, content):
 
 
 def test_no_samples(tmp_path):
+    (tmp_path / "empty.mp3").write_bytes(b"")
+    with pytest.raises(UserError, match=r"empty\.mp3 is empty"):
+        audio.read(tmp_path / "empty.mp3")
     soundfile.write(tmp_path / "none.wav", np.zeros(0), 44100)
     with pytest.raises(UserError, match=r"none\.wav holds no samples"):
         audio.read(tmp_path / "none.wav")

@@ -157,6 +157,25 @@ def test_what_others_wrote_is_kept(folder, tmp_path):
         ("z.mp3", "Linz"), ("b.flac", "Graz"), ("a.wav", ""), ("d.wav", "")]
 
 
+@pytest.mark.parametrize("others", [-2, -1, 0, 1, 2])
+def test_rows_are_as_many_as_labels_have(folder, tmp_path, others):
+    """Others may round the length of a recording otherwise; what is longer or shorter is another recording."""
+    labels = tmp_path / "out" / "labels"
+    labels.mkdir(parents=True)
+    np.savez(labels / "a_labels.npz", Bell=np.zeros((9 + others, 2), np.uint8))
+    done, bad = extract.extract(folder, tmp_path / "out", ("mfcc",))
+    assert (done, bad) == ((4, 0) if abs(others) < 2 else (3, 1))
+    if abs(others) < 2:
+        found = arrays(tmp_path / "out" / "audio_features" / "a.npz")["mfcc"]
+        expected = extractors.spectral_features(folder / "a.wav")[0]["mfcc"]
+        assert len(found) == 9 + others
+        np.testing.assert_array_equal(found[:8], expected[:8])
+        np.testing.assert_array_equal(found[9:], expected[8:][:len(found[9:])])
+    else:
+        reason = rows_of(tmp_path / "out" / "bad_recordings.csv")[0]["reason"]
+        assert f"a_labels.npz is of a recording of {9 + others} frames, but this one has 9" in reason
+
+
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
     folder, output = tmp_path / "audio", tmp_path / "out"
     folder.mkdir()
@@ -182,18 +201,31 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     assert not list((output / "audio_features").glob(".*"))
 
 
-@pytest.fixture(scope="module")
-def mel_workdir(tmp_path_factory) -> pathlib.Path:
-    """A conv-transformer that was not trained."""
-    path, config = tmp_path_factory.mktemp("mel"), tiny_config("conv_transformer")
+def untrained(path: pathlib.Path, name: str, widths: dict[str, int]) -> pathlib.Path:
+    """The workdir of a model."""
+    config = tiny_config(name)
     model = models.build_from(config, TINY_TASK)
-    variables = model.init(jax.random.key(0), *models.example_inputs(model, {"melspectrogram": 64}))
-    workdir.prepare(path / "w", config, TINY_TASK, {"melspectrogram": {"width": 64}})
+    variables = model.init(jax.random.key(0), *models.example_inputs(model, widths))
+    workdir.prepare(path / "w", config, TINY_TASK, {key: {"width": width} for key, width in widths.items()})
     params = variables.pop("params")
     state = TrainState(step=np.zeros((), np.int32), params=params, ema=None, model_state=variables, opt_state={})
     with checkpoint.open_manager(path / "w") as manager:
         checkpoint.save(manager, state, checkpoint.Progress(finished=True, cost=1.0))
     return path / "w"
+
+
+@pytest.fixture(scope="module")
+def mel_workdir(tmp_path_factory) -> pathlib.Path:
+    return untrained(tmp_path_factory.mktemp("mel"), "conv_transformer", {"melspectrogram": 64})
+
+
+@pytest.mark.parametrize(("name", "widths", "words"), [
+    ("embedding_transformer", {"embeddings": 16}, "takes 'embeddings', which it cannot also give"),
+    ("conv_transformer", {"melspectrogram": 40}, "'melspectrogram' of a recording is 64 wide; .* trained on 40")])
+def test_a_model_that_does_not_take_these_features(tmp_path, folder, name, widths, words):
+    with pytest.raises(UserError, match=words):
+        extract.extract(folder, tmp_path / "out", ("embeddings",), str(untrained(tmp_path, name, widths)))
+    assert not (tmp_path / "out").exists()
 
 
 def test_embeddings_of_a_trained_model(folder, tmp_path, mel_workdir):
