@@ -2,8 +2,9 @@
 
 Command:  python -m sedjax train --config=configs/embedding_transformer_small.py --config.data.path=DATA \
               --workdir=WORKDIR
-Time: TIME_EMB on two CPU cores for 360 recordings of 23 s.
-Expected cost there (UrbanSound8K + FSDD soundscapes, see the README): COST_EMB; silence 277 and 345.
+Time: 2.5 minutes on two CPU cores for 360 recordings of 23 s.
+Expected cost there (UrbanSound8K + FSDD soundscapes, see the README): 114 validation, 139 test;
+three seeds: 118 and 135; silence 277 and 345.
 """
 
 from sedjax.config import base_config

@@ -29,7 +29,8 @@ def get_config(size="report"):
     add(sweep, "naive", "naive", base=naive.get_config(), seeds=(0,))
     add(sweep, "conv", "conv-transformer on mel", base=mel, parent="naive", published="better",
         model__width=narrow, model__positions=0)
-    add(sweep, "positions", "conv-transformer, learned positions", parent="conv", published="better", model__positions=250)
+    add(sweep, "positions", "conv-transformer, learned positions", parent="conv", published="better",
+        model__positions=250)
     add(sweep, "no_level", "without log scaling", parent="positions", model__log_scale=False)
     add(sweep, "resnet", "ResNet-34 stem, from scratch", parent="positions", model__stem="resnet34")
     add(sweep, "imagenet", "ResNet-34 stem, ImageNet weights", parent="resnet", published="better",
