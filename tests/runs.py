@@ -21,15 +21,15 @@ STEPS = 16
 # `python -m sedjax`, but each batch takes as long as with a real model, and the process gets a signal when it reads
 # a given batch: there is no other way to hit an evaluation of milliseconds.
 RUN = """
-import os, signal, time
+import itertools, os, signal, time
 from sedjax import __main__, input_pipeline
 
 def slowly(read, name):
-    calls = []
+    numbers = itertools.count(1)
     def run(*args):
-        calls.append(None)
+        number = next(numbers)  # several threads read
         time.sleep(float(os.environ["SECONDS"]))
-        if os.environ["SIGNAL_AT"] == f"{name} {len(calls)}":
+        if os.environ["SIGNAL_AT"] == f"{name} {number}":
             os.kill(os.getpid(), signal.SIGTERM)
         return read(*args)
     return run

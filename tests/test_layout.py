@@ -141,7 +141,7 @@ def test_a_valid_directory_has_no_problems(tiny, capsys):
     found = checker.survey(tiny)
     assert (found.problems, found.general, found.notes) == ({}, [], [])
     assert found.frames == {filename: len(tiny.votes(filename)) for filename in tiny.filenames}
-    assert found.widths == {"embeddings": 16, "melspectrogram": 64}
+    assert found.widths == {"embeddings": 16, "melspectrogram": 64, "mfcc": 24}
     assert found.labelled
     assert checker.check(tiny, None, read_splits(tiny)) == []
     run_command(checker, tiny.path)

@@ -9,11 +9,11 @@ from tiny import run_command
 
 from sedjax import evaluate, input_pipeline, predict, train
 
-SMALL = ["--config=configs/embedding_transformer_small.py", "--config.model.width=16", "--config.model.heads=2",
-         "--config.model.layers=1", "--config.model.feed_forward=16", "--config.model.positions=40",
-         "--config.model.head_width=8", "--config.data.max_frames=40", "--config.data.bucket_frames=40",
-         "--config.data.batch_size=8", "--config.data.eval_batch_size=8", "--config.optimizer.warmup=0 steps",
-         "--config.optimizer.schedule=constant"]
+SMALL = ["--config=configs/embedding_transformer_small.py", "--config.model.stem=linear", "--config.model.width=16",
+         "--config.model.heads=2", "--config.model.layers=1", "--config.model.feed_forward=16",
+         "--config.model.positions=40", "--config.model.head_width=8", "--config.data.max_frames=40",
+         "--config.data.bucket_frames=40", "--config.data.batch_size=8", "--config.data.eval_batch_size=8",
+         "--config.optimizer.warmup=0 steps", "--config.optimizer.schedule=constant"]
 
 
 def main(source: str, records: str, folder: str, *cluster: str) -> None:
