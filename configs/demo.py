@@ -22,8 +22,9 @@ def get_config(model="conv_transformer"):
     config.model.width = 96
     config.model.head_width = 96
     config.model.feed_forward = 192
-    config.optimizer.learning_rate = 2e-3
-    config.train.duration = "20 epochs"
-    config.train.ema = 0.98
+    if model == "conv_transformer":
+        config.optimizer.learning_rate = 2e-3
+        config.train.duration = "40 epochs"
+        config.train.ema = 0.98
     config.train.patience = 0
     return config
