@@ -10,7 +10,6 @@ import pathlib
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -153,7 +152,5 @@ def run_one(config: Config, seed: int, folder: pathlib.Path, stop: preemption.St
         workdir.require_same_config(folder, config)
     elif not train(config, folder, stop).finished:
         return  # it was asked to stop
-    history = report.read_history(folder)
-    best = int(history["steps"][np.argmin(history["validation_cost"])])
     for split in study.SPLITS:
-        report.result_of(folder, split, best)
+        report.collect([folder], split)  # keeps the result in the folder

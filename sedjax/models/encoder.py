@@ -72,8 +72,7 @@ class BatchNorm(nn.Module):
     """Batch normalisation over real frames (Ioffe and Szegedy 2015): padding changes no statistic.
 
     In training the statistics are those of the global batch, so they do not depend on the number of devices, nor on
-    jit or pmap. As in
-    PyTorch, the variance that is kept for evaluation is the unbiased one.
+    jit or pmap. As in PyTorch, the variance that is kept for evaluation is the unbiased one.
 
     Attributes:
       momentum: share of the running statistics that a step keeps.
