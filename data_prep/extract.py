@@ -110,7 +110,7 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
       UserError: there are no recordings, or the output cannot be written.
     """
     paths, bad = recordings(folder)
-    from data_prep import extractors  # imports JAX, which is slow
+    from sedjax import extractors  # imports JAX, which is slow
 
     extractor = extractors.of(embeddings_from, hop_seconds, drop_layers) if embeddings_from else None
     parameters = {name: extractor.parameters if name == "embeddings" else extractors.SPECTRAL_VERSION

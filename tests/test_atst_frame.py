@@ -11,8 +11,8 @@ import soundfile
 from test_frontend import reference_waveform
 from tiny import change_npz, run_command
 
-from data_prep import extract, extractors, import_weights
-from sedjax import audio, grid
+from data_prep import extract, import_weights
+from sedjax import audio, extractors, grid
 from sedjax.errors import UserError
 from sedjax.layout import read_layout
 from sedjax.models import atst_frame

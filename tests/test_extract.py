@@ -15,9 +15,9 @@ import pytest
 import soundfile
 from tiny import TINY_TASK, change_npz, run_command, tiny_config
 
-from data_prep import extract, extractors
+from data_prep import extract
 from data_prep.spectral import spectral_features
-from sedjax import audio, checkpoint, models, predict, workdir
+from sedjax import audio, checkpoint, extractors, models, predict, workdir
 from sedjax.errors import UserError
 from sedjax.layout import read_layout
 from sedjax.train_state import TrainState
