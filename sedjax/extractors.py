@@ -89,6 +89,15 @@ def _chunks(blocks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
         held = held[size:]
 
 
+def _whole_frames(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The blocks, and after them the silence that fills up the last frame."""
+    samples = 0
+    for block in blocks:
+        samples += len(block)
+        yield block
+    yield np.zeros(-samples % FRAME, np.float32)
+
+
 @dataclasses.dataclass(frozen=True)
 class _InMemory:
     """Recordings whose features are in memory, as a sedjax.input_pipeline.Source."""
@@ -137,6 +146,9 @@ class DetectorExtractor:
 class AtstExtractor:
     """ATST-Frame: windows of 10 s on the grid of segments, 40 ms tokens grouped into frames by absolute time.
 
+    The last frame of a recording is filled up with silence, as in records of audio, so that a model that computes the
+    same inside (models.atst_detector) sees the same.
+
     Attributes:
       model, weights: of the encoder.
       hop_samples: from one window to the next, a multiple of a segment; where windows overlap, their mean is taken.
@@ -161,7 +173,7 @@ class AtstExtractor:
                         dtype: type = np.float32) -> np.ndarray:
         """(T, width) of a file or an array, T = ceil(seconds / 0.12)."""
         hop_tokens = self.hop_samples // atst_frame.TOKEN_SAMPLES
-        rows = grid.stitch(self._tokens(audio.blocks(recording, sample_rate_hz)), hop_tokens)
+        rows = grid.stitch(self._tokens(_whole_frames(audio.blocks(recording, sample_rate_hz))), hop_tokens)
         return np.concatenate([grid.mean_by_group(each, atst_frame.TOKENS_PER_FRAME).astype(dtype) for each in rows])
 
     def _tokens(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -173,7 +185,7 @@ class AtstExtractor:
             samples = np.zeros((size, atst_frame.WINDOW_SAMPLES), np.float32)
             samples[: len(batch)] = [window for window, _ in batch]
             for tokens, (_, real) in zip(np.asarray(self._encode(self.weights, samples)), batch):
-                yield tokens[: -(-real // atst_frame.TOKEN_SAMPLES)]
+                yield tokens[: real // atst_frame.TOKEN_SAMPLES]
 
     @functools.cached_property
     def _encode(self):

@@ -105,11 +105,12 @@ def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = N
     def saves(step: int) -> bool:
         return evaluates(step) or step % save_every == 0
 
-    warmup = duration_steps(config.optimizer.warmup, "optimizer.warmup", batch_size, per_epoch, total)
+    warmup, frozen = (duration_steps(getattr(config.optimizer, key), f"optimizer.{key}", batch_size, per_epoch, total)
+                      for key in ("warmup", "frozen"))
 
     # State.
     parallel.on_first(lambda: workdir.prepare(folder, config, task, features))
-    adamw = optimizer.make_optimizer(config.optimizer, warmup, total)
+    adamw = optimizer.make_optimizer(config.optimizer, warmup, total, frozen)
     state = train_state.create(model, adamw, features, config.train.ema > 0, config.train.seed,
                                config.train.initial_weights)
     parallel.on_first(lambda: write_parameters(folder, state))
