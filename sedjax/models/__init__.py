@@ -10,7 +10,6 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from sedjax import audio
 from sedjax.errors import UserError
 from sedjax.models.conv_transformer import ConvTransformer
 from sedjax.models.embedding_transformer import EmbeddingTransformer
@@ -46,10 +45,10 @@ def build_from(config, task: Task) -> nn.Module:
 
 
 def example_inputs(model: nn.Module, widths: dict[str, int]) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Features and frame mask of one clip of ten frames, for `init` and for counting parameters; audio is int16."""
-    dtypes = {audio.FEATURE: jnp.int16}
-    features = {key: jnp.zeros((1, 10, widths[key]), dtypes.get(key, jnp.float32)) for key in model.features}
-    return features, jnp.ones((1, 10), bool)
+    """Features and frame mask of one clip of ten frames, for `init` and for counting parameters."""
+    inputs = {key: jnp.zeros((1, 10, widths[key]), jnp.int16 if key == "audio" else jnp.float32)
+              for key in model.features}
+    return inputs, jnp.ones((1, 10), bool)
 
 
 def count_parameters(model: nn.Module, widths: dict[str, int]) -> int:
