@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
@@ -14,6 +15,8 @@ from sedjax.errors import UserError
 from sedjax.layout import Layout
 from sedjax.steps import Batch
 from sedjax.task import Task, task_from_json
+
+RECENT = 4  # recordings of a directory that are kept in memory, and can be read at once
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads files here; its start-up notes are noise
 
@@ -35,7 +38,7 @@ class Records:
 
     task: Task
     lengths: np.ndarray
-    features: dict[str, dict]  # width and statistics by key
+    features: dict[str, dict]  # width and statistics by key; of audio the width only
     labels: dict  # the same for the labels
     path: str
     split: str
@@ -97,9 +100,20 @@ class Features:
         """All recordings of a directory. Raises UserError at once if it has not the features `keys`."""
         first = layout.features(layout.filenames[0], keys)
         require_features({key: value.shape[1] for key, value in first.items()}, keys, widths, where=str(layout.path))
-        return cls(layout, task, np.array([layout.num_frames(name) for name in layout.filenames], np.int32), widths)
+        lengths = np.array([layout.num_frames(name, keys) for name in layout.filenames], np.int32)
+        return cls(layout, task, lengths, widths)
 
     def read(self, index: int, keys: tuple[str, ...]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        # The clips of a long recording follow each other, and several threads read them: one decodes it for all.
+        lock, read = self._recent[index % RECENT]
+        with lock:
+            return read(index, keys)
+
+    @functools.cached_property
+    def _recent(self) -> tuple[tuple[threading.Lock, Callable], ...]:
+        return tuple((threading.Lock(), functools.lru_cache(maxsize=1)(self._read)) for _ in range(RECENT))
+
+    def _read(self, index: int, keys: tuple[str, ...]) -> tuple[dict[str, np.ndarray], np.ndarray]:
         filename = self.layout.filenames[index]
         features = self.layout.features(filename, keys)
         require_features({key: value.shape[1] for key, value in features.items()}, keys, self.widths,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Real
 
 from sedjax import decisions, grid
 from sedjax.collective import global_sum
@@ -20,7 +20,7 @@ from sedjax.train_state import TrainState, learned
 class Batch(TypedDict):
     """Clips padded to one length. A padded clip has no real frame and the id -1."""
 
-    features: dict[str, Float[Array, "clip frame _"]]
+    features: dict[str, Real[Array, "clip frame _"]]
     votes: Float[Array, "clip frame class"]
     frame_mask: Bool[Array, "clip frame"]
     clip_id: Int[Array, "clip"]
