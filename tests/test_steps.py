@@ -15,7 +15,8 @@ from tiny import TINY_TASK, tiny_config
 from sedjax import decisions, losses, metrics, models, parallel, steps, train_state
 
 FEATURES = {"embeddings": {"width": 16}, "melspectrogram": {"width": 64, "level_mean": [0.0] * 64,
-                                                            "level_std": [10.0] * 64}}
+                                                            "level_std": [10.0] * 64},
+            "audio": {"width": 1920}}
 
 
 def make_batch(seed: int = 0, clips: int = 8, frames: int = 20) -> steps.Batch:
@@ -23,7 +24,8 @@ def make_batch(seed: int = 0, clips: int = 8, frames: int = 20) -> steps.Batch:
     lengths = rng.integers(1, frames + 1, clips)
     lengths[-1] = 0  # a padded clip
     return {"features": {"embeddings": rng.normal(size=(clips, frames, 16)).astype(np.float16),
-                         "melspectrogram": rng.exponential(size=(clips, frames, 64)).astype(np.float32)},
+                         "melspectrogram": rng.exponential(size=(clips, frames, 64)).astype(np.float32),
+                         "audio": rng.integers(-9999, 9999, (clips, frames, 1920)).astype(np.int16)},
             "votes": (rng.random((clips, frames, 3)) * (rng.random((clips, frames, 3)) < 0.3)).astype(np.float16),
             "frame_mask": np.arange(frames)[None] < lengths[:, None],
             "clip_id": np.where(lengths > 0, np.arange(clips), -1).astype(np.int32)}
@@ -52,7 +54,7 @@ def run(step, state, devices: int, count: int = 2):
     return jax.device_get(state), scalars
 
 
-@pytest.mark.parametrize("name", ["embedding_transformer", "conv_transformer"])
+@pytest.mark.parametrize("name", ["embedding_transformer", "conv_transformer", "atst_hybrid"])
 def test_one_device_is_eight_devices(name):
     """Loss, gradient norm and, through two optimizer steps, every parameter; with dropout."""
     _, state, step = setup(name, ema=0.9)

@@ -5,18 +5,16 @@ from typing import ClassVar
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Real
 
-from sedjax.audio import SAMPLE_RATE_HZ
+from sedjax.audio import FEATURE, FRAME_SAMPLES, FULL_SCALE, SAMPLE_RATE_HZ
 from sedjax.errors import UserError
 from sedjax.frontend import atst_log_mel
 from sedjax.models.atst_frame import HEAD_SIZE, TOKEN_SAMPLES, TOKENS_PER_FRAME, WINDOW_SAMPLES, AtstFrame
 from sedjax.models.embedding_transformer import EmbeddingTransformer
 from sedjax.models.encoder import Head
 
-FULL_SCALE = 32767  # of 16-bit samples
 WINDOW_TOKENS = WINDOW_SAMPLES // TOKEN_SAMPLES
-FRAME_SAMPLES = TOKENS_PER_FRAME * TOKEN_SAMPLES
 HOPS_SECONDS = (9.6, 4.8)
 
 
@@ -32,7 +30,7 @@ class AtstDetector(nn.Module):
       dtype: of the computation; the log-mel is float32.
     """
 
-    features: ClassVar[tuple[str, ...]] = ("audio",)
+    features: ClassVar[tuple[str, ...]] = (FEATURE,)
     choices: ClassVar[dict[str, tuple]] = {"hop_seconds": HOPS_SECONDS}
     pretrained: ClassVar[str] = "atst"
 
@@ -56,10 +54,10 @@ class AtstDetector(nn.Module):
         return unused_weights(self.layers, self.drop_layers)
 
     @nn.compact
-    def __call__(self, features: dict[str, Num[Array, "clip frame _"]], frame_mask: Bool[Array, "clip frame"], *,
+    def __call__(self, features: dict[str, Real[Array, "clip frame _"]], frame_mask: Bool[Array, "clip frame"], *,
                  train: bool = False, clip_id: Int[Array, "clip"] | None = None) -> Float[Array, "clip frame class"]:
         encoder = AtstFrame(self.layers, self.drop_layers, self.width, self.feed_forward, dtype=self.dtype, name="atst")
-        x = frame_rows(encoder, features["audio"], frame_mask, self.hop_seconds)
+        x = frame_rows(encoder, features[FEATURE], frame_mask, self.hop_seconds)
         self.sow("intermediates", "embeddings", x)  # kept only when asked for: steps.embed_step
         return Head(self.num_classes, self.head_width, self.dropout, self.dtype, name="head")(
             x, clip_id if train else None)
@@ -77,7 +75,7 @@ class AtstHybrid(EmbeddingTransformer):
       num_classes and all others: of EmbeddingTransformer.
     """
 
-    features: ClassVar[tuple[str, ...]] = ("audio",)
+    features: ClassVar[tuple[str, ...]] = (FEATURE,)
     choices: ClassVar[dict[str, tuple]] = {**EmbeddingTransformer.choices, "hop_seconds": HOPS_SECONDS,
                                            "standardize": (False,)}
     pretrained: ClassVar[str] = "atst"
@@ -98,15 +96,15 @@ class AtstHybrid(EmbeddingTransformer):
         return unused_weights(self.atst_layers, self.atst_drop_layers)
 
     @nn.compact
-    def __call__(self, features: dict[str, Num[Array, "clip frame _"]], frame_mask: Bool[Array, "clip frame"], *,
+    def __call__(self, features: dict[str, Real[Array, "clip frame _"]], frame_mask: Bool[Array, "clip frame"], *,
                  train: bool = False, clip_id: Int[Array, "clip"] | None = None) -> Float[Array, "clip frame class"]:
         encoder = AtstFrame(self.atst_layers, self.atst_drop_layers, self.atst_width, self.atst_feed_forward,
                             dtype=self.dtype, name="atst")
-        x = frame_rows(encoder, features["audio"], frame_mask, self.hop_seconds)
+        x = frame_rows(encoder, features[FEATURE], frame_mask, self.hop_seconds)
         return super().__call__({"embeddings": x}, frame_mask, train=train, clip_id=clip_id)
 
 
-def frame_rows(encoder: AtstFrame, audio: Num[Array, "clip frame sample"], frame_mask: Bool[Array, "clip frame"],
+def frame_rows(encoder: AtstFrame, audio: Real[Array, "clip frame sample"], frame_mask: Bool[Array, "clip frame"],
                hop_seconds: float) -> Float[Array, "clip frame width"]:
     """What the encoder makes of each 120 ms, by absolute time: the same as extractors.AtstExtractor.
 
