@@ -129,12 +129,13 @@ class Training(Loop):
         super().__init__()
         self.config, self.mesh = config, parallel.make_mesh(devices)
         batch_size = config.data.batch_size
-        parallel.require_divisible(batch_size, self.mesh, "data.batch_size")
+        parallel.require_divisible(batch_size, self.mesh, "data.batch_size", 2 if config.train.mixup else 1)
         self._records = records = input_pipeline.open_records(config.data.path, "train")
         self._model = model = models.build_from(config, records.task)
         widths = {key: entry["width"] for key, entry in records.features.items()}
         input_pipeline.require_features(widths, model.features, None, where=f"The dataset {config.data.path}")
-        self.clips = input_pipeline.cut(records.lengths, config.data, records.task)
+        # Of the first epoch: with data.crop_frames, those of others are as long.
+        self.clips = input_pipeline.training_clips(records.lengths, config.data, records.task, config.train.seed, 0)
         self.batches = input_pipeline.steps_per_epoch(self.clips, batch_size)
         self._plan = functools.lru_cache(2)(lambda epoch: input_pipeline.order(
             self.clips, batch_size, config.data.pool_batches, config.train.seed, epoch))
@@ -144,6 +145,7 @@ class Training(Loop):
         self._state = parallel.replicate(state, self.mesh)
         self._key = parallel.replicate(jax.random.key(config.train.seed), self.mesh)
         self._step = functools.partial(steps.train_step, model=model, optimizer=adamw, ema=config.train.ema,
+                                       mixup=config.train.mixup,
                                        weights=losses.class_weights(config.loss, records.task))
 
     @property

@@ -73,23 +73,23 @@ def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = N
     # Under pmap each device splits its own share; under jit the compiler moves clips where it must.
     parallel.require_divisible(batch_size, mesh, "data.batch_size",
                                config.optimizer.accumulate if mode == "pmap" else 1)
-    clips = input_pipeline.cut(records.lengths, config.data, task)
+    if config.train.mixup:
+        parallel.require_divisible(batch_size, mesh, "data.batch_size (in pairs, for train.mixup)", 2)
     if (rows := config.model.get("positions", 0)) > config.data.max_frames:
         log.warning("Clips have %d frames at most but model.positions is %d: the optimizer carries rows that no clip "
                     "uses.", config.data.max_frames, rows)
+    plan = functools.lru_cache(maxsize=2)(functools.partial(input_pipeline.training_plan, records, config.data,
+                                                            config.train.seed))
+    clips = plan(0)[0]
     per_epoch = input_pipeline.steps_per_epoch(clips, batch_size)
-
-    @functools.lru_cache(maxsize=2)
-    def plan(epoch: int) -> np.ndarray:
-        return input_pipeline.order(clips, batch_size, config.data.pool_batches, config.train.seed, epoch)
 
     def batch_ids(number: int) -> np.ndarray:
         epoch, batch = divmod(number, per_epoch)
-        return plan(epoch)[batch]
+        return plan(epoch)[1][batch]
 
     def read(number: int) -> steps.Batch:
-        return input_pipeline.read_batch(records, clips, batch_ids(number), model.features, config.data,
-                                         parallel.local_rows(batch_size))
+        return input_pipeline.read_batch(records, plan(number // per_epoch)[0], batch_ids(number), model.features,
+                                         config.data, parallel.local_rows(batch_size))
 
     # Durations.
     total = duration_steps(config.train.duration, "train.duration", batch_size, per_epoch, 0)
@@ -117,7 +117,8 @@ def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = N
     state = parallel.replicate(state, mesh)
     weights = losses.class_weights(config.loss, task)
     train_step = functools.partial(steps.train_step, model=model, optimizer=adamw, weights=weights,
-                                   accumulate=config.optimizer.accumulate, ema=config.train.ema)
+                                   accumulate=config.optimizer.accumulate, mixup=config.train.mixup,
+                                   ema=config.train.ema)
     resident = config.data.placement == "device"
     if resident:
         split = placement.put(records, clips, model.features, config.data, mesh, mode)
