@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from test_steps import make_batch, run, setup
 from tiny import TINY_TASK, change_npz, tiny_config
 
 from sedjax import extractors, models, steps
@@ -154,3 +155,16 @@ def test_weights_of_other_sizes_and_of_a_head_alone(weights, tmp_path):
     np.savez(tmp_path / "head.npz", **{"params/strong_head/bias": np.zeros(447)})
     with pytest.raises(UserError, match="hold nothing for the model"):
         filled("atst_frame", tmp_path / "head.npz")
+
+
+def test_one_device_is_eight_devices():
+    """Through two steps, with dropout; the hybrid has all parts of both models."""
+    def batch(seed: int) -> steps.Batch:
+        audio = np.random.default_rng(seed).integers(-9999, 9999, (8, 20, 1920)).astype(np.int16)
+        return {**make_batch(seed), "features": {"audio": audio}}
+
+    _, state, step = setup("atst_hybrid", ema=0.9)
+    one, eight = (run(step, state, devices, make=batch) for devices in (1, 8))
+    assert np.isfinite(one[1][1]["loss"])
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight)):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)

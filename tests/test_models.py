@@ -54,9 +54,9 @@ def test_padding_and_batch_mates_change_no_logit(name, changes):
 
 def test_all_models_give_one_finite_logit_per_frame_and_class():
     for name in models.MODELS:
-        model, variables = initialised(name)
+        model = models.build_from(tiny_config(name), MLPC_2025)
         inputs = {key: jnp.ones((2, 20, width)) for key, width in WIDTHS.items()}
-        logits = model.apply(variables, inputs, jnp.ones((2, 20), bool))
+        logits, _ = jax.jit(model.init_with_output)(jax.random.key(0), inputs, jnp.ones((2, 20), bool))
         assert logits.shape == (2, 20, 10)
         assert logits.dtype == jnp.float32
         assert np.isfinite(logits).all()

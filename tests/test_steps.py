@@ -24,8 +24,7 @@ def make_batch(seed: int = 0, clips: int = 8, frames: int = 20) -> steps.Batch:
     lengths = rng.integers(1, frames + 1, clips)
     lengths[-1] = 0  # a padded clip
     return {"features": {"embeddings": rng.normal(size=(clips, frames, 16)).astype(np.float16),
-                         "melspectrogram": rng.exponential(size=(clips, frames, 64)).astype(np.float32),
-                         "audio": rng.integers(-9999, 9999, (clips, frames, 1920)).astype(np.int16)},
+                         "melspectrogram": rng.exponential(size=(clips, frames, 64)).astype(np.float32)},
             "votes": (rng.random((clips, frames, 3)) * (rng.random((clips, frames, 3)) < 0.3)).astype(np.float16),
             "frame_mask": np.arange(frames)[None] < lengths[:, None],
             "clip_id": np.where(lengths > 0, np.arange(clips), -1).astype(np.int32)}
@@ -42,19 +41,19 @@ def setup(name="embedding_transformer", ema=0.0, accumulate=1, **changes):
     return model, state, step
 
 
-def run(step, state, devices: int, count: int = 2):
+def run(step, state, devices: int, count: int = 2, make=make_batch):
     mesh = parallel.make_mesh(devices)
     compiled = parallel.compile_step(step, mesh)
     state = parallel.replicate(state, mesh)
     scalars = []
     for number in range(count):
-        state, found = compiled(state, parallel.shard(make_batch(number), mesh),
+        state, found = compiled(state, parallel.shard(make(number), mesh),
                                 parallel.replicate(jax.random.key(3), mesh))
         scalars.append(jax.device_get(found))
     return jax.device_get(state), scalars
 
 
-@pytest.mark.parametrize("name", ["embedding_transformer", "conv_transformer", "atst_hybrid"])
+@pytest.mark.parametrize("name", ["embedding_transformer", "conv_transformer"])
 def test_one_device_is_eight_devices(name):
     """Loss, gradient norm and, through two optimizer steps, every parameter; with dropout."""
     _, state, step = setup(name, ema=0.9)
