@@ -36,6 +36,7 @@ def test_every_config_takes_a_step_on_tiny_data(name, records, tmp_path):
         config.train.duration = "0 steps"
     if config.data.crop_frames:
         config.data.crop_frames = 20
+    config.train.initial_weights = ""
     config.model.update({key: value for key, value in small_fields(config.model.name).items() if config.model.get(key)})
     progress = train(config_lib.freeze(config.to_dict()), tmp_path / "run")
     assert progress.finished
