@@ -15,8 +15,7 @@ from tiny import TINY_TASK, tiny_config
 from sedjax import decisions, losses, metrics, models, parallel, steps, train_state
 
 FEATURES = {"embeddings": {"width": 16}, "melspectrogram": {"width": 64, "level_mean": [0.0] * 64,
-                                                            "level_std": [10.0] * 64},
-            "audio": {"width": 1920}}
+                                                            "level_std": [10.0] * 64}}
 
 
 def make_batch(seed: int = 0, clips: int = 8, frames: int = 20) -> steps.Batch:
@@ -41,13 +40,13 @@ def setup(name="embedding_transformer", ema=0.0, accumulate=1, mixup=0.0, **chan
     return model, state, step
 
 
-def run(step, state, devices: int, count: int = 2, make=make_batch):
+def run(step, state, devices: int, count: int = 2):
     mesh = parallel.make_mesh(devices)
     compiled = parallel.compile_step(step, mesh)
     state = parallel.replicate(state, mesh)
     scalars = []
     for number in range(count):
-        state, found = compiled(state, parallel.shard(make(number), mesh),
+        state, found = compiled(state, parallel.shard(make_batch(number), mesh),
                                 parallel.replicate(jax.random.key(3), mesh))
         scalars.append(jax.device_get(found))
     return jax.device_get(state), scalars
