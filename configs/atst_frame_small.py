@@ -22,10 +22,11 @@ def get_config():
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup = "10 percent"
     config.optimizer.clip_norm = 1.0
-    config.train.duration = "40 epochs"
-    config.train.evaluate_every = "4 epochs"
-    config.train.save_every = "4 epochs"
+    config.train.duration = "14 epochs"
+    config.train.evaluate_every = "2 epochs"
+    config.train.save_every = "2 epochs"
     config.train.patience = 0
     config.train.ema = 0.99
+    config.train.mixup = 0.5
     config.decision.thresholds = tuple(i / 20 for i in range(1, 20))
     return config
