@@ -55,13 +55,13 @@ def assert_same(one, other):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize(("name", "accumulate", "changes"), [
-    ("embedding_transformer", 1, {"model__stem": "conv"}),  # with batch norm
-    ("conv_transformer", 2, {"model__time_masks": 1, "model__band_masks": 1}),
+@pytest.mark.parametrize(("name", "accumulate", "mixup", "changes"), [
+    ("embedding_transformer", 1, 0.0, {"model__stem": "conv"}),  # with batch norm
+    ("conv_transformer", 2, 0.4, {"model__time_masks": 1, "model__band_masks": 1}),
 ])
-def test_pmap_is_jit(name, accumulate, changes):
+def test_pmap_is_jit(name, accumulate, mixup, changes):
     """Parameters, average and scalars of two steps, with dropout; one device has a clip that is all padding."""
-    _, state, step = setup(name, ema=0.9, accumulate=accumulate, **changes)
+    _, state, step = setup(name, ema=0.9, accumulate=accumulate, mixup=mixup, **changes)
     assert_same(run(step, state, "jit"), run(step, state, "pmap"))
 
 
