@@ -14,9 +14,8 @@ ARGUMENTS = [
     "--config.model.layers=1", "--config.model.feed_forward=16", "--config.model.positions=40",
     "--config.model.head_width=8", "--config.data.batch_size=4", "--config.data.eval_batch_size=8",
     "--config.data.max_frames=40", "--config.data.bucket_frames=20", "--config.data.crop_frames=20",
-    "--config.optimizer.learning_rate=0.01", "--config.train.mixup=0.4", "--config.train.ema=0.9",
-    "--config.train.save_every=3 steps", "--config.train.log_every=2 steps", "--config.train.evaluate_every=4 steps",
-    "--config.train.duration=16 steps"]
+    "--config.optimizer.learning_rate=0.01", "--config.train.ema=0.9", "--config.train.save_every=3 steps",
+    "--config.train.log_every=2 steps", "--config.train.evaluate_every=4 steps", "--config.train.duration=16 steps"]
 STEPS = 16
 
 # `python -m sedjax`, but each batch takes as long as with a real model, and the process gets a signal when it reads
