@@ -100,7 +100,8 @@ def test_results_by_clip_are_those_of_jit_in_the_same_order(name):
 def test_two_processes_of_four_devices_are_one_of_eight(source, records, tmp_path):
     """Real processes over loopback: parameters, costs, counts and predictions; each reads its own share only.
 
-    Signals stop both after the same step, and what goes on from there ends with the same bits.
+    Signals stop both after the same step, and what goes on from there ends with the same bits. Where one cannot begin,
+    none does.
     """
     workers = start_workers(source, records, tmp_path)
     run_command(train, *SMALL, f"--config.data.path={records}", f"--workdir={tmp_path / 'one'}",
@@ -133,6 +134,8 @@ def test_two_processes_of_four_devices_are_one_of_eight(source, records, tmp_pat
         {name: found.active for name, found in predict.predict_directory(detector, source, "test").items()})
     assert (tmp_path / "one.csv").read_text() == (tmp_path / "0.csv").read_text()
 
+    assert "Process 1 stopped: its message says why." in outputs[0]
+    assert "There are no records in" in outputs[1]
     split = input_pipeline.open_records(str(records), "train")
     config = predict.load(tmp_path / "one").config.data
     clips = input_pipeline.cut(split.lengths, config, split.task)

@@ -1,5 +1,4 @@
-"""One of two processes: trains with jit, and with pmap from device memory, and with interruptions; evaluates, predicts,
-prints what it read."""
+"""One of two processes: trains with jit, with pmap, with interruptions; evaluates, predicts, prints what it read."""
 
 import itertools
 import json
@@ -13,6 +12,7 @@ from unittest import mock
 from tiny import run_command
 
 from sedjax import evaluate, input_pipeline, predict, preemption, train
+from sedjax.errors import UserError
 
 SMALL = ["--config=configs/embedding_transformer_small.py", "--config.model.stem=linear", "--config.model.width=16",
          "--config.model.heads=2", "--config.model.layers=1", "--config.model.feed_forward=16",
@@ -59,6 +59,12 @@ def main(source: str, records: str, folder: str, *cluster: str) -> None:
     run_command(evaluate, f"--workdir={folder}/jit", f"--json={folder}/{process}.json", "--checkpoint=last")
     run_command(predict, f"--workdir={folder}/pmap", f"--source={source}", f"--output={folder}/{process}.csv",
                 "--split=test")
+    nowhere = f"{folder}/nowhere"
+    try:
+        run_command(train, *SMALL, f"--config.data.path={nowhere if process == '1' else records}",
+                    f"--workdir={nowhere}")
+    except UserError as error:
+        print(error)
     print(json.dumps(sorted(read.elements())))
 
 
