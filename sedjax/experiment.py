@@ -69,7 +69,7 @@ class Experiment:
       records: of the training split.
       model: the module.
       features: width and statistics of each feature that the model takes, and of the labels.
-      clips: of the training split.
+      clips: of the training split; with data.crop_frames those of the first epoch: others have as many, as long.
       durations: in steps.
       optimizer: of the parameters.
     """
@@ -90,11 +90,12 @@ class Experiment:
     def ids(self, number: int) -> np.ndarray:
         """The clips of batch `number`, which step `number` + 1 takes, -1 for padding."""
         epoch, batch = divmod(number, self.durations.per_epoch)
-        return self._plan(epoch)[batch]
+        return self._plan(epoch)[1][batch]
 
     def read(self, number: int) -> steps.Batch:
         """This process's share of batch `number`."""
-        return input_pipeline.read_batch(self.records, self.clips, self.ids(number), self.model.features,
+        clips, _ = self._plan(number // self.durations.per_epoch)
+        return input_pipeline.read_batch(self.records, clips, self.ids(number), self.model.features,
                                          self.config.data, parallel.local_rows(self.config.data.batch_size))
 
     def initial_state(self) -> train_state.TrainState:
@@ -106,13 +107,14 @@ class Experiment:
     def step(self, accumulate: int) -> Callable:
         """steps.train_step of this training: a function of (state, batch, key)."""
         return functools.partial(steps.train_step, model=self.model, optimizer=self.optimizer, accumulate=accumulate,
-                                 weights=losses.class_weights(self.config.loss, self.task), ema=self.config.train.ema)
+                                 weights=losses.class_weights(self.config.loss, self.task),
+                                 mixup=self.config.train.mixup, ema=self.config.train.ema)
 
     @functools.cached_property
-    def _plan(self) -> Callable[[int], np.ndarray]:
-        data, seed = self.config.data, self.config.train.seed
-        return functools.lru_cache(maxsize=2)(lambda epoch: input_pipeline.order(
-            self.clips, data.batch_size, data.pool_batches, seed, epoch))
+    def _plan(self) -> Callable[[int], tuple[input_pipeline.Clips, np.ndarray]]:
+        """The clips of an epoch, and those of each batch."""
+        return functools.lru_cache(maxsize=2)(functools.partial(
+            input_pipeline.training_plan, self.records, self.config.data, self.config.train.seed))
 
 
 def prepare(config: Config, devices: int | None = None) -> Experiment:
@@ -129,7 +131,9 @@ def prepare(config: Config, devices: int | None = None) -> Experiment:
     # Under pmap each device splits its own share; under jit the compiler moves clips where it must.
     parallel.require_divisible(config.data.batch_size, mesh, "data.batch_size",
                                config.optimizer.accumulate if config.parallel == "pmap" else 1)
-    clips = input_pipeline.cut(records.lengths, config.data, records.task)
+    if config.train.mixup:
+        parallel.require_divisible(config.data.batch_size, mesh, "data.batch_size (in pairs, for train.mixup)", 2)
+    clips, _ = input_pipeline.training_plan(records, config.data, config.train.seed, epoch=0)
     durations = Durations.of(config, input_pipeline.steps_per_epoch(clips, config.data.batch_size))
     adamw = optimizer.make_optimizer(config.optimizer, durations.warmup, durations.total)
     return Experiment(config, mesh, records, model, features, clips, durations, adamw)
