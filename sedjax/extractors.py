@@ -6,7 +6,7 @@ import itertools
 import pathlib
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ CHUNK_FRAMES = 100
 FRAME = MLPC.frame_samples
 
 
+@runtime_checkable
 class Extractor(Protocol):
     """A frozen model that embeds recordings, one row for each 120 ms.
 
