@@ -5,6 +5,7 @@ all machines mount.
 """
 
 import contextlib
+import dataclasses
 import functools
 import io
 import pathlib
@@ -66,14 +67,17 @@ def extract(job: Job, waiting: Sequence[Waiting], path: pathlib.Path, options: s
     Raises:
       UserError: the options are wrong, or a file cannot be written.
     """
+    job, path = job.absolute(), path.absolute()
+    waiting = [dataclasses.replace(one, path=one.path.absolute()) for one in waiting]
     groups = [waiting[start : start + GROUP] for start in range(0, len(waiting), GROUP)]
     try:
         with apache_beam.Pipeline(options=pipeline_options(options)) as pipeline:
             _ = pipeline | each(_work, groups, job, path)
-    except RuntimeError as error:  # so a runner wraps what a worker raises
-        if said := re.search(r"\bUserError: (.+?)( \[while running|\n|$)", str(error)):
-            raise UserError(said[1]) from error
-        raise
+    except (UserError, RuntimeError) as error:  # RuntimeError: so a runner says what another process raised
+        said = re.search(r"\bUserError: (.+?)( \[while running|\n|$)", f"{type(error).__name__}: {error}")
+        if said is None:
+            raise
+        raise UserError(said[1]) from error
     for file in worker_files(path):
         yield from read_lines(file)
         file.unlink()

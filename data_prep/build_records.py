@@ -33,8 +33,8 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     commands.require_no_arguments(argv)
     options = flags.FLAGS
-    build(pathlib.Path(options.source), pathlib.Path(options.output), tuple(options.features), costs=options.costs,
-          split_seed=options.split_seed, skip_bad=options.skip_bad, overwrite=options.overwrite,
+    build(commands.file_path(options.source), commands.file_path(options.output), tuple(options.features),
+          costs=options.costs, split_seed=options.split_seed, skip_bad=options.skip_bad, overwrite=options.overwrite,
           beam_options=options.beam_options)
 
 
@@ -54,7 +54,7 @@ def build(source: pathlib.Path, output: pathlib.Path, keys: tuple[str, ...], *, 
         from data_prep import beam  # an extra
 
         pipeline_options = beam.pipeline_options(beam_options)
-    layout = read_layout(source.absolute(), read_task(costs) if costs else None)
+    layout = read_layout(source, read_task(costs) if costs else None)
     splits = read_splits(layout, split_seed)
     found = survey(layout, keys)
     if found.general:
@@ -81,8 +81,9 @@ def build(source: pathlib.Path, output: pathlib.Path, keys: tuple[str, ...], *, 
     tfds.display_progress_bar(os.isatty(2))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
-            builder = SedRecords(layout, splits, keys, found.frames, on_beam=beam_options is not None,
+        folder = output.parent.absolute()  # for workers elsewhere
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=folder) as temporary:
+            builder = SedRecords(layout, splits, keys, found.frames, on_beam=pipeline_options is not None,
                                  data_dir=temporary, file_format="array_record")
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(beam_options=pipeline_options))
             if output.exists():

@@ -1,5 +1,6 @@
 """The TFDS builder: one record a recording, readable by `tfds.builder_from_directory` without sedjax."""
 
+import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
@@ -68,7 +69,8 @@ class SedRecords(tfds.core.GeneratorBasedBuilder):
             return (_example(numbered, self._layout, self._keys) for numbered in enumerate(filenames))
         from data_prep import beam  # an extra
 
-        return beam.each(_example, list(enumerate(filenames)), self._layout, self._keys)
+        layout = dataclasses.replace(self._layout, path=self._layout.path.absolute())
+        return beam.each(_example, list(enumerate(filenames)), layout, self._keys)
 
 
 def _example(numbered: tuple[int, str], layout: Layout, keys: tuple[str, ...]) -> tuple[int, dict]:
