@@ -21,7 +21,7 @@ log = logging.getLogger("data_prep")
 def define_flags() -> None:
     flags.DEFINE_string("source", None, "Directory in MLPC layout.", required=True)
     flags.DEFINE_string("output", None, "Directory for the records.", required=True)
-    flags.DEFINE_list("features", ["embeddings", "melspectrogram"], "Features to store.")
+    flags.DEFINE_list("features", ["embeddings", "melspectrogram"], "Features to store; `audio`: the recordings.")
     flags.DEFINE_string("costs", None, "Task: costs.json; that of the source, else MLPC 2025, if not given.")
     flags.DEFINE_integer("split_seed", None, "Split by this seed instead of splits.csv; 42 is the report's split.")
     flags.DEFINE_bool("skip_bad", False, "Leave damaged recordings out, and list them, instead of stopping.")

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 import tensorflow_datasets as tfds
 
+from sedjax import audio
 from sedjax.frontend import level
 from sedjax.layout import Layout
 
@@ -15,7 +16,7 @@ class SedRecords(tfds.core.GeneratorBasedBuilder):
 
     A record holds `filename`, `features/<key>` (T, D_k) and `votes` (T, C): the fraction of annotators that marked the
     frame. The dataset's metadata holds the task, and per feature, and for the labels, the width and the statistics
-    of the training frames.
+    of the training frames; of audio, whose columns are one sample each, the width only.
 
     Args:
       layout: where the recordings are.
@@ -45,8 +46,9 @@ class SedRecords(tfds.core.GeneratorBasedBuilder):
         metadata = tfds.core.MetadataDict(
             task=self._layout.task.to_json(),
             lengths={split: [self._frames[name] for name in names] for split, names in self._splits.items()},
-            features={key: column_statistics(self._layout.features(name, (key,))[key] for name in train)
-                      for key in self._keys},
+            features={key: {"width": value.shape[1]} if key == audio.FEATURE else
+                      column_statistics(self._layout.features(name, (key,))[key] for name in train)
+                      for key, value in self._sample.items()},
             labels=column_statistics(self._layout.votes(name) > 0 for name in train),
         )
         return tfds.core.DatasetInfo(

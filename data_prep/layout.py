@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from sedjax import commands, grid, metrics
+from sedjax import audio, commands, grid, metrics
 from sedjax.errors import UserError
 from sedjax.layout import Layout, read_layout, read_splits
 from sedjax.task import Task, read_task
@@ -32,6 +32,7 @@ class Survey:
       problems: what is wrong with each other recording.
       general: what is wrong with all of them, said once: not repeated in `problems`. Then no recording is good.
       notes: what is worth knowing but keeps nothing from working.
+      keys: features that were read.
       widths: width of each feature.
       active_frames: (C,) frames of each good recording in which a class is active; empty without labels.
       active_segments: the same for segments.
@@ -43,6 +44,7 @@ class Survey:
     problems: dict[str, str]
     general: list[str]
     notes: list[str]
+    keys: tuple[str, ...]
     widths: dict[str, int]
     active_frames: dict[str, np.ndarray]
     active_segments: dict[str, np.ndarray]
@@ -51,7 +53,8 @@ class Survey:
 
 
 def define_flags() -> None:
-    flags.DEFINE_list("features", None, "Features to check, by key. Default: all that the first recording has.")
+    flags.DEFINE_list("features", None, "Features to check, by key; `audio`: the recordings. Default: those of the "
+                                        "first recording, or audio where there are none.")
     flags.DEFINE_string("costs", None, "Classes and costs, {class: {TP, FP, TN, FN}} as JSON, instead of DIR's own.")
 
 
@@ -84,23 +87,32 @@ def check(layout: Layout, feature_keys: tuple[str, ...] | None, splits: Splits) 
 
 
 def survey(layout: Layout, keys: tuple[str, ...] | None = None) -> Survey:
-    """Reads the features and labels of every recording once.
+    """Reads the features, of which `audio` is the recording itself, and the labels of every recording once.
 
     Args:
       layout: the directory. Without any labels it is an unlabelled one, which is not a problem.
-      keys: features to read; None for all that the first readable features file has.
+      keys: features to read; None for all that the first readable features file has, or for audio if no recording has
+        such a file.
     """
     general, notes = [], []
     features_paths = [layout.features_path(filename) for filename in layout.filenames]
     labels_paths = [layout.labels_path(filename) for filename in layout.filenames]
-    if keys is None:
+    has_features = any(path.exists() for path in features_paths)
+    has_audio = any(layout.audio_path(filename).exists() for filename in layout.filenames)
+    if keys is None and has_audio and not has_features:
+        keys = (audio.FEATURE,)
+    elif keys is None:
         keys = next((names for names in map(_array_names, features_paths) if names), ())
-    if not keys or not any(path.exists() for path in features_paths):
+    stored = tuple(key for key in keys if key != audio.FEATURE)
+    if not keys or (stored and not has_features):
         general.append(f"{layout.path / 'audio_features'}: no recording of metadata.csv has a readable features file.")
         keys = ()
-    elif absent := _absent_everywhere(keys, features_paths):
+    elif absent := _absent_everywhere(stored, features_paths):
         general += [f"{layout.path / 'audio_features'}: no file has the feature {key!r}." for key in absent]
         keys = tuple(key for key in keys if key not in absent)
+    if audio.FEATURE in keys and not has_audio:
+        general.append(f"{layout.path / 'audio'}: no recording of metadata.csv is there.")
+        keys = tuple(key for key in keys if key != audio.FEATURE)
 
     labelled = check_labels = any(path.exists() for path in labels_paths)
     if not labelled:
@@ -130,6 +142,7 @@ def survey(layout: Layout, keys: tuple[str, ...] | None = None) -> Survey:
         problems={filename: " ".join(one.problems) for filename, one in seen.items() if one.problems},
         general=general,
         notes=notes,
+        keys=keys,
         widths={key: most[0][0][0] for key, most in usual.items() if most},
         active_frames={filename: one.active_frames for filename, one in good.items() if check_labels},
         active_segments={filename: one.active_segments for filename, one in good.items() if check_labels},
@@ -215,7 +228,8 @@ def _examine(layout: Layout, filename: str, keys: tuple[str, ...], check_labels:
 
 def _all_problems(layout: Layout, found: Survey, splits: Splits) -> list[str]:
     recordings = [f"{filename}: {what}" for filename, what in found.problems.items()]
-    return [*found.general, *recordings, *_audio_problems(layout), *_leaks(layout, found, splits)]
+    unread = [] if audio.FEATURE in found.keys else _audio_problems(layout)
+    return [*found.general, *recordings, *unread, *_leaks(layout, found, splits)]
 
 
 def _audio_problems(layout: Layout) -> list[str]:
@@ -243,10 +257,10 @@ def _leaks(layout: Layout, found: Survey, splits: Splits) -> list[str]:
             by_size[size].append(filename)
     candidates = [filename for names in by_size.values() if len({split_of[name] for name in names}) > 1
                   for filename in names]
-    audio = {filename: _digest(layout.audio_path(filename)) for filename in candidates}
+    recordings = {filename: _digest(layout.audio_path(filename)) for filename in candidates}
 
     told = set()
-    for what, digests in (("audio", audio), ("features", found.digests)):
+    for what, digests in (("audio", recordings), ("features", found.digests)):
         first: dict[str, str] = {}
         for filename, split in split_of.items():
             if filename not in digests:

@@ -8,13 +8,16 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import soundfile
 import soxr
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int16, Shaped
 
 from sedjax import mp3
 from sedjax.errors import UserError
 
 SAMPLE_RATE_HZ = 16000
 BLOCK_SAMPLES = 10 * SAMPLE_RATE_HZ
+FEATURE = "audio"  # what `frames` gives, as a feature of a directory, of records and of batches
+FRAME_SAMPLES = 1920  # 120 ms
+FULL_SCALE = 32767  # of 16-bit samples
 CHUNK_VALUES = 1 << 20  # read at once, all channels together
 RATES_HZ = (1_000, 1_000_000)
 LOUDEST = 1000.0  # full scale is 1; what is 60 dB above it was never scaled
@@ -49,6 +52,23 @@ def blocks(recording: Recording, sample_rate_hz: int | None = None) -> Iterator[
 def read(recording: Recording, sample_rate_hz: int | None = None) -> Float[np.ndarray, "samples"]:
     """The whole of a recording, as `blocks` gives it."""
     return np.concatenate(list(blocks(recording, sample_rate_hz)))
+
+
+def frames(recording: Recording, sample_rate_hz: int | None = None) -> Int16[np.ndarray, "frame 1920"]:
+    """A recording as `blocks` gives it in 16-bit samples, one row a frame of 120 ms; silence fills up the last.
+
+    A sample x is round(32767 x); what exceeds full scale is clipped.
+    """
+    # Each block on its own: as float32, a long recording would take twice the memory.
+    pieces = [np.rint(np.clip(block, -1, 1) * FULL_SCALE).astype(np.int16)
+              for block in blocks(recording, sample_rate_hz)]
+    pieces.append(np.zeros(-sum(map(len, pieces)) % FRAME_SAMPLES, np.int16))
+    return np.concatenate(pieces).reshape(-1, FRAME_SAMPLES)
+
+
+def num_frames(recording: Recording, sample_rate_hz: int | None = None) -> int:
+    """How many rows `frames` gives, for which the recording is read, but not held in memory."""
+    return -(-sum(map(len, blocks(recording, sample_rate_hz))) // FRAME_SAMPLES)
 
 
 def windows(blocks: Iterable[Float[np.ndarray, "_"]], size: int,

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
@@ -14,6 +15,8 @@ from sedjax.errors import UserError
 from sedjax.layout import Layout
 from sedjax.steps import Batch
 from sedjax.task import Task, task_from_json
+
+RECENT = 4  # recordings of a directory that are kept in memory, and can be read at once
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads files here; its start-up notes are noise
 
@@ -35,7 +38,7 @@ class Records:
 
     task: Task
     lengths: np.ndarray
-    features: dict[str, dict]  # width and statistics by key
+    features: dict[str, dict]  # width and statistics by key; of audio the width only
     labels: dict  # the same for the labels
     path: str
     split: str
@@ -97,9 +100,20 @@ class Features:
         """All recordings of a directory. Raises UserError at once if it has not the features `keys`."""
         first = layout.features(layout.filenames[0], keys)
         require_features({key: value.shape[1] for key, value in first.items()}, keys, widths, where=str(layout.path))
-        return cls(layout, task, np.array([layout.num_frames(name) for name in layout.filenames], np.int32), widths)
+        lengths = np.array([layout.num_frames(name, keys) for name in layout.filenames], np.int32)
+        return cls(layout, task, lengths, widths)
 
     def read(self, index: int, keys: tuple[str, ...]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        # The clips of a long recording follow each other, and several threads read them: one decodes it for all.
+        lock, read = self._recent[index % RECENT]
+        with lock:
+            return read(index, keys)
+
+    @functools.cached_property
+    def _recent(self) -> tuple[tuple[threading.Lock, Callable], ...]:
+        return tuple((threading.Lock(), functools.lru_cache(maxsize=1)(self._read)) for _ in range(RECENT))
+
+    def _read(self, index: int, keys: tuple[str, ...]) -> tuple[dict[str, np.ndarray], np.ndarray]:
         filename = self.layout.filenames[index]
         features = self.layout.features(filename, keys)
         require_features({key: value.shape[1] for key, value in features.items()}, keys, self.widths,
@@ -136,10 +150,10 @@ class Clips:
 def cut(lengths: np.ndarray, config: DataConfig, task: Task) -> Clips:
     """Cuts recordings that are longer than `max_frames` on the segment grid.
 
-    Raises UserError if max_frames or bucket_frames is no multiple of a segment.
+    Raises UserError if max_frames, crop_frames or bucket_frames is no multiple of a segment.
     """
     max_frames = config.max_frames
-    for name in ("max_frames", "bucket_frames"):
+    for name in ("max_frames", "crop_frames", "bucket_frames"):
         if getattr(config, name) % task.frames_per_segment:
             raise UserError(f"data.{name} = {getattr(config, name)} is no multiple of a segment, which is "
                             f"{task.frames_per_segment} frames.")
@@ -148,6 +162,24 @@ def cut(lengths: np.ndarray, config: DataConfig, task: Task) -> Clips:
     start = (np.arange(len(recording)) - first) * max_frames
     frames = np.minimum(lengths[recording] - start, max_frames)
     return Clips(recording.astype(np.int32), start.astype(np.int32), frames.astype(np.int32))
+
+
+def training_clips(lengths: np.ndarray, config: DataConfig, task: Task, seed: int, epoch: int) -> Clips:
+    """The clips of a training epoch: those of `cut`, or random crops if config.crop_frames says so.
+
+    A recording has as many crops as it takes to cover it. They begin on the segment grid: one in each of as many equal
+    parts of the places where one can begin, the last of which leaves less than a segment uncropped. Recording and id of
+    a clip stay the same in all epochs.
+    """
+    size, segment = config.crop_frames, task.frames_per_segment
+    if not size:
+        return cut(lengths, config, task)
+    clips = cut(lengths, dataclasses.replace(config, max_frames=size), task)
+    length, crops = lengths[clips.recording], np.bincount(clips.recording)[clips.recording]
+    places = -(-np.maximum(length - size, 0) // segment) + 1
+    share = (clips.start // size + np.random.default_rng([seed, epoch, 1]).random(len(clips))) / crops
+    start = np.minimum((share * places).astype(np.int32), places - 1) * segment
+    return Clips(clips.recording, start.astype(np.int32), np.minimum(length - start, size).astype(np.int32))
 
 
 def order(clips: Clips, batch_size: int, pool_batches: int, seed: int, epoch: int) -> np.ndarray:
@@ -162,6 +194,12 @@ def order(clips: Clips, batch_size: int, pool_batches: int, seed: int, epoch: in
     ids = np.concatenate([part[np.argsort(-clips.frames[part], kind="stable")]
                           for part in np.split(ids, range(pool, len(ids), pool))])
     return rng.permutation(_rows(ids, batch_size))
+
+
+def training_plan(source: Source, config: DataConfig, seed: int, epoch: int) -> tuple[Clips, np.ndarray]:
+    """The clips of a training epoch, and those of each batch: a pure function of (seed, epoch)."""
+    clips = training_clips(source.lengths, config, source.task, seed, epoch)
+    return clips, order(clips, config.batch_size, config.pool_batches, seed, epoch)
 
 
 def in_length_order(clips: Clips, batch_size: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Reads a directory in MLPC layout (SPEC section 3): recordings, features, labels, splits."""
+"""Reads a directory in MLPC layout (SPEC section 3): recordings, features, audio, labels, splits."""
 
 import csv
 import dataclasses
@@ -10,6 +10,7 @@ import zlib
 
 import numpy as np
 
+from sedjax import audio
 from sedjax.errors import UserError
 from sedjax.task import MLPC_2025, Task, read_task
 
@@ -43,21 +44,44 @@ class Layout:
     def audio_path(self, filename: str) -> pathlib.Path:
         return self.path / "audio" / filename
 
-    def num_frames(self, filename: str) -> int:
-        """Frames of a recording, from the header of its features file, or of its labels file if it has no features.
+    def num_frames(self, filename: str, keys: tuple[str, ...] = ()) -> int:
+        """Frames of a recording, as the features `keys` have them.
 
-        Raises UserError if there is neither, or for a damaged file.
+        From the header of its features file, or of its labels file if it has no features; for audio alone the labels
+        come first. Without either the recording itself is read.
+
+        Raises UserError if there is none of them, or for a damaged file.
         """
-        for path in (self.features_path(filename), self.labels_path(filename)):
-            if path.exists():
-                return _rows_of_first_array(path)
-        raise UserError(f"{self.path} has neither features nor labels of {filename!r}, so its length is unknown.")
+        frames = self._frames_in_headers(filename, keys)
+        if frames is None and not self.audio_path(filename).exists():
+            raise UserError(f"{self.path} has neither features nor labels nor audio of {filename!r}, so its length is "
+                            "unknown.")
+        return audio.num_frames(self.audio_path(filename)) if frames is None else frames
 
     def features(self, filename: str, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """The named features of a recording, each (T, D), float16 or float32, all with the same T >= 1.
+        """The named features of a recording, each (T, D), all with the same T >= 1.
 
-        Raises UserError that names the file for anything missing, unreadable, misshapen or not finite.
+        Those of its features file are float16 or float32. "audio" is the recording itself, as sedjax.audio.frames reads
+        it: (T, 1920) int16. T is that of the other features, else of the labels or of the features file, whose makers
+        may have rounded the length otherwise: a frame more is cut off, a frame less is silence.
+
+        Raises UserError that names the file for anything missing, unreadable, misshapen, not finite, or of another
+        length.
         """
+        stored = tuple(key for key in keys if key != audio.FEATURE)
+        found = self._stored_features(filename, stored) if stored else {}
+        if audio.FEATURE in keys:
+            frames = len(found[stored[0]]) if stored else self._frames_in_headers(filename, keys)
+            found[audio.FEATURE] = _audio_frames(self.audio_path(filename), frames)
+        return {key: found[key] for key in keys}
+
+    def _frames_in_headers(self, filename: str, keys: tuple[str, ...]) -> int | None:
+        paths = [self.features_path(filename), self.labels_path(filename)]
+        if set(keys) == {audio.FEATURE}:
+            paths.reverse()  # a features file that nobody asked for may be damaged
+        return next((_rows_of_first_array(path) for path in paths if path.exists()), None)
+
+    def _stored_features(self, filename: str, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
         path = self.features_path(filename)
         arrays = _load_npz(path, keys)
         found = {}
@@ -186,6 +210,16 @@ def read_csv(path: pathlib.Path, required: tuple[str, ...]) -> list[dict[str, st
 
 def _stem(filename: str) -> str:
     return pathlib.PurePath(filename).stem
+
+
+def _audio_frames(path: pathlib.Path, frames: int | None) -> np.ndarray:
+    """The recording at `path` with `frames` frames, from which its own length differs by one at most; None for any."""
+    rows = audio.frames(path)
+    if frames is None or frames == len(rows):
+        return rows
+    if not frames or abs(frames - len(rows)) > 1:
+        raise UserError(f"{path} has {len(rows)} frames, but the features or labels of the recording have {frames}.")
+    return rows[:frames] if frames < len(rows) else np.pad(rows, [(0, 1), (0, 0)])
 
 
 def _load_npz(path: pathlib.Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:

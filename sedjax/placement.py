@@ -85,7 +85,8 @@ def _pick(split: Batch, ids: Int[Array, "clip"]) -> Batch:
 
     def rows(x: Array) -> Array:
         found = jnp.where(here.reshape(-1, *[1] * (x.ndim - 1)), x[place], jnp.zeros((), x.dtype))
-        kind = jnp.uint8 if x.dtype == bool else x.dtype
+        # GPUs add up neither truth values nor 16-bit integers of several devices.
+        kind = {np.dtype(bool): np.uint8, np.dtype(np.int16): np.int32}.get(x.dtype, x.dtype)
         return jax.lax.psum_scatter(found.astype(kind), collective.AXIS, tiled=True).astype(x.dtype)
 
     found = jax.tree.map(rows, {**split, "clip_id": split["clip_id"] + 1})

@@ -46,7 +46,9 @@ def build_from(config, task: Task) -> nn.Module:
 
 def example_inputs(model: nn.Module, widths: dict[str, int]) -> tuple[dict[str, jax.Array], jax.Array]:
     """Features and frame mask of one clip of ten frames, for `init` and for counting parameters."""
-    return {key: jnp.zeros((1, 10, widths[key])) for key in model.features}, jnp.ones((1, 10), bool)
+    inputs = {key: jnp.zeros((1, 10, widths[key]), jnp.int16 if key == "audio" else jnp.float32)
+              for key in model.features}
+    return inputs, jnp.ones((1, 10), bool)
 
 
 def count_parameters(model: nn.Module, widths: dict[str, int]) -> int:
