@@ -66,21 +66,33 @@ def test_features_are_those_of_the_whole_recording(folder, tmp_path):
 
 
 @pytest.mark.parametrize("samples", [1, 1919, 1920, 1921, 100 * 1920, 100 * 1920 + 1, 101 * 1920, 101 * 1920 + 1])
-def test_pieces_make_up_the_recording(samples):
+def test_pieces_make_up_the_recording(samples, monkeypatch):
     x = np.arange(1, samples + 1, dtype=np.float32)
-    pieces = list(extractors._chunks(x[start : start + 1000] for start in range(0, samples, 1000)))
-    assert {len(piece) for piece, _ in pieces} == {102 * 1920}
-    np.testing.assert_array_equal(np.concatenate([piece[1920 : 1920 + real] for piece, real in pieces]), x)
-    assert all(real == 100 * 1920 for _, real in pieces[:-1])
+    pieces = []
+
+    def last_samples(piece):
+        """Of each frame, in place of its mel power."""
+        pieces.append(piece[0])
+        return piece.reshape(1, -1, 1920)[..., -1:]
+
+    monkeypatch.setattr(extractors, "_mel_power", last_samples)
+    one = extractors.Pass((x[start : start + 1000] for start in range(0, samples, 1000)), ("melspectrogram",))
+    np.testing.assert_array_equal(np.concatenate(list(one)), x)
     padded = np.pad(x, (1920, 102 * 1920))
-    for i, (piece, _) in enumerate(pieces):
+    for i, piece in enumerate(pieces):
         np.testing.assert_array_equal(piece, padded[i * 100 * 1920 :][: 102 * 1920])
+    ends = np.pad(x, (0, -samples % 1920))[1919::1920]
+    np.testing.assert_array_equal(one.features["melspectrogram"][:, 0], ends)
 
 
 def test_only_what_is_new_or_has_changed_is_done(folder, tmp_path, monkeypatch):
     done = []
-    original = extractors.spectral_features
-    monkeypatch.setattr(extractors, "spectral_features", lambda path: done.append(path.name) or original(path))
+    original = extractors.features_of
+
+    def watched(paths, *more):
+        return original((done.append(path.name) or path for path in paths), *more)
+
+    monkeypatch.setattr(extractors, "features_of", watched)
 
     def run(*features):
         done.clear()
@@ -103,6 +115,9 @@ def test_only_what_is_new_or_has_changed_is_done(folder, tmp_path, monkeypatch):
     assert run("mfcc") == list(SECONDS)
     assert set(arrays(features / "a.npz")) == {"melspectrogram", "mfcc"}
     assert run("melspectrogram", "mfcc") == []
+    (features / "d.npz").write_bytes(b"half")
+    assert run("mfcc") == ["d.wav"]
+    assert run("melspectrogram") == ["d.wav"], "it went with the file"
     with open(tmp_path / "out" / "extracted.jsonl", "a") as file:
         file.write('{"filename": "e.w')  # the kill came here
     soundfile.write(folder / "e.wav", np.zeros(50000), 16000)
@@ -140,6 +155,66 @@ def test_bad_files_are_listed_and_the_others_done(folder, tmp_path, capsys):
         (folder / name).unlink()
     run_command(extract, f"--audio={folder}", f"--output={output}")
     assert not (output / "bad_recordings.csv").exists()
+
+
+def write_damaged(folder: pathlib.Path, number: int, kind: str) -> pathlib.Path:
+    """A file that is damaged in one of ten ways, no two alike."""
+    samples = 0.1 * np.random.default_rng(number).standard_normal(16000 + 100 * number)
+    suffix = {"text": "mp3", "cut flac": "flac", "cut mp3": "mp3", "cut ogg": "ogg", "codec": "m4a"}.get(kind, "wav")
+    path = folder / f"bad_{number:02d}.{suffix}"
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_bytes(b"This is no audio.\n" * (number + 1))
+    elif kind == "codec":
+        path.write_bytes(b"\0\0\0\x1cftypM4A \0\0\2\0M4A isommp42" + bytes(samples.astype("i1")))
+    elif kind == "no samples":
+        soundfile.write(path, samples[:0], 16000)
+    elif kind == "NaN":
+        samples[100 * number] = np.nan
+        soundfile.write(path, samples, 16000, subtype="FLOAT")
+    elif kind == "not scaled":
+        soundfile.write(path, 32767 * samples, 16000, subtype="DOUBLE")
+    else:
+        soundfile.write(path, samples, 16000)
+        whole = path.read_bytes()
+        end = whole.rindex(b"OggS") if kind == "cut ogg" else len(whole) * (number + 20) // 80
+        path.write_bytes(whole[:end])
+    return path
+
+
+KINDS = ("empty", "text", "codec", "no samples", "NaN", "not scaled", "cut wav", "cut flac", "cut mp3", "cut ogg")
+
+
+def test_200_good_and_40_damaged_files_of_ten_kinds(tmp_path):
+    folder, output = tmp_path / "audio", tmp_path / "out"
+    folder.mkdir()
+    for i in range(200):
+        suffix, rate_hz = ("wav", "flac", "ogg", "mp3")[i % 4], (8000, 16000, 44100)[i % 3]
+        samples = 0.1 * np.random.default_rng(i).standard_normal((rate_hz // 10 + 50 * i, 1 + i % 2))
+        soundfile.write(folder / f"good_{i:03d}.{suffix}", samples, rate_hz)
+    bad = [write_damaged(folder, i, KINDS[i % 10]) for i in range(40)]
+    flags = [f"--audio={folder}", f"--output={output}", "--features=melspectrogram"]
+    command = [sys.executable, "-m", "data_prep.extract", *flags]
+    ended = subprocess.run(command, cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True)
+    assert ended.returncode == extract.SOME_BAD_STATUS, ended.stderr
+    assert "of 200 recordings; 40 cannot be read, listed in" in ended.stdout
+
+    def times():
+        return {path.name: path.stat().st_mtime_ns for path in (output / "audio_features").iterdir()}
+
+    before = times()
+    assert len(before) == len(read_layout(output).filenames) == 200
+    listed = rows_of(output / "bad_recordings.csv")
+    assert [row["filename"] for row in listed] == sorted(path.name for path in bad)
+    assert all(row["filename"] in row["reason"] for row in listed)
+    assert extract.extract(folder, output, ("melspectrogram",)) == (200, 40)
+    assert times() == before
+    soundfile.write(bad[0], np.zeros(100), 16000)
+    assert extract.extract(folder, output, ("melspectrogram",)) == (201, 39)
+    after = times()
+    assert after.pop("bad_00.npz")
+    assert after == before
 
 
 def test_what_others_wrote_is_kept(folder, tmp_path):
@@ -249,6 +324,17 @@ def test_embeddings_of_a_trained_model(folder, tmp_path, mel_workdir):
     assert predict.load(mel_workdir).model.features == ("melspectrogram",)
 
 
+def test_a_recording_is_read_once_and_only_for_what_is_wanted(folder, tmp_path, mel_workdir, monkeypatch):
+    opened, computed = [], []
+    blocks, mel_power, mfcc = audio.blocks, extractors._mel_power, extractors._mfcc
+    monkeypatch.setattr(audio, "blocks", lambda path, *more: opened.append(path.name) or blocks(path, *more))
+    monkeypatch.setattr(extractors, "_mel_power", lambda x: computed.append("power") or mel_power(x))
+    monkeypatch.setattr(extractors, "_mfcc", lambda x: computed.append("mfcc") or mfcc(x))
+    extract.extract(folder, tmp_path / "out", ("embeddings",), str(mel_workdir))
+    assert opened == list(SECONDS)
+    assert set(computed) == {"power"}
+
+
 @pytest.mark.parametrize(("flags", "words"), [
     ((), "either --audio"), (("--audio=a", "--source=b"), "either --audio"), (("--source=b",), "--source takes"),
     (("--source=b", "--embeddings_from=w", "--output=o"), "--source takes"), (("--audio=a",), "takes --output"),
@@ -256,6 +342,8 @@ def test_embeddings_of_a_trained_model(folder, tmp_path, mel_workdir):
     (("--audio=a", "--output=o", "--features="), "not none"),
     (("--audio=a", "--output=o", "--features=embeddings"), "takes --embeddings_from"),
     (("--audio=a", "--output=o", "--embeddings_from=w"), "takes --embeddings_from"),
+    (("--source=b", "--embeddings_from=w", "--beam_options="), "no --beam_options"),
+    (("--audio=a", "--output=gs://o"), "gs://o is not a path"),
     (("--audio=a", "--output=o"), "There is no directory a")])
 def test_flags_that_do_not_fit(flags, words):
     with pytest.raises(UserError, match=words):
