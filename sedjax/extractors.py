@@ -191,7 +191,9 @@ class DetectorExtractor:
     """What the head of a trained sedjax model sees, of a model that takes spectral features."""
 
     detector: predict.Detector
-    group: int = 64  # which are embedded together, and each time it compiles anew
+    # As much is embedded together, each time after compiling anew.
+    group: int = 64
+    group_samples: int = 3600 * audio.SAMPLE_RATE_HZ
 
     @classmethod
     def of(cls, workdir: str) -> "DetectorExtractor":
@@ -215,12 +217,23 @@ class DetectorExtractor:
         return tuple(self.detector.model.features)
 
     def embed(self, passes: Iterator[Pass], dtype: type = np.float32) -> Iterator[np.ndarray | UserError]:
-        while group := list(itertools.islice(passes, self.group)):
-            errors = [_finish(one) for one in group]
-            read = [one.features for one, error in zip(group, errors) if error is None]
+        for group in self._groups(passes):
+            read = [one.features for one, error in group if error is None]
             embedded = iter(self.detector.embed(_InMemory(self.detector.task, read)) if read else ())
-            for error in errors:
+            for _, error in group:
                 yield error or next(embedded).astype(dtype, copy=False)
+
+    def _groups(self, passes: Iterator[Pass]) -> Iterator[list[tuple[Pass, UserError | None]]]:
+        """Passes that are over, and why if before the end, in groups that fit into memory."""
+        group, samples = [], 0
+        for one in passes:
+            group.append((one, _finish(one)))
+            samples += one.samples
+            if len(group) == self.group or samples >= self.group_samples:
+                yield group
+                group, samples = [], 0
+        if group:
+            yield group
 
 
 @dataclasses.dataclass(frozen=True)
