@@ -13,6 +13,9 @@ from jaxtyping import Float, Int16, Shaped
 from sedjax import mp3
 from sedjax.errors import UserError
 
+# What people call audio, also where libsndfile cannot read it: then it is listed as bad, not passed over.
+SUFFIXES = {".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mp3", ".mp4", ".oga", ".ogg", ".opus",
+            ".rf64", ".w64", ".wav", ".webm", ".wma"}
 SAMPLE_RATE_HZ = 16000
 BLOCK_SAMPLES = 10 * SAMPLE_RATE_HZ
 FEATURE = "audio"  # what `frames` gives, as a feature of a directory, of records and of batches
@@ -25,6 +28,18 @@ LOUDEST = 1000.0  # full scale is 1; what is 60 dB above it was never scaled
 UNKNOWN_BYTES = 0x7FFF0000
 
 Recording = str | os.PathLike | Shaped[np.ndarray, "_recorded"] | Shaped[np.ndarray, "_recorded _channels"]
+
+
+def files_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The audio files of a folder, by name. Raises UserError if there is no folder, or none in it."""
+    if not folder.is_dir():
+        raise UserError(f"There is no directory {folder}.")
+    paths = sorted(path for path in folder.iterdir()
+                   if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir())
+    if not paths:
+        raise UserError(f"There are no recordings in {folder}: no file has one of the suffixes "
+                        f"{', '.join(sorted(SUFFIXES))}.")
+    return paths
 
 
 def blocks(recording: Recording, sample_rate_hz: int | None = None) -> Iterator[Float[np.ndarray, "samples"]]:
