@@ -170,6 +170,15 @@ def _equal_rows(power: np.ndarray) -> Iterator[np.ndarray]:
         yield np.pad(chunk, [(0, CHUNK_FRAMES - len(chunk)), (0, 0)])
 
 
+def _whole_frames(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The blocks, and after them the silence that fills up the last frame."""
+    samples = 0
+    for block in blocks:
+        samples += len(block)
+        yield block
+    yield np.zeros(-samples % FRAME, np.float32)
+
+
 @dataclasses.dataclass(frozen=True)
 class _InMemory:
     """Recordings whose features are in memory, as a sedjax.input_pipeline.Source."""
@@ -240,6 +249,9 @@ class DetectorExtractor:
 class AtstExtractor:
     """ATST-Frame: windows of 10 s on the grid of segments, 40 ms tokens grouped into frames by absolute time.
 
+    The last frame of a recording is filled up with silence, as in records of audio, so that a model that computes the
+    same inside (models.atst_detector) sees the same.
+
     Attributes:
       model, weights: of the encoder.
       hop_samples: from one window to the next, a multiple of a segment; where windows overlap, their mean is taken.
@@ -276,7 +288,7 @@ class AtstExtractor:
         """
         for number, one in enumerate(passes):
             try:
-                for samples, real in audio.windows(one, atst_frame.WINDOW_SAMPLES, self.hop_samples):
+                for samples, real in audio.windows(_whole_frames(one), atst_frame.WINDOW_SAMPLES, self.hop_samples):
                     yield number, samples, real
             except UserError as error:
                 yield number, error, 0
@@ -288,7 +300,7 @@ class AtstExtractor:
             sounds = [samples for _, samples, real in batch if real]
             encoded = iter(self._encoded(sounds) if sounds else ())
             for number, samples, real in batch:
-                yield number, next(encoded)[: -(-real // atst_frame.TOKEN_SAMPLES)] if real else samples
+                yield number, next(encoded)[: real // atst_frame.TOKEN_SAMPLES] if real else samples
 
     def _encoded(self, sounds: list[np.ndarray]) -> np.ndarray:
         # Few sizes of batch, so that few are compiled.
