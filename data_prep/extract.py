@@ -12,14 +12,13 @@ import csv
 import logging
 import pathlib
 import sys
-import zipfile
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+from data_prep.extraction import Job, Waiting, outcomes
 from data_prep.journal import Journal, recording_state
 from sedjax import commands
 from sedjax.errors import UserError
@@ -47,6 +46,8 @@ def define_flags() -> None:
     flags.DEFINE_enum("hop_seconds", "9.6", ["9.6", "4.8"], "From one window of ATST-Frame, of 10 s, to the next: 4.8 "
                                                             "takes twice as long and averages two for most frames.")
     flags.DEFINE_integer("drop_layers", 0, "Last layers of ATST-Frame to leave out.", lower_bound=0)
+    flags.DEFINE_string("beam_options", None, "Run --audio as an Apache Beam pipeline with these options, such as "
+                                              "\"--runner=FlinkRunner --flink_master=HOST:8081\".")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -56,9 +57,9 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("Give either --audio=FOLDER, to make features of recordings, or --source=DIR, to add "
                         "embeddings to features.")
     if options.source:
-        if not options.embeddings_from or options.output:
-            raise UserError("--source takes --embeddings_from=WORKDIR and no --output: embeddings are added to the "
-                            "features there.")
+        if not options.embeddings_from or options.output or options.beam_options is not None:
+            raise UserError("--source takes --embeddings_from=WORKDIR, no --output and no --beam_options: embeddings "
+                            "are added to the features there.")
         add_embeddings(options.source, options.embeddings_from)
         return
     if not options.output:
@@ -69,7 +70,8 @@ def main(argv: Sequence[str]) -> None:
     if ("embeddings" in options.features) != bool(options.embeddings_from):
         raise UserError("The feature embeddings takes --embeddings_from=WORKDIR, and nothing else does.")
     done, bad = extract(pathlib.Path(options.audio), pathlib.Path(options.output), tuple(options.features),
-                        options.embeddings_from, float(options.hop_seconds), options.drop_layers)
+                        options.embeddings_from, float(options.hop_seconds), options.drop_layers,
+                        options.beam_options)
     listed = f"; {bad:,} cannot be read, listed in {pathlib.Path(options.output) / BAD_LIST}" if bad else ""
     print(f"{options.output} holds {', '.join(options.features)} of {done:,} recordings{listed}.")
     if bad:
@@ -98,7 +100,8 @@ def add_features(layout: Layout, filename: str, features: dict[str, np.ndarray])
 
 
 def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
-            embeddings_from: str | None = None, hop_seconds: float = 9.6, drop_layers: int = 0) -> tuple[int, int]:
+            embeddings_from: str | None = None, hop_seconds: float = 9.6, drop_layers: int = 0,
+            beam_options: str | None = None) -> tuple[int, int]:
     """Makes features of the recordings in a folder, of those only that are not done yet.
 
     Writes audio_features, metadata.csv, what is done (extracted.jsonl) and what cannot be read (bad_recordings.csv).
@@ -110,11 +113,9 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
       UserError: there are no recordings, or the output cannot be written.
     """
     paths, bad = recordings(folder)
-    from sedjax import extractors  # imports JAX, which is slow
-
-    extractor = extractors.of(embeddings_from, hop_seconds, drop_layers) if embeddings_from else None
-    parameters = {name: extractor.parameters if name == "embeddings" else extractors.SPECTRAL_VERSION
-                  for name in wanted}
+    job = Job(output.absolute(), wanted, embeddings_from, hop_seconds, drop_layers)
+    extractor = job.extractor()
+    parameters = job.parameters(extractor)
     try:
         (output / "audio_features").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -123,44 +124,34 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
         remains.unlink()
     journal = Journal(output / JOURNAL)
 
-    def target(path: pathlib.Path) -> pathlib.Path:
-        return output / "audio_features" / f"{path.stem}.npz"
-
     def is_done(path: pathlib.Path) -> bool:
-        entry = journal.entry(path, target(path))
+        entry = journal.entry(path, job.features_path(path))
         return entry is not None and parameters.items() <= entry["parameters"].items()
 
-    waiting = [path for path in paths if not is_done(path)]
-    progress = tqdm(total=len(paths), initial=len(paths) - len(waiting), unit="recording", disable=None)
-    for group in _groups(waiting, extractor.group if extractor else 1):
-        found: dict[pathlib.Path, tuple] = {}
-        for path in group:
-            try:
-                state = recording_state(path)
-                found[path] = (state, *extractors.spectral_features(path))
-            except (UserError, OSError) as error:
-                bad[path.name] = str(error)
-                progress.update()
-        if extractor and found:
-            embeddings = extractor.embed(list(found), [features for _, features, _ in found.values()])
-            for (_, features, _), value in zip(found.values(), embeddings):
-                features["embeddings"] = value.astype(np.float16, copy=False)
-        for path, (state, features, seconds) in found.items():
-            features = {name: features[name] for name in wanted}
-            try:
-                held = {} if journal.is_outdated(path, target(path)) else _load(target(path))
-                labels = output / "labels" / f"{path.stem}_labels.npz"
-                features = _fit(_fit(features, held, target(path)), _load(labels), labels)
-                with commands.atomic_output(target(path)) as temporary:
-                    np.savez(temporary, **(held | features))
-                journal.note(path, state, target(path), seconds, parameters)
-            except UserError as error:
-                bad[path.name] = str(error)
-            progress.update()
-    progress.close()
+    waiting = []
+    for path in paths:
+        try:
+            state = recording_state(path)
+        except OSError as error:
+            bad[path.name] = f"Cannot read {path}: {error.strerror}."
+            continue
+        if not is_done(path):
+            waiting.append(Waiting(path.absolute(), state, journal.kept(path, job.features_path(path))))
+    if beam_options is None:
+        found = outcomes(job, extractor, waiting)
+    else:
+        from data_prep import beam  # an extra
+
+        found = beam.extract(job, waiting, journal.path.absolute(), beam_options)
+    for outcome in tqdm(found, total=len(waiting), unit="recording", disable=None):
+        if "reason" in outcome:
+            bad[outcome["filename"]] = outcome["reason"]
+        else:
+            journal.note(outcome)
     for name, reason in sorted(bad.items()):
         log.warning("%s: %s", name, reason)
-    seconds = {path.name: journal.entry(path, target(path))["seconds"] for path in paths if is_done(path)}
+    seconds = {path.name: journal.entry(path, job.features_path(path))["seconds"]
+               for path in paths if path.name not in bad and is_done(path)}
     if seconds:
         _write_metadata(output / "metadata.csv", seconds)
     _write_bad(output / BAD_LIST, bad)
@@ -182,35 +173,6 @@ def recordings(folder: pathlib.Path) -> tuple[list[pathlib.Path], dict[str, str]
         if first.setdefault(path.stem, path) is not path:
             bad[path.name] = f"{path} would share its features file with {first[path.stem].name}: rename one of them."
     return list(first.values()), bad
-
-
-def _groups(paths: list[pathlib.Path], size: int) -> list[list[pathlib.Path]]:
-    return [paths[start : start + size] for start in range(0, len(paths), size)]
-
-
-def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of a file that is there already; none if it is not. Raises UserError if it is damaged."""
-    if not path.exists():
-        return {}
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            return dict(archive)
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is damaged, and was not made by this command: delete it ({error}).") from error
-
-
-def _fit(features: dict[str, np.ndarray], held: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Features with as many rows as what others made of the recording, who may have rounded its length down.
-
-    Raises UserError if `held`, the arrays in the file `path`, are those of another recording.
-    """
-    frames, wanted = len(next(iter(features.values()))), {len(value) for value in held.values() if value.ndim}
-    if any(abs(frames - rows) > 1 for rows in wanted):
-        raise UserError(f"{path} is of a recording of {max(wanted)} frames, but this one has {frames}: delete it, or "
-                        "choose another --output.")
-    rows = min(wanted, default=frames)
-    return {name: value[:rows] if rows <= frames else np.concatenate([value, value[-1:]])
-            for name, value in features.items()}
 
 
 def _write_metadata(path: pathlib.Path, seconds: dict[str, float]) -> None:

@@ -1,12 +1,14 @@
 """From a recording to its features: mel power and MFCC, and the embeddings of a frozen model."""
 
+import collections
 import dataclasses
 import functools
 import itertools
+import operator
 import pathlib
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,45 +21,138 @@ from sedjax.models import atst_frame
 from sedjax.task import Task
 
 SPECTRAL = ("melspectrogram", "mfcc", "mfcc_delta", "mfcc_delta2")
+DELTAS = {"mfcc_delta": 1, "mfcc_delta2": 2}  # and their order
 SPECTRAL_VERSION = "1"  # raise it whenever the same recording gives other numbers
 CHUNK_FRAMES = 100
 FRAME = MLPC.frame_samples
+PIECE_SAMPLES = (CHUNK_FRAMES + 2) * FRAME
 
 
+class Pass:
+    """One pass over the blocks of a recording: whoever takes them leaves behind its spectral features and its length.
+
+    So a recording is decoded once whatever is made of it, and memory holds twelve seconds of it.
+    """
+
+    def __init__(self, blocks: Iterable[np.ndarray], wanted: Sequence[str]):
+        """`wanted`: some of SPECTRAL."""
+        self._blocks, self._wanted = blocks, wanted
+        self._power: list[np.ndarray] = []
+        self._held = np.zeros(FRAME, np.float32)
+        self.samples = 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for block in self._blocks:
+            self.samples += len(block)
+            self._listen(block)
+            yield block
+        while self._wanted and len(self._held) > FRAME:
+            self._take()
+
+    def _listen(self, block: np.ndarray) -> None:
+        if not self._wanted:
+            return
+        self._held = np.concatenate([self._held, block])
+        while len(self._held) >= PIECE_SAMPLES:
+            self._take()
+
+    def _take(self) -> None:
+        """Mel power of CHUNK_FRAMES frames, from a piece with one more before and after; what is left is held."""
+        piece, size = self._held[:PIECE_SAMPLES], CHUNK_FRAMES * FRAME
+        frames = min(-(-(len(piece) - FRAME) // FRAME), CHUNK_FRAMES)
+        power = _mel_power(np.pad(piece, (0, PIECE_SAMPLES - len(piece)))[None])
+        self._power.append(np.asarray(power)[0, 1 : 1 + frames])
+        self._held = self._held[size:]
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / audio.SAMPLE_RATE_HZ
+
+    @functools.cached_property
+    def features(self) -> dict[str, np.ndarray]:
+        """The wanted features, each (T, D), after the pass.
+
+        `melspectrogram` is linear power in float32; `mfcc`, `mfcc_delta` and `mfcc_delta2` are float16.
+        """
+        if not self._wanted:
+            return {}
+        power = np.concatenate(self._power)
+        found = {"melspectrogram": power}
+        if set(self._wanted) != {"melspectrogram"}:
+            mfcc = np.concatenate([np.asarray(_mfcc(row)) for row in _equal_rows(power)])[: len(power)]
+            mask = np.ones((1, len(mfcc)), bool)
+            found["mfcc"] = mfcc.astype(np.float16)
+            for name, order in DELTAS.items():
+                if name in self._wanted:
+                    found[name] = frontend.deltas(mfcc[None], mask, order)[0].astype(np.float16)
+        return {name: found[name] for name in self._wanted}
+
+
+@runtime_checkable
 class Extractor(Protocol):
     """A frozen model that embeds recordings, one row for each 120 ms.
 
     Attributes:
       parameters: whatever its numbers depend on.
-      group: how many recordings it takes at once.
+      features: the spectral features that it takes; none if it takes the sound itself.
     """
 
     parameters: str
-    group: int
+    features: tuple[str, ...]
 
-    def embed(self, paths: Sequence[pathlib.Path], features: Sequence[dict[str, np.ndarray]]) -> list[np.ndarray]:
-        """The embeddings of recordings, of which these are the spectral features."""
+    def embed(self, passes: Iterator[Pass], dtype: type = np.float32) -> Iterator[np.ndarray | UserError]:
+        """For each recording in turn its embeddings (T, width), or why it cannot be read.
+
+        The passes must hold `features`; each is over before its embeddings are given.
+        """
 
 
-def spectral_features(path: pathlib.Path) -> tuple[dict[str, np.ndarray], float]:
-    """Features (T, D) of a recording by name, for which memory holds twelve seconds of it; and its length in seconds.
+def features_of(recordings: Iterable[audio.Recording], wanted: Sequence[str], extractor: Extractor | None = None,
+                sample_rate_hz: int | None = None) -> Iterator[tuple[dict[str, np.ndarray], float] | UserError]:
+    """For each recording in turn its features (T, D) by name and its length in seconds, or why it cannot be read.
 
-    `melspectrogram` is linear power in float32; `mfcc`, `mfcc_delta` and `mfcc_delta2` are float16.
+    Each is decoded once, and only what is wanted is computed.
 
-    Raises UserError that names the file if it cannot be read.
+    Args:
+      recordings: files or arrays, as sedjax.audio takes them.
+      wanted: some of SPECTRAL, and `embeddings`, float16, if there is an extractor.
+      extractor: from `of`.
+      sample_rate_hz: of arrays.
     """
-    rows, samples = [], 0
-    for piece, real in _chunks(audio.blocks(path)):
-        frames = -(-real // FRAME)
-        rows.append(np.asarray(_mel_power(piece[None]))[0, 1 : 1 + frames])
-        samples += real
-    power = np.concatenate(rows)
-    mfcc = np.concatenate([np.asarray(_mfcc(row)) for row in _equal_rows(power)])[: len(power)]
-    mask = np.ones((1, len(mfcc)), bool)
-    first, second = (frontend.deltas(mfcc[None], mask, order)[0] for order in (1, 2))
-    half = {"mfcc": mfcc, "mfcc_delta": first, "mfcc_delta2": second}
-    return ({"melspectrogram": power, **{key: value.astype(np.float16) for key, value in half.items()}},
-            samples / audio.SAMPLE_RATE_HZ)
+    needed = {*wanted, *(extractor.features if extractor else ())}
+    spectral = tuple(name for name in SPECTRAL if name in needed)
+    begun: collections.deque[Pass] = collections.deque()
+
+    def passes() -> Iterator[Pass]:
+        for recording in recordings:
+            begun.append(Pass(audio.blocks(recording, sample_rate_hz), spectral))
+            yield begun[-1]
+
+    for found in extractor.embed(passes(), np.float16) if extractor else map(_finish, passes()):
+        one = begun.popleft()
+        if isinstance(found, UserError):
+            yield found
+        else:
+            features = one.features | {"embeddings": found}
+            yield {name: features[name] for name in wanted}, one.seconds
+
+
+def spectral_features(path: pathlib.Path,
+                      wanted: Sequence[str] = SPECTRAL) -> tuple[dict[str, np.ndarray], float]:
+    """The spectral features of one recording, as `features_of`. Raises UserError if it cannot be read."""
+    found = next(features_of([path], wanted))
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
+def _finish(one: Pass) -> UserError | None:
+    """Passes over a whole recording of which nobody wants the sound; why it cannot be read, if so."""
+    try:
+        for _ in one:
+            pass
+    except UserError as error:
+        return error
 
 
 @jax.jit
@@ -73,20 +168,6 @@ def _equal_rows(power: np.ndarray) -> Iterator[np.ndarray]:
     for start in range(0, len(power), CHUNK_FRAMES):
         chunk = power[start : start + CHUNK_FRAMES]
         yield np.pad(chunk, [(0, CHUNK_FRAMES - len(chunk)), (0, 0)])
-
-
-def _chunks(blocks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
-    """Pieces of CHUNK_FRAMES frames with one more before and after, and how many of the samples between are real."""
-    size, whole = CHUNK_FRAMES * FRAME, (CHUNK_FRAMES + 2) * FRAME
-    held = np.zeros(FRAME, np.float32)
-    for block in blocks:
-        held = np.concatenate([held, block])
-        while len(held) >= whole:
-            yield held[:whole], size
-            held = held[size:]
-    while len(held) > FRAME:
-        yield np.pad(held[:whole], (0, max(whole - len(held), 0))), min(len(held) - FRAME, size)
-        held = held[size:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +191,7 @@ class DetectorExtractor:
     """What the head of a trained sedjax model sees, of a model that takes spectral features."""
 
     detector: predict.Detector
-    group: int = 64  # each call compiles anew
+    group: int = 64  # which are embedded together, and each time it compiles anew
 
     @classmethod
     def of(cls, workdir: str) -> "DetectorExtractor":
@@ -129,8 +210,17 @@ class DetectorExtractor:
     def parameters(self) -> str:
         return f"{self.detector.config.model['name']} {fingerprint(self.detector.variables)}"
 
-    def embed(self, paths: Sequence[pathlib.Path], features: Sequence[dict[str, np.ndarray]]) -> list[np.ndarray]:
-        return self.detector.embed(_InMemory(self.detector.task, features))
+    @property
+    def features(self) -> tuple[str, ...]:
+        return tuple(self.detector.model.features)
+
+    def embed(self, passes: Iterator[Pass], dtype: type = np.float32) -> Iterator[np.ndarray | UserError]:
+        while group := list(itertools.islice(passes, self.group)):
+            errors = [_finish(one) for one in group]
+            read = [one.features for one, error in zip(group, errors) if error is None]
+            embedded = iter(self.detector.embed(_InMemory(self.detector.task, read)) if read else ())
+            for error in errors:
+                yield error or next(embedded).astype(dtype, copy=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,40 +230,73 @@ class AtstExtractor:
     Attributes:
       model, weights: of the encoder.
       hop_samples: from one window to the next, a multiple of a segment; where windows overlap, their mean is taken.
-      batch_size: windows at once.
-      group: recordings at once; the windows of one make a batch.
+      batch_size: windows at once, of one recording or several.
     """
 
     model: atst_frame.AtstFrame
     weights: dict
     hop_samples: int
     batch_size: int = 4
-    group: int = 1
+    features: tuple[str, ...] = ()
 
     @functools.cached_property
     def parameters(self) -> str:
         return f"atst_frame {fingerprint(self.weights)} hop {self.hop_samples} dropped {self.model.drop_layers}"
 
-    def embed(self, paths: Sequence[pathlib.Path], features: Sequence[dict[str, np.ndarray]]) -> list[np.ndarray]:
-        return [self.embed_recording(path, dtype=np.float16) for path in paths]
+    def embed(self, passes: Iterator[Pass], dtype: type = np.float32) -> Iterator[np.ndarray | UserError]:
+        tokens = self._tokens(self._windows(passes))
+        for _, windows in itertools.groupby(tokens, key=operator.itemgetter(0)):
+            yield self._stitched(windows, dtype)
 
     def embed_recording(self, recording: audio.Recording, sample_rate_hz: int | None = None,
                         dtype: type = np.float32) -> np.ndarray:
-        """(T, width) of a file or an array, T = ceil(seconds / 0.12)."""
-        hop_tokens = self.hop_samples // atst_frame.TOKEN_SAMPLES
-        rows = grid.stitch(self._tokens(audio.blocks(recording, sample_rate_hz)), hop_tokens)
-        return np.concatenate([grid.mean_by_group(each, atst_frame.TOKENS_PER_FRAME).astype(dtype) for each in rows])
+        """(T, width) of a file or an array, T = ceil(seconds / 0.12). Raises UserError if it cannot be read."""
+        found = next(self.embed(iter([Pass(audio.blocks(recording, sample_rate_hz), ())]), dtype))
+        if isinstance(found, UserError):
+            raise found
+        return found
 
-    def _tokens(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """The tokens of each window in which there is a real sample."""
-        windows = audio.windows(blocks, atst_frame.WINDOW_SAMPLES, self.hop_samples)
+    def _windows(self, passes: Iterator[Pass]) -> Iterator[tuple[int, np.ndarray | UserError, int]]:
+        """The windows of all recordings: number of the recording, samples, how many are real.
+
+        What cannot be read ends in an error, without real samples.
+        """
+        for number, one in enumerate(passes):
+            try:
+                for samples, real in audio.windows(one, atst_frame.WINDOW_SAMPLES, self.hop_samples):
+                    yield number, samples, real
+            except UserError as error:
+                yield number, error, 0
+
+    def _tokens(self, windows: Iterator[tuple[int, np.ndarray | UserError, int]]
+                ) -> Iterator[tuple[int, np.ndarray | UserError]]:
+        """The tokens of each window in which there is a real sample; errors as they come."""
         while batch := list(itertools.islice(windows, self.batch_size)):
-            # Few sizes of batch, so that few are compiled.
-            size = min(1 << (len(batch) - 1).bit_length(), self.batch_size)
-            samples = np.zeros((size, atst_frame.WINDOW_SAMPLES), np.float32)
-            samples[: len(batch)] = [window for window, _ in batch]
-            for tokens, (_, real) in zip(np.asarray(self._encode(self.weights, samples)), batch):
-                yield tokens[: -(-real // atst_frame.TOKEN_SAMPLES)]
+            sounds = [samples for _, samples, real in batch if real]
+            encoded = iter(self._encoded(sounds) if sounds else ())
+            for number, samples, real in batch:
+                yield number, next(encoded)[: -(-real // atst_frame.TOKEN_SAMPLES)] if real else samples
+
+    def _encoded(self, sounds: list[np.ndarray]) -> np.ndarray:
+        # Few sizes of batch, so that few are compiled.
+        size = min(1 << (len(sounds) - 1).bit_length(), self.batch_size)
+        samples = np.zeros((size, atst_frame.WINDOW_SAMPLES), np.float32)
+        samples[: len(sounds)] = sounds
+        return np.asarray(self._encode(self.weights, samples))
+
+    def _stitched(self, windows: Iterator[tuple[int, np.ndarray | UserError]], dtype: type) -> np.ndarray | UserError:
+        def tokens() -> Iterator[np.ndarray]:
+            for _, found in windows:
+                if isinstance(found, UserError):
+                    raise found
+                yield found
+
+        rows = grid.stitch(tokens(), self.hop_samples // atst_frame.TOKEN_SAMPLES)
+        try:
+            return np.concatenate([grid.mean_by_group(each, atst_frame.TOKENS_PER_FRAME).astype(dtype)
+                                   for each in rows])
+        except UserError as error:
+            return error
 
     @functools.cached_property
     def _encode(self):

@@ -225,6 +225,6 @@ def test_the_command_embeds_recordings(small, tmp_path):
         found[tuple(more)] = [layout.features(name, ("mfcc", "embeddings"))["embeddings"] for name in sound]
     for name, held in zip(sound, found[()]):
         expected = extractors.of(str(small), 9.6, 0).embed_recording(sound[name], 16000)
-        np.testing.assert_array_equal(held, expected.astype(np.float16))
+        np.testing.assert_allclose(held, expected, atol=2e-3)  # float16
     assert not np.array_equal(found[()][1], found["--hop_seconds=4.8",][1])
     assert not np.array_equal(found[()][0], found["--drop_layers=1",][0])

@@ -66,21 +66,33 @@ def test_features_are_those_of_the_whole_recording(folder, tmp_path):
 
 
 @pytest.mark.parametrize("samples", [1, 1919, 1920, 1921, 100 * 1920, 100 * 1920 + 1, 101 * 1920, 101 * 1920 + 1])
-def test_pieces_make_up_the_recording(samples):
+def test_pieces_make_up_the_recording(samples, monkeypatch):
     x = np.arange(1, samples + 1, dtype=np.float32)
-    pieces = list(extractors._chunks(x[start : start + 1000] for start in range(0, samples, 1000)))
-    assert {len(piece) for piece, _ in pieces} == {102 * 1920}
-    np.testing.assert_array_equal(np.concatenate([piece[1920 : 1920 + real] for piece, real in pieces]), x)
-    assert all(real == 100 * 1920 for _, real in pieces[:-1])
+    pieces = []
+
+    def last_samples(piece):
+        """Of each frame, in place of its mel power."""
+        pieces.append(piece[0])
+        return piece.reshape(1, -1, 1920)[..., -1:]
+
+    monkeypatch.setattr(extractors, "_mel_power", last_samples)
+    one = extractors.Pass((x[start : start + 1000] for start in range(0, samples, 1000)), ("melspectrogram",))
+    np.testing.assert_array_equal(np.concatenate(list(one)), x)
     padded = np.pad(x, (1920, 102 * 1920))
-    for i, (piece, _) in enumerate(pieces):
+    for i, piece in enumerate(pieces):
         np.testing.assert_array_equal(piece, padded[i * 100 * 1920 :][: 102 * 1920])
+    ends = np.pad(x, (0, -samples % 1920))[1919::1920]
+    np.testing.assert_array_equal(one.features["melspectrogram"][:, 0], ends)
 
 
 def test_only_what_is_new_or_has_changed_is_done(folder, tmp_path, monkeypatch):
     done = []
-    original = extractors.spectral_features
-    monkeypatch.setattr(extractors, "spectral_features", lambda path: done.append(path.name) or original(path))
+    original = extractors.features_of
+
+    def watched(paths, *more):
+        return original((done.append(path.name) or path for path in paths), *more)
+
+    monkeypatch.setattr(extractors, "features_of", watched)
 
     def run(*features):
         done.clear()
@@ -103,6 +115,9 @@ def test_only_what_is_new_or_has_changed_is_done(folder, tmp_path, monkeypatch):
     assert run("mfcc") == list(SECONDS)
     assert set(arrays(features / "a.npz")) == {"melspectrogram", "mfcc"}
     assert run("melspectrogram", "mfcc") == []
+    (features / "d.npz").write_bytes(b"half")
+    assert run("mfcc") == ["d.wav"]
+    assert run("melspectrogram") == ["d.wav"], "it went with the file"
     with open(tmp_path / "out" / "extracted.jsonl", "a") as file:
         file.write('{"filename": "e.w')  # the kill came here
     soundfile.write(folder / "e.wav", np.zeros(50000), 16000)
@@ -247,6 +262,17 @@ def test_embeddings_of_a_trained_model(folder, tmp_path, mel_workdir):
     run_command(extract, *flags, f"--embeddings_from={mel_workdir}")
     assert {path: path.stat().st_mtime_ns for path in (output / "audio_features").iterdir()} == times
     assert predict.load(mel_workdir).model.features == ("melspectrogram",)
+
+
+def test_a_recording_is_read_once_and_only_for_what_is_wanted(folder, tmp_path, mel_workdir, monkeypatch):
+    opened, computed = [], []
+    blocks, mel_power, mfcc = audio.blocks, extractors._mel_power, extractors._mfcc
+    monkeypatch.setattr(audio, "blocks", lambda path, *more: opened.append(path.name) or blocks(path, *more))
+    monkeypatch.setattr(extractors, "_mel_power", lambda x: computed.append("power") or mel_power(x))
+    monkeypatch.setattr(extractors, "_mfcc", lambda x: computed.append("mfcc") or mfcc(x))
+    extract.extract(folder, tmp_path / "out", ("embeddings",), str(mel_workdir))
+    assert opened == list(SECONDS)
+    assert set(computed) == {"power"}
 
 
 @pytest.mark.parametrize(("flags", "words"), [

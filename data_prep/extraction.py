@@ -1,0 +1,114 @@
+"""From recordings to their features files: the same in one process as on the workers of a Beam pipeline."""
+
+import dataclasses
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from data_prep import journal
+from sedjax import commands
+from sedjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What to make of recordings, and where.
+
+    Attributes:
+      output: a directory in MLPC layout.
+      wanted: names of features.
+      embeddings_from, hop_seconds, drop_layers: the extractor, as sedjax.extractors.of takes it, if there is one.
+    """
+
+    output: pathlib.Path
+    wanted: tuple[str, ...]
+    embeddings_from: str | None = None
+    hop_seconds: float = 9.6
+    drop_layers: int = 0
+
+    def features_path(self, recording: pathlib.Path) -> pathlib.Path:
+        return self.output / "audio_features" / f"{recording.stem}.npz"
+
+    def extractor(self):
+        """The sedjax.extractors.Extractor, loaded anew; None if none is needed. Raises UserError."""
+        from sedjax import extractors  # imports JAX, which is slow
+
+        if self.embeddings_from:
+            return extractors.of(self.embeddings_from, self.hop_seconds, self.drop_layers)
+
+    def parameters(self, extractor) -> dict[str, str]:
+        """What the numbers of each feature depend on."""
+        from sedjax import extractors
+
+        return {name: extractor.parameters if name == "embeddings" else extractors.SPECTRAL_VERSION
+                for name in self.wanted}
+
+
+@dataclasses.dataclass(frozen=True)
+class Waiting:
+    """A recording to be done.
+
+    Attributes:
+      path: where it is.
+      state: its size and time when it was listed.
+      kept: with which parameters the features were made that its features file holds and may keep; None if it may keep
+        nothing.
+    """
+
+    path: pathlib.Path
+    state: dict
+    kept: dict[str, str] | None
+
+
+def outcomes(job: Job, extractor, waiting: Sequence[Waiting]) -> Iterator[dict]:
+    """Writes the features file of each recording in turn; yields its journal entry, or its filename and the `reason`.
+
+    Raises UserError if a file cannot be written.
+    """
+    from sedjax import extractors
+
+    parameters = job.parameters(extractor)
+    made = extractors.features_of((one.path for one in waiting), job.wanted, extractor)
+    for one, found in zip(waiting, made):
+        path = job.features_path(one.path)
+        try:
+            if isinstance(found, UserError):
+                raise found
+            features, seconds = found
+            held = {} if one.kept is None else _load(path)
+            labels = job.output / "labels" / f"{one.path.stem}_labels.npz"
+            features = held | _fit(_fit(features, held, path), _load(labels), labels)
+        except UserError as error:
+            yield {"filename": one.path.name, "reason": str(error)}
+            continue
+        with commands.atomic_output(path) as temporary:
+            np.savez(temporary, **features)
+        yield journal.entry(one.path, one.state, path, seconds, (one.kept or {}) | parameters)
+
+
+def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of a file that is there already; none if it is not. Raises UserError if it is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            return dict(archive)
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is damaged, and was not made by this command: delete it ({error}).") from error
+
+
+def _fit(features: dict[str, np.ndarray], held: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Features with as many rows as what others made of the recording, who may have rounded its length down.
+
+    Raises UserError if `held`, the arrays in the file `path`, are those of another recording.
+    """
+    frames, wanted = len(next(iter(features.values()))), {len(value) for value in held.values() if value.ndim}
+    if any(abs(frames - rows) > 1 for rows in wanted):
+        raise UserError(f"{path} is of a recording of {max(wanted)} frames, but this one has {frames}: delete it, or "
+                        "choose another --output.")
+    rows = min(wanted, default=frames)
+    return {name: value[:rows] if rows <= frames else np.concatenate([value, value[-1:]])
+            for name, value in features.items()}
