@@ -13,6 +13,9 @@ from jaxtyping import Float, Int16, Shaped
 from sedjax import mp3
 from sedjax.errors import UserError
 
+# What people call audio, also where libsndfile cannot read it: then it is listed as bad, not passed over.
+SUFFIXES = {".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mp3", ".mp4", ".oga", ".ogg", ".opus",
+            ".rf64", ".w64", ".wav", ".webm", ".wma"}
 SAMPLE_RATE_HZ = 16000
 BLOCK_SAMPLES = 10 * SAMPLE_RATE_HZ
 FEATURE = "audio"  # what `frames` gives, as a feature of a directory, of records and of batches
@@ -25,6 +28,18 @@ LOUDEST = 1000.0  # full scale is 1; what is 60 dB above it was never scaled
 UNKNOWN_BYTES = 0x7FFF0000
 
 Recording = str | os.PathLike | Shaped[np.ndarray, "recorded"] | Shaped[np.ndarray, "recorded channels"]
+
+
+def files_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The audio files of a folder, by name. Raises UserError if there is no folder, or none in it."""
+    if not folder.is_dir():
+        raise UserError(f"There is no directory {folder}.")
+    paths = sorted(path for path in folder.iterdir()
+                   if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir())
+    if not paths:
+        raise UserError(f"There are no recordings in {folder}: no file has one of the suffixes "
+                        f"{', '.join(sorted(SUFFIXES))}.")
+    return paths
 
 
 def blocks(recording: Recording, sample_rate_hz: int | None = None) -> Iterator[Float[np.ndarray, "samples"]]:
@@ -54,16 +69,25 @@ def read(recording: Recording, sample_rate_hz: int | None = None) -> Float[np.nd
     return np.concatenate(list(blocks(recording, sample_rate_hz)))
 
 
-def frames(recording: Recording, sample_rate_hz: int | None = None) -> Int16[np.ndarray, "frame 1920"]:
-    """A recording as `blocks` gives it in 16-bit samples, one row a frame of 120 ms; silence fills up the last.
+def rows(blocks: Iterable[Float[np.ndarray, "_"]]) -> Iterator[Int16[np.ndarray, "frame 1920"]]:
+    """A recording given in blocks as 16-bit samples, one row a frame of 120 ms; silence fills up the last.
 
     A sample x is round(32767 x); what exceeds full scale is clipped.
     """
-    # Each block on its own: as float32, a long recording would take twice the memory.
-    pieces = [np.rint(np.clip(block, -1, 1) * FULL_SCALE).astype(np.int16)
-              for block in blocks(recording, sample_rate_hz)]
-    pieces.append(np.zeros(-sum(map(len, pieces)) % FRAME_SAMPLES, np.int16))
-    return np.concatenate(pieces).reshape(-1, FRAME_SAMPLES)
+    held = np.zeros(0, np.int16)
+    for block in blocks:
+        held = np.concatenate([held, np.rint(np.clip(block, -1, 1) * FULL_SCALE).astype(np.int16)])
+        whole = len(held) // FRAME_SAMPLES * FRAME_SAMPLES
+        if whole:
+            yield held[:whole].reshape(-1, FRAME_SAMPLES)
+        held = held[whole:]
+    if len(held):
+        yield np.pad(held, (0, FRAME_SAMPLES - len(held)))[None]
+
+
+def frames(recording: Recording, sample_rate_hz: int | None = None) -> Int16[np.ndarray, "frame 1920"]:
+    """The whole of a recording as `rows` gives it."""
+    return np.concatenate(list(rows(blocks(recording, sample_rate_hz))))
 
 
 def num_frames(recording: Recording, sample_rate_hz: int | None = None) -> int:
