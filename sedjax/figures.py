@@ -12,9 +12,9 @@ from sedjax.frontend import level
 if TYPE_CHECKING:
     import matplotlib.figure
 
-WIDTH_INCHES = (10, 30)
+WIDTH_INCHES = (10, 24)
 SECONDS_PER_INCH = 20  # between these widths
-MOST_COLUMNS = 3000
+MOST_COLUMNS = 2400
 RANGE_DB = 60
 TICKS_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
 
@@ -44,7 +44,8 @@ def draw_recording(melspectrogram: Float[np.ndarray, "frame band"], detection: D
                vmin=decibels.max() - RANGE_DB, vmax=decibels.max())
     top.set(ylabel="mel band", title="Level")
     bottom.imshow(_highest(detection.frames, step).T, aspect="auto", extent=(0, seconds, classes, 0), cmap="Blues",
-                  vmin=0, vmax=1)
+                  vmin=0, vmax=1, interpolation="nearest")
+    bottom.hlines(np.arange(1, classes), 0, seconds, color="0.85", linewidth=0.5)
     thinnest = seconds / (100 * size[0])  # one pixel
     for label, name in enumerate(task.classes):
         found = [(event.onset, max(event.offset - event.onset, thinnest)) for event in detection if event.label == name]
