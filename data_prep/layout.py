@@ -139,7 +139,7 @@ def survey(layout: Layout, keys: tuple[str, ...] | None = None) -> Survey:
     good = {filename: one for filename, one in seen.items() if one.frames and not one.problems and not general}
     return Survey(
         frames={filename: one.frames for filename, one in good.items()},
-        problems={filename: " ".join(dict.fromkeys(one.problems)) for filename, one in seen.items() if one.problems},
+        problems={filename: " ".join(one.problems) for filename, one in seen.items() if one.problems},
         general=general,
         notes=notes,
         keys=keys,

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Real
 
 
 def spec_augment(key: Key[Array, ""], x: Float[Array, "clip frame band"], frame_mask: Bool[Array, "clip frame"],
@@ -32,6 +32,38 @@ def spec_augment(key: Key[Array, ""], x: Float[Array, "clip frame band"], frame_
     real = frame_mask[..., None]
     mean = jnp.where(real, x, 0).sum((1, 2)) / jnp.maximum(lengths * bands, 1)
     return jnp.where(masked & real, mean[:, None, None].astype(x.dtype), x)
+
+
+def mixup(key: Key[Array, ""], features: dict[str, Real[Array, "clip frame _"]],
+          targets: Float[Array, "clip frame class"], frame_mask: Bool[Array, "clip frame"],
+          clip_id: Int[Array, "clip"], *,
+          alpha: float) -> tuple[dict[str, Float[Array, "clip frame _"]], Float[Array, "clip frame class"]]:
+    """Mixes the clips of each pair of rows, 2i and 2i + 1, with each other (mixup, Zhang et al. 2018).
+
+    Either becomes w own + (1 - w) other, features and targets alike. A frame that is padding in either stays as it is.
+    A device must hold both clips of a pair.
+
+    Args:
+      key: of the step.
+      features: of any real type; they become float32 of the same scale.
+      targets, frame_mask: of the same clips.
+      clip_id: w of a pair is a function of the key and the id of its first clip.
+      alpha: w, or 1 - w if that is more, is drawn from Beta(alpha, alpha).
+    """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, clip_id[::2])
+    drawn = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
+    weight = jnp.maximum(drawn, 1 - drawn).repeat(2)[:, None, None]
+
+    def other(x: Array) -> Array:
+        return x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
+
+    both = (frame_mask & other(frame_mask))[..., None]
+
+    def mix(x: Array) -> Array:
+        x = x.astype(jnp.float32)
+        return jnp.where(both, weight * x + (1 - weight) * other(x), x)
+
+    return jax.tree.map(mix, (features, targets))
 
 
 def _stretches(key: Key[Array, ""], count: int, widest: int | Int[Array, ""], length: int | Int[Array, ""],

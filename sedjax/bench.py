@@ -25,7 +25,8 @@ SWEEP_VALUES = 4
 
 def define_flags() -> None:
     config_lib.define_flag()
-    flags.DEFINE_integer("steps", 10, "Steps that are timed, of each thing.", lower_bound=1)
+    flags.DEFINE_integer("steps", 10, "Steps that are timed, of each thing: as many more as fill the last of the "
+                                      "config's train.steps_per_call.", lower_bound=1)
     flags.DEFINE_enum("against", None, ["torch"], "Time this peer on the same recordings, taking turns.")
     flags.DEFINE_list("sweep", [], f"Show how the cost grows with these: {', '.join(DIMENSIONS)}.")
     flags.DEFINE_string("json", None, "Write the result to this file too.")
@@ -57,21 +58,24 @@ def bench(config: Config, steps: int, against: str | None = None, sweep: Sequenc
         if name not in DIMENSIONS:
             raise UserError(f"--sweep knows {' and '.join(DIMENSIONS)}, not {name!r}.")
     peers = _torch_peers(config) if against else {}
+    steps = _whole_calls(config, steps)
     began = time.perf_counter()
     training = throughput.Training(config)
-    training.stretch(1)
+    training.warm_up(1)
     first_step = time.perf_counter() - began
-    training.warm_up(steps + (ROUNDS * _turn(steps) if peers else 0))
+    training.warm_up(steps + (ROUNDS * _turn(config, steps) if peers else 0))
     ours = training.stretch(steps)
-    evaluation = throughput.Evaluation(config, training.variables, training.mesh)
-    evaluation.warm_up(steps)
-    validation = evaluation.stretch(min(steps, evaluation.batches))
+    evaluation = throughput.Evaluation(training)
+    evaluated = min(steps, evaluation.batches)
+    evaluation.warm_up(evaluated)
+    validation = evaluation.stretch(evaluated)
     memory = throughput.peak_memory()
     ceiling = throughput.matmul_ceiling(training.mesh, config.precision, training.product_shapes())
     device = jax.devices()[0]
     result = {
         "device": {"platform": device.platform, "kind": device.device_kind, "devices": training.mesh.size},
         "model": config.model["name"], "precision": config.precision, "batch_size": config.data.batch_size,
+        "placement": config.data.placement, "steps_per_call": config.train.steps_per_call, "parallel": config.parallel,
         "steps": steps, "frame_seconds": training.task.frame_seconds,
         "first_step_seconds": first_step,
         "training": _figures(training, ours, ceiling["flops_per_second"]),
@@ -116,6 +120,7 @@ def sweep_over(config: Config, name: str, steps: int) -> list[dict[str, float]]:
         cases = [(n, dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=n)), None)
                  for n in _doubling(max(devices * config.optimizer.accumulate, largest >> (SWEEP_VALUES - 1)), largest)]
     rows = []
+    steps = _whole_calls(config, steps)
     for value, case, count in cases:
         training = throughput.Training(case, count)
         training.warm_up(steps)
@@ -130,7 +135,9 @@ def format_result(result: dict) -> str:
     training, evaluation, ceiling, scoring = (result[key] for key in ("training", "evaluation", "ceiling", "scoring"))
     memory, device = result["peak_memory"], result["device"]
     lines = [f"{result['model']}, {result['precision']}, batches of {result['batch_size']}, on {device['devices']} x "
-             f"{device['kind']} ({device['platform']})", ""]
+             f"{device['kind']} ({device['platform']})",
+             f"data in the memory of the {result['placement']}, {result['steps_per_call']} steps a call at most, "
+             f"{result['parallel']}", ""]
 
     def row(value: str, text: str) -> None:
         lines.append(f"{value:>20}  {text}")
@@ -172,8 +179,13 @@ def _figures(loop: throughput.Loop, stretch: throughput.Stretch, ceiling: float)
             "waiting_share": stretch.waiting / stretch.seconds}
 
 
-def _turn(steps: int) -> int:
-    return max(1, steps // ROUNDS)
+def _whole_calls(config: Config, steps: int) -> int:
+    """At least so many steps that the last call of the compiled step is a whole one."""
+    return -(-steps // config.train.steps_per_call) * config.train.steps_per_call
+
+
+def _turn(config: Config, steps: int) -> int:
+    return _whole_calls(config, max(1, steps // ROUNDS))
 
 
 def _doubling(first: int, last: int) -> list[int]:
@@ -195,7 +207,7 @@ def _torch_peers(config: Config) -> dict[str, tuple[bool, str]]:
 def _against(training: throughput.Training, variants: dict[str, tuple[bool, str]], steps: int) -> dict[str, dict]:
     from sedjax import torch_peer
 
-    each = _turn(steps)
+    each = _turn(training.config, steps)
     records = input_pipeline.open_records(training.config.data.path, "train")
     contestants: dict[str, Callable[[], throughput.Stretch]] = {"sedjax": lambda: training.stretch(each)}
     failed = {}

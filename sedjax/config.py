@@ -24,6 +24,8 @@ class DataConfig:
       batch_size: clips per step, over all devices.
       eval_batch_size: clips per evaluation step, over all devices.
       max_frames: longer recordings are cut into clips of this many frames, a multiple of a segment.
+      crop_frames: training clips are random crops of this many frames, others in each epoch, a multiple of a segment; 0
+        for the clips of max_frames.
       bucket_frames: batches are padded to a multiple of this many frames, a multiple of a segment.
       pool_batches: clips of this many batches are sorted by length together, so that little is padded; 1 for none.
       placement: where a training keeps the splits it reads, "host" (read from disk, sent to the devices ahead of time)
@@ -35,6 +37,7 @@ class DataConfig:
     batch_size: int = 32
     eval_batch_size: int = 32
     max_frames: int = 250
+    crop_frames: int = 0
     bucket_frames: int = 50
     pool_batches: int = 4
     placement: str = "host"
@@ -91,6 +94,7 @@ class TrainConfig:
       steps_per_call: steps that the device takes without the host, with data.placement "device"; fewer where an
         evaluation, a checkpoint or an entry is due.
       patience: evaluations without a lower cost before training stops; 0 for never.
+      mixup: alpha of the Beta distribution from which shares of mixed clips are drawn, see augment.mixup; 0 for none.
       ema: decay of the averaged parameters that are evaluated and kept; 0 for none.
       seed: of initialisation, order, and everything random on the device.
       initial_weights: npz of pretrained weights of a part of the model, from data_prep.import_weights; "" for none.
@@ -102,6 +106,7 @@ class TrainConfig:
     log_every: str = "10 steps"
     steps_per_call: int = 1
     patience: int = 10
+    mixup: float = 0.0
     ema: float = 0.0
     seed: int = 0
     initial_weights: str = ""
@@ -216,6 +221,14 @@ def freeze(fields: dict) -> Config:
                         f"{frozen.optimizer.accumulate} equal parts.")
     if frozen.train.steps_per_call > 1 and frozen.data.placement != "device":
         raise UserError(f"train.steps_per_call = {frozen.train.steps_per_call} needs data.placement = 'device'.")
+    if not 0 <= frozen.data.crop_frames <= frozen.data.max_frames:
+        raise UserError(f"data.crop_frames = {frozen.data.crop_frames} must be from 1 to data.max_frames = "
+                        f"{frozen.data.max_frames}, or 0 for no crops.")
+    if frozen.data.crop_frames and frozen.data.placement == "device":
+        raise UserError(f"data.crop_frames = {frozen.data.crop_frames} needs data.placement = 'host': on the device, "
+                        "clips stay the same.")
+    if not 0 <= frozen.train.mixup < math.inf:
+        raise UserError(f"train.mixup must be at least 0 and finite, not {frozen.train.mixup}.")
     if not frozen.decision.thresholds or not all(0 <= t <= 1 for t in frozen.decision.thresholds):
         raise UserError(f"decision.thresholds must be numbers from 0 to 1, not {frozen.decision.thresholds}.")
     if not 0 <= frozen.train.ema < 1:

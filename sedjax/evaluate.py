@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -35,52 +35,67 @@ class Evaluation:
     loss: float
 
 
-def make_evaluator(model: nn.Module, config: Config, task: Task, source: input_pipeline.Source,
-                   mesh: Mesh, resident: bool = False) -> Callable[..., Evaluation]:
-    """Compiles the evaluation of a split: (variables, thresholds (candidate, class), stop=None) -> Evaluation.
+class Evaluator:
+    """The evaluation of a split, in which every recording counts exactly once, whatever the batch size and the devices.
 
-    Every recording counts exactly once, whatever the batch size and the number of devices. If `resident`, the split
-    stays in device memory between evaluations. It raises preemption.Stopped between two batches once it is asked to
-    `stop`.
+    Attributes:
+      clips: of the split.
+      plan: (batches, batch_size), the clips of each batch, -1 for padding.
+      eval_step: steps.eval_step of this evaluation: a function of (variables, batch, thresholds).
+      step: the same as the devices run it: compiled, and a function of (variables, *inputs, thresholds).
     """
-    clips, plan = input_pipeline.evaluation_plan(source, config.data, mesh.size)
-    eval_step = functools.partial(steps.eval_step, model=model, weights=losses.class_weights(config.loss, task),
-                                  pooling=config.decision.pooling, task=task)
-    mode = config.parallel
-    if resident:
-        split = placement.put(source, clips, model.features, config.data, mesh, mode)
-        lengths = placement.lengths(clips, config.data)
-        eval_step = placement.on_clips(eval_step, lengths, mesh)
-    step = parallel.compile_step(eval_step, mesh, mode=mode, by_row=True)
-    read = functools.partial(input_pipeline.read_evaluation_batch, source, clips, plan, model.features,
-                             config.data)
 
-    def inputs() -> Iterator[tuple]:
+    def __init__(self, model: nn.Module, config: Config, task: Task, source: input_pipeline.Source, mesh: Mesh,
+                 resident: bool = False):
+        """Puts the split into device memory if it is to be `resident` between evaluations."""
+        self.clips, self.plan = input_pipeline.evaluation_plan(source, config.data, mesh.size)
+        self.eval_step = step = functools.partial(
+            steps.eval_step, model=model, weights=losses.class_weights(config.loss, task),
+            pooling=config.decision.pooling, task=task)
+        self._model, self._config, self._source, self._mesh = model, config, source, mesh
+        self._split = None
         if resident:
-            return ((split, *placement.choose(ids, clips, config.data, lengths)) for ids in plan)
-        return ((batch,) for batch in parallel.to_devices(input_pipeline.stream(read, 0, len(plan)), mesh, mode=mode))
+            self._split = placement.put(source, self.clips, model.features, config.data, mesh, config.parallel)
+            self._lengths = placement.lengths(self.clips, config.data)
+            step = placement.on_clips(step, self._lengths, mesh)
+        self.step = parallel.compile_step(step, mesh, mode=config.parallel, by_row=True)
 
-    def evaluate(variables: dict, thresholds: np.ndarray, stop: preemption.Stop | None = None) -> Evaluation:
+    def read(self, number: int) -> steps.Batch:
+        """This process's share of batch `number`."""
+        return input_pipeline.read_evaluation_batch(self._source, self.clips, self.plan, self._model.features,
+                                                    self._config.data, number)
+
+    def inputs(self, first: int, last: int) -> Iterator[tuple]:
+        """What `step` takes between variables and thresholds for the batches `first` to `last` - 1."""
+        if self._split is not None:
+            return ((self._split, *placement.choose(ids, self.clips, self._config.data, self._lengths))
+                    for ids in self.plan[first:last])
+        batches = input_pipeline.stream(self.read, first, last)
+        return ((batch,) for batch in parallel.to_devices(batches, self._mesh, mode=self._config.parallel))
+
+    def __call__(self, variables: dict, thresholds: np.ndarray, stop: preemption.Stop | None = None) -> Evaluation:
+        """Evaluates at thresholds (candidate, class).
+
+        Raises preemption.Stopped between two batches once it is asked to `stop`.
+        """
         counts = []
-        for batch in inputs():
+        for inputs in self.inputs(0, len(self.plan)):
             if stop:
                 raise preemption.Stopped
-            counts.append(step(variables, *batch, thresholds))
+            counts.append(self.step(variables, *inputs, thresholds))
             counts[-2:-1] = jax.device_get(counts[-2:-1])  # one batch late, so that a stop waits for two at most
         found = jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(counts))
-        ids = plan.ravel()
+        ids = self.plan.ravel()
         by_clip = {name: value[ids >= 0] for name, value in found.items()}
-        recording = clips.recording[ids[ids >= 0]]
+        recording = self.clips.recording[ids[ids >= 0]]
 
         def by_recording(counts: np.ndarray) -> np.ndarray:
-            total = np.zeros((len(source.lengths), *counts.shape[1:]), np.int64)
+            total = np.zeros((len(self._source.lengths), *counts.shape[1:]), np.int64)
             np.add.at(total, recording, counts)
             return total
 
         return Evaluation(by_recording(by_clip["segments"]), by_recording(by_clip["frames"]),
-                          float(by_clip["loss"].sum(dtype=np.float64) / clips.frames.sum()))
-
-    return evaluate
+                          float(by_clip["loss"].sum(dtype=np.float64) / self.clips.frames.sum()))
 
 
 def define_flags() -> None:
@@ -134,7 +149,7 @@ def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = N
     input_pipeline.require_features({key: entry["width"] for key, entry in source.features.items()},
                                     detector.model.features, detector.widths, where=f"The dataset {source.path}")
     mesh = parallel.make_mesh()
-    evaluate = make_evaluator(detector.model, config, task, source, mesh)
+    evaluate = Evaluator(detector.model, config, task, source, mesh)
     evaluation = evaluate(parallel.replicate(detector.variables, mesh), detector.thresholds[None])
     score = metrics.score(evaluation.segments[:, 0], task)
     frames = metrics.detection_figures(evaluation.frames[:, 0].sum(0), task)

@@ -166,10 +166,10 @@ class Clips:
 def cut(lengths: np.ndarray, config: DataConfig, task: Task) -> Clips:
     """Cuts recordings that are longer than `max_frames` on the segment grid.
 
-    Raises UserError if max_frames or bucket_frames is no multiple of a segment.
+    Raises UserError if max_frames, crop_frames or bucket_frames is no multiple of a segment.
     """
     max_frames = config.max_frames
-    for name in ("max_frames", "bucket_frames"):
+    for name in ("max_frames", "crop_frames", "bucket_frames"):
         if getattr(config, name) % task.frames_per_segment:
             raise UserError(f"data.{name} = {getattr(config, name)} is no multiple of a segment, which is "
                             f"{task.frames_per_segment} frames.")
@@ -178,6 +178,24 @@ def cut(lengths: np.ndarray, config: DataConfig, task: Task) -> Clips:
     start = (np.arange(len(recording)) - first) * max_frames
     frames = np.minimum(lengths[recording] - start, max_frames)
     return Clips(recording.astype(np.int32), start.astype(np.int32), frames.astype(np.int32))
+
+
+def training_clips(lengths: np.ndarray, config: DataConfig, task: Task, seed: int, epoch: int) -> Clips:
+    """The clips of a training epoch: those of `cut`, or random crops if config.crop_frames says so.
+
+    A recording has as many crops as it takes to cover it. They begin on the segment grid: one in each of as many equal
+    parts of the places where one can begin, the last of which leaves less than a segment uncropped. Recording and id of
+    a clip stay the same in all epochs.
+    """
+    size, segment = config.crop_frames, task.frames_per_segment
+    if not size:
+        return cut(lengths, config, task)
+    clips = cut(lengths, dataclasses.replace(config, max_frames=size), task)
+    length, crops = lengths[clips.recording], np.bincount(clips.recording)[clips.recording]
+    places = -(-np.maximum(length - size, 0) // segment) + 1
+    share = (clips.start // size + np.random.default_rng([seed, epoch, 1]).random(len(clips))) / crops
+    start = np.minimum((share * places).astype(np.int32), places - 1) * segment
+    return Clips(clips.recording, start.astype(np.int32), np.minimum(length - start, size).astype(np.int32))
 
 
 def order(clips: Clips, batch_size: int, pool_batches: int, seed: int, epoch: int) -> np.ndarray:
@@ -192,6 +210,12 @@ def order(clips: Clips, batch_size: int, pool_batches: int, seed: int, epoch: in
     ids = np.concatenate([part[np.argsort(-clips.frames[part], kind="stable")]
                           for part in np.split(ids, range(pool, len(ids), pool))])
     return rng.permutation(_rows(ids, batch_size))
+
+
+def training_plan(source: Source, config: DataConfig, seed: int, epoch: int) -> tuple[Clips, np.ndarray]:
+    """The clips of a training epoch, and those of each batch: a pure function of (seed, epoch)."""
+    clips = training_clips(source.lengths, config, source.task, seed, epoch)
+    return clips, order(clips, config.batch_size, config.pool_batches, seed, epoch)
 
 
 def in_length_order(clips: Clips, batch_size: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The train step and the evaluation step: pure functions of the global batch, without jit and without devices."""
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Key, Real
 
-from sedjax import decisions, grid
+from sedjax import augment, decisions, grid
 from sedjax.collective import global_sum
 from sedjax.losses import masked_sum, weighted_bce
 from sedjax.metrics import confusion_counts
@@ -28,7 +28,7 @@ class Batch(TypedDict):
 
 def train_step(state: TrainState, batch: Batch, key: Key[Array, ""], *, model: nn.Module,
                optimizer: optax.GradientTransformation, weights: Float[np.ndarray, "2 class"], accumulate: int = 1,
-               ema: float = 0.0) -> tuple[TrainState, dict[str, Array]]:
+               mixup: float = 0.0, ema: float = 0.0) -> tuple[TrainState, dict[str, Array]]:
     """One step on the mean loss per real frame of the global batch.
 
     Args:
@@ -38,6 +38,7 @@ def train_step(state: TrainState, batch: Batch, key: Key[Array, ""], *, model: n
       model, optimizer: as for train_state.create.
       weights: of the loss, from losses.class_weights.
       accumulate: equal parts into which the batch is split, one after the other; the gradient is that of the whole.
+      mixup: alpha of augment.mixup, for which each device needs an even number of clips; 0 for none.
       ema: decay of the average of what is learned.
 
     Returns:
@@ -45,16 +46,22 @@ def train_step(state: TrainState, batch: Batch, key: Key[Array, ""], *, model: n
     """
     key = jax.random.fold_in(key, state.step)
     streams = {"dropout": key, "augment": jax.random.fold_in(key, 1)}
+    # Before the batch is split into parts, which would tear the pairs of mixup apart.
+    features, targets = batch["features"], (batch["votes"] > 0).astype(jnp.float32)
+    if mixup:
+        features, targets = augment.mixup(jax.random.fold_in(key, 2), features, targets, batch["frame_mask"],
+                                          batch["clip_id"], alpha=mixup)
+    batch = {"features": features, "targets": targets, "frame_mask": batch["frame_mask"], "clip_id": batch["clip_id"]}
     mutable = [name for name in learned(state.params, state.model_state) if name != "params"]
 
-    def loss_sum(params, model_state, batch: Batch):
+    def loss_sum(params, model_state, batch: dict[str, Any]):
         logits, updates = model.apply({"params": params, **model_state}, batch["features"], batch["frame_mask"],
                                       train=True, clip_id=batch["clip_id"], rngs=streams, mutable=mutable)
-        targets = (batch["votes"] > 0).astype(jnp.float32)
-        total, count = masked_sum(weighted_bce(logits, targets, jnp.asarray(weights)), batch["frame_mask"])
+        elements = weighted_bce(logits, batch["targets"], jnp.asarray(weights))
+        total, count = masked_sum(elements, batch["frame_mask"])
         return total, (count, {**model_state, **updates})
 
-    def part(carry, batch: Batch):
+    def part(carry, batch: dict[str, Any]):
         gradient, total, count, model_state = carry
         (part_total, (part_count, model_state)), part_gradient = jax.value_and_grad(loss_sum, has_aux=True)(
             state.params, model_state, batch)

@@ -1,19 +1,19 @@
 """How many real frames a second training and evaluation take, and what the device could do at best."""
 
 import dataclasses
-import functools
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sedjax import decisions, input_pipeline, losses, models, optimizer, parallel, steps, train_state
+from sedjax import decisions, experiment, input_pipeline, parallel, steps
 from sedjax.config import Config
+from sedjax.evaluate import Evaluator
 from sedjax.models import DTYPES
 from sedjax.task import Task
 
@@ -44,34 +44,38 @@ class Stretch:
 
 
 class Loop:
-    """Steps over the batches of a split, over and over, read as the commands read them.
+    """Steps over the batches of a split, as the commands take them.
 
-    A subclass sets `config`, `mesh`, `clips` and `batches`, the number of batches before all clips have been seen, and
-    says which clips a batch holds, how it is read, and what a step is.
+    A subclass sets `config`, `clips` and `batches`, the number of batches before all clips have been seen, and says
+    which clips a batch holds, what each call of the compiled step takes, and what a step is.
     """
 
     config: Config
-    mesh: Mesh
     clips: input_pipeline.Clips
     batches: int
 
     def __init__(self):
         self._next = 0
-        self._programs: dict[int, tuple[Callable, float]] = {}
+        self._flops: dict[int, float] = {}
 
     def ids(self, number: int) -> np.ndarray:
         """The clips of batch `number`, -1 for padding."""
         raise NotImplementedError
 
+    def calls(self, first: int, last: int) -> Iterator[tuple]:
+        """The inputs of each call that it takes to get from step `first` to `last`."""
+        raise NotImplementedError
+
+    def run(self, inputs: tuple) -> jax.Array:
+        """Makes a call; returns something small that is ready when its steps are done."""
+        raise NotImplementedError
+
     def read(self, number: int) -> steps.Batch:
+        """Batch `number`."""
         raise NotImplementedError
 
-    def compile(self, batch: steps.Batch) -> tuple[Callable, float]:
-        """(program, its FLOPs) for batches of this shape."""
-        raise NotImplementedError
-
-    def run(self, program: Callable, batch: steps.Batch) -> jax.Array:
-        """Takes a step; returns something small that is ready when the step is done."""
+    def lower(self, batch: steps.Batch) -> jax.stages.Lowered:
+        """A single step, not in parts, on a batch of this shape."""
         raise NotImplementedError
 
     @property
@@ -82,44 +86,55 @@ class Loop:
 
     def warm_up(self, count: int) -> None:
         """Compiles what the next `count` steps need, and takes a step of each shape."""
-        first, seen = self._next, set()
-        for number in range(first, first + count):
-            if (frames := self._frames(number)) not in seen:
-                seen.add(frames)
-                self._next = number
-                self.stretch(1)
+        first = self._next
+        lengths = {self._frames(number): number for number in range(first, first + count)}
+        for number in sorted(lengths.values()):
+            self._next = number
+            self._run(1)
         self._next = first
 
     def stretch(self, count: int) -> Stretch:
         """Times the next `count` steps, from where the last stretch ended, once the first batch is there."""
         numbers = range(self._next, self._next + count)
-        self._next += count
+        seconds, waiting = self._run(count)
         real = sum(int(self.clips.frames[ids[ids >= 0]].sum()) for ids in map(self.ids, numbers))
-        padded = sum(len(self.ids(number)) * self._frames(number) for number in numbers)
-        waiting = flops = 0.0
-        running = None
+        lengths = [self._frames(number) for number in numbers]
+        padded = sum(len(self.ids(number)) * frames for number, frames in zip(numbers, lengths))
+        return Stretch(seconds, real, padded, waiting, sum(map(self._flops_of, lengths)))
+
+    def _run(self, count: int) -> tuple[float, float]:
+        """Takes the next `count` steps; seconds from the first batch on, and those waited for further ones."""
+        waiting, running = 0.0, None
         began = before = 0.0
-        for batch in parallel.to_devices(input_pipeline.stream(self.read, numbers.start, numbers.stop), self.mesh):
+        for inputs in self.calls(self._next, self._next + count):
             if running is None:
                 began = time.perf_counter()
             elif running.is_ready():
                 waiting += time.perf_counter() - before
-            frames = batch["frame_mask"].shape[1]
-            if frames not in self._programs:
-                self._programs[frames] = self.compile(batch)
-            program, cost = self._programs[frames]
-            previous, running = running, self.run(program, batch)
-            flops += cost
-            # As in training, the host is one step ahead of the device, and no more.
+            previous, running = running, self.run(inputs)
+            # As in training, the host is one call ahead of the device, and no more.
             jax.block_until_ready(previous)
             before = time.perf_counter()
         jax.block_until_ready(running)
-        return Stretch(time.perf_counter() - began, real, padded, waiting, flops)
+        self._next += count
+        return time.perf_counter() - began, waiting
 
     def _frames(self, number: int) -> int:
         ids = self.ids(number)
         return input_pipeline.padded_frames(int(self.clips.frames[ids].max(where=ids >= 0, initial=1)),
                                             self.config.data)
+
+    def _flops_of(self, frames: int) -> float:
+        """What XLA counts of one step of this length, before it splits it over devices and calls libraries.
+
+        In what runs, steps and parts of a batch are loops, whose body it counts once, and lengths are branches.
+        """
+        if frames not in self._flops:
+            batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+                (len(x), frames, *x.shape[2:]) if x.ndim > 1 else x.shape, x.dtype), self.read(0))
+            cost = self.lower(batch).cost_analysis() or {}
+            self._flops[frames] = max(float(cost.get("flops", 0)), 0.0)
+        return self._flops[frames]
 
 
 class Training(Loop):
@@ -127,51 +142,36 @@ class Training(Loop):
 
     def __init__(self, config: Config, devices: int | None = None):
         super().__init__()
-        self.config, self.mesh = config, parallel.make_mesh(devices)
-        batch_size = config.data.batch_size
-        parallel.require_divisible(batch_size, self.mesh, "data.batch_size")
-        self._records = records = input_pipeline.open_records(config.data.path, "train")
-        self._model = model = models.build_from(config, records.task)
-        widths = {key: entry["width"] for key, entry in records.features.items()}
-        input_pipeline.require_features(widths, model.features, None, where=f"The dataset {config.data.path}")
-        self.clips = input_pipeline.cut(records.lengths, config.data, records.task)
-        self.batches = input_pipeline.steps_per_epoch(self.clips, batch_size)
-        self._plan = functools.lru_cache(2)(lambda epoch: input_pipeline.order(
-            self.clips, batch_size, config.data.pool_batches, config.train.seed, epoch))
-        features = {**{key: records.features[key] for key in model.features}, "labels": records.labels}
-        adamw = optimizer.make_optimizer(config.optimizer, 0, self.batches)
-        state = train_state.create(model, adamw, features, config.train.ema > 0, config.train.seed)
-        self._state = parallel.replicate(state, self.mesh)
+        self.config = config
+        self.experiment = setup = experiment.prepare(config, devices)
+        self.mesh, self.clips, self.batches = setup.mesh, setup.clips, setup.durations.per_epoch
+        self._state = parallel.replicate(setup.initial_state(), self.mesh)
         self._key = parallel.replicate(jax.random.key(config.train.seed), self.mesh)
-        self._step = functools.partial(steps.train_step, model=model, optimizer=adamw, ema=config.train.ema,
-                                       weights=losses.class_weights(config.loss, records.task))
+        self._call, self._calls = experiment.compile_training(setup)
 
     @property
     def task(self) -> Task:
-        return self._records.task
+        return self.experiment.task
 
     @property
     def variables(self) -> dict:
         return self._state.weights
 
     def ids(self, number: int) -> np.ndarray:
-        epoch, batch = divmod(number, self.batches)
-        return self._plan(epoch)[batch]
+        return self.experiment.ids(number)
+
+    def calls(self, first: int, last: int) -> Iterator[tuple]:
+        return (inputs for _, inputs in self._calls(first, last))
+
+    def run(self, inputs: tuple) -> jax.Array:
+        self._state, scalars = self._call(self._state, *inputs, self._key)
+        return scalars["loss"]
+
+    def lower(self, batch: steps.Batch) -> jax.stages.Lowered:
+        return jax.jit(self.experiment.step(accumulate=1)).lower(self._state, batch, self._key)
 
     def read(self, number: int) -> steps.Batch:
-        return input_pipeline.read_batch(self._records, self.clips, self.ids(number), self._model.features,
-                                         self.config.data, parallel.local_rows(self.config.data.batch_size))
-
-    def compile(self, batch: steps.Batch) -> tuple[Callable, float]:
-        arguments = (self._state, batch, self._key)
-        step = functools.partial(self._step, accumulate=self.config.optimizer.accumulate)
-        program = parallel.compile_step(step, self.mesh, donate_state=True).lower(*arguments).compile()
-        # Of the batch as a whole: XLA counts the body of a loop over its parts once.
-        return program, _flops(parallel.compile_step(self._step, self.mesh).lower(*arguments))
-
-    def run(self, program: Callable, batch: steps.Batch) -> jax.Array:
-        self._state, scalars = program(self._state, batch, self._key)
-        return scalars["loss"]
+        return self.experiment.read(number)
 
     def product_shapes(self) -> list[tuple[int, int, int]]:
         """The largest matrix products (m, k, n) of a transformer's step; none for other models."""
@@ -181,33 +181,33 @@ class Training(Loop):
 
 
 class Evaluation(Loop):
-    """Evaluation on the validation split, as after an epoch."""
+    """Evaluation on the validation split, as after an epoch of a training; once over it, and no further."""
 
-    def __init__(self, config: Config, variables: dict, mesh: Mesh):
+    def __init__(self, training: Training):
         super().__init__()
-        self.config, self.mesh, self._variables = config, mesh, variables
-        self._records = input_pipeline.open_records(config.data.path, "validation")
-        task = self._records.task
-        self._model = models.build_from(config, task)
-        self.clips, self._plan = input_pipeline.evaluation_plan(self._records, config.data, mesh.size)
-        self.batches = len(self._plan)
-        self._thresholds = decisions.candidates(config.decision, task)
-        self._step = functools.partial(steps.eval_step, model=self._model, pooling=config.decision.pooling, task=task,
-                                       weights=losses.class_weights(config.loss, task))
+        self.config = config = training.config
+        setup = training.experiment
+        self._variables = training.variables
+        source = input_pipeline.open_records(config.data.path, "validation")
+        self._evaluator = Evaluator(setup.model, config, setup.task, source, setup.mesh,
+                                    resident=config.data.placement == "device")
+        self.clips, self.batches = self._evaluator.clips, len(self._evaluator.plan)
+        self._thresholds = decisions.candidates(config.decision, setup.task)
 
     def ids(self, number: int) -> np.ndarray:
-        return self._plan[number % self.batches]
+        return self._evaluator.plan[number]
+
+    def calls(self, first: int, last: int) -> Iterator[tuple]:
+        return self._evaluator.inputs(first, last)
+
+    def run(self, inputs: tuple) -> jax.Array:
+        return self._evaluator.step(self._variables, *inputs, self._thresholds)["loss"]
+
+    def lower(self, batch: steps.Batch) -> jax.stages.Lowered:
+        return jax.jit(self._evaluator.eval_step).lower(self._variables, batch, self._thresholds)
 
     def read(self, number: int) -> steps.Batch:
-        return input_pipeline.read_evaluation_batch(self._records, self.clips, self._plan, self._model.features,
-                                                    self.config.data, number % self.batches)
-
-    def compile(self, batch: steps.Batch) -> tuple[Callable, float]:
-        lowered = parallel.compile_step(self._step, self.mesh).lower(self._variables, batch, self._thresholds)
-        return lowered.compile(), _flops(lowered)
-
-    def run(self, program: Callable, batch: steps.Batch) -> jax.Array:
-        return program(self._variables, batch, self._thresholds)["loss"]
+        return self._evaluator.read(number)
 
 
 def matmul_ceiling(mesh: Mesh, precision: str, shapes: Iterable[tuple[int, int, int]] = ()) -> dict:
@@ -251,8 +251,3 @@ def peak_memory() -> dict:
         return {"bytes": max(counts), "of": "the fullest device"}
     unit = 1 if sys.platform == "darwin" else 1024
     return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "of": "this process"}
-
-
-def _flops(lowered: jax.stages.Lowered) -> float:
-    """What XLA counts of a program before it is split over devices and its products become library calls."""
-    return max(float((lowered.cost_analysis() or {}).get("flops", 0)), 0.0)

@@ -62,7 +62,7 @@ class Peer:
         self._precision = precision
         self._model = torch.compile(model, dynamic=True) if compiled else model
         self._records, self._batch_size = records, config.data.batch_size
-        self._clips = input_pipeline.cut(records.lengths, config.data, records.task)
+        self._clips = input_pipeline.training_clips(records.lengths, config.data, records.task, config.train.seed, 0)
         self._rng = np.random.default_rng(config.train.seed)
         self._order = np.empty(0, int)
 

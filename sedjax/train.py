@@ -1,10 +1,9 @@
 """`python -m sedjax train`: trains until the cost on the validation split stops falling; the same command resumes."""
 
 import dataclasses
-import functools
 import logging
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -13,26 +12,12 @@ from clu import parameter_overview
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from sedjax import (
-    checkpoint,
-    decisions,
-    input_pipeline,
-    losses,
-    models,
-    optimizer,
-    parallel,
-    placement,
-    preemption,
-    steps,
-    train_state,
-    workdir,
-)
+from sedjax import checkpoint, decisions, experiment, input_pipeline, parallel, preemption, train_state, workdir
 from sedjax import config as config_lib
 from sedjax.commands import atomic_output, require_no_arguments
 from sedjax.config import Config
-from sedjax.config import steps as duration_steps
 from sedjax.errors import UserError
-from sedjax.evaluate import make_evaluator
+from sedjax.evaluate import Evaluator
 from sedjax.metric_writer import MetricWriter, open_writer
 
 log = logging.getLogger("sedjax")
@@ -59,81 +44,21 @@ def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = N
     A request to `stop` ends it after the current step, which is saved.
     """
     stop = preemption.Stop() if stop is None else stop
-    # Data.
-    records = input_pipeline.open_records(config.data.path, "train")
+    setup = experiment.prepare(config)
+    mesh, task, durations = setup.mesh, setup.task, setup.durations
+    per_epoch, total = durations.per_epoch, durations.total
     validation = input_pipeline.open_records(config.data.path, "validation")
-    task = records.task
-    model = models.build_from(config, task)
-    widths = {key: entry["width"] for key, entry in records.features.items()}
-    input_pipeline.require_features(widths, model.features, None, where=f"The dataset {config.data.path}")
-    features = {**{key: records.features[key] for key in model.features}, "labels": records.labels}
-    mesh = parallel.make_mesh()
-    batch_size = config.data.batch_size
-    mode = config.parallel
-    # Under pmap each device splits its own share; under jit the compiler moves clips where it must.
-    parallel.require_divisible(batch_size, mesh, "data.batch_size",
-                               config.optimizer.accumulate if mode == "pmap" else 1)
-    clips = input_pipeline.cut(records.lengths, config.data, task)
     if (rows := config.model.get("positions", 0)) > config.data.max_frames:
         log.warning("Clips have %d frames at most but model.positions is %d: the optimizer carries rows that no clip "
                     "uses.", config.data.max_frames, rows)
-    per_epoch = input_pipeline.steps_per_epoch(clips, batch_size)
 
-    @functools.lru_cache(maxsize=2)
-    def plan(epoch: int) -> np.ndarray:
-        return input_pipeline.order(clips, batch_size, config.data.pool_batches, config.train.seed, epoch)
-
-    def batch_ids(number: int) -> np.ndarray:
-        epoch, batch = divmod(number, per_epoch)
-        return plan(epoch)[batch]
-
-    def read(number: int) -> steps.Batch:
-        return input_pipeline.read_batch(records, clips, batch_ids(number), model.features, config.data,
-                                         parallel.local_rows(batch_size))
-
-    # Durations.
-    total = duration_steps(config.train.duration, "train.duration", batch_size, per_epoch, 0)
-
-    def every(key: str) -> int:
-        return max(duration_steps(getattr(config.train, key), f"train.{key}", batch_size, per_epoch, total), 1)
-
-    evaluate_every, save_every, log_every = every("evaluate_every"), every("save_every"), every("log_every")
-
-    def evaluates(step: int) -> bool:
-        return step % evaluate_every == 0 or step == total
-
-    def saves(step: int) -> bool:
-        return evaluates(step) or step % save_every == 0
-
-    warmup = duration_steps(config.optimizer.warmup, "optimizer.warmup", batch_size, per_epoch, total)
-
-    # State.
-    parallel.on_first(lambda: workdir.prepare(folder, config, task, features))
-    adamw = optimizer.make_optimizer(config.optimizer, warmup, total)
-    state = train_state.create(model, adamw, features, config.train.ema > 0, config.train.seed,
-                               config.train.initial_weights)
+    parallel.on_first(lambda: workdir.prepare(folder, config, task, setup.features))
+    state = setup.initial_state()
     parallel.on_first(lambda: write_parameters(folder, state))
     state = parallel.replicate(state, mesh)
-    weights = losses.class_weights(config.loss, task)
-    train_step = functools.partial(steps.train_step, model=model, optimizer=adamw, weights=weights,
-                                   accumulate=config.optimizer.accumulate, ema=config.train.ema)
-    resident = config.data.placement == "device"
-    if resident:
-        split = placement.put(records, clips, model.features, config.data, mesh, mode)
-        lengths = placement.lengths(clips, config.data)
-        train_step = placement.many_steps(train_step, lengths, mesh)
-    train_call = parallel.compile_step(train_step, mesh, donate_state=True, mode=mode)
-
-    def calls(first: int) -> Iterator[tuple[int, tuple]]:
-        """The last step of each call of train_call, and its arguments between state and key."""
-        if resident:
-            return placement.calls(split, batch_ids, clips, config, lengths, first, total,
-                                   lambda step: saves(step) or step % log_every == 0)
-        batches = parallel.to_devices(input_pipeline.stream(read, first, total), mesh, mode=mode)
-        return ((step, (batch,)) for step, batch in enumerate(batches, start=first + 1))
-
     key = parallel.replicate(jax.random.key(config.train.seed), mesh)
-    evaluate = make_evaluator(model, config, task, validation, mesh, resident)
+    train_call, calls = experiment.compile_training(setup)
+    evaluate = Evaluator(setup.model, config, task, validation, mesh, resident=config.data.placement == "device")
     thresholds = decisions.candidates(config.decision, task)
 
     def validate(state: train_state.TrainState, step: int, progress: checkpoint.Progress,
@@ -159,8 +84,8 @@ def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = N
             log.info("The training in %s is finished: best validation cost %.3f.", folder, progress.best_cost)
             return progress
         step = first = int(state.step)
-        log.info("%d clips of %d frames at most, %d steps an epoch, up to %d steps, %d devices.", len(clips),
-                     clips.frames.max(), per_epoch, total, mesh.size)
+        log.info("%d clips of %d frames at most, %d steps an epoch, up to %d steps, %d devices.", len(setup.clips),
+                 setup.clips.frames.max(), per_epoch, total, mesh.size)
 
         bar = tqdm(total=total, initial=first, unit="step", leave=None, disable=None if parallel.is_first() else True,
                    dynamic_ncols=True)
@@ -171,26 +96,27 @@ def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = N
                 progress = validate(state, first, progress, writer)
                 if not (progress.evaluation_due and restored):
                     checkpoint.save(manager, state, progress)
-            for step, inputs in () if stop or progress.finished else calls(first):
+            for step, inputs in () if stop or progress.finished else calls(first, total):
                 state, scalars = train_call(state, *inputs, key)
                 # The host is one call ahead of the device and no more, so that a stop need not wait for many.
                 jax.block_until_ready(last)
                 last = scalars
                 stops = bool(stop) or manager.reached_preemption(step)
-                if before % log_every == 0:
+                if before % durations.log_every == 0:
                     write_training(writer, running, before, folder, manager.latest_step())
                     running = []
                 running.append((step - before, scalars))
-                if saves(step) or stops:
+                if durations.saves(step) or stops:
                     write_training(writer, running, step, folder, manager.latest_step())
                     running = []
                 bar.update(step - before)
                 before = step
-                if evaluates(step):
+                if durations.evaluates(step):
                     progress = validate(state, step, progress, writer)
                     bar.set_postfix(cost=progress.cost, best=progress.best_cost)
-                if saves(step) or stops:
-                    checkpoint.save(manager, state, progress if evaluates(step) else checkpoint.without_cost(progress))
+                if durations.saves(step) or stops:
+                    checkpoint.save(manager, state, progress if durations.evaluates(step)
+                                    else checkpoint.without_cost(progress))
                 if progress.finished or stops or progress.evaluation_due:
                     break
     if not progress.finished:

@@ -4,6 +4,7 @@ import builtins
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from tiny import TINY_TASK, run_command, tiny_config
@@ -41,6 +42,7 @@ def test_the_figures(result):
         assert 0 <= found["waiting_share"] <= 1
         assert 0 < found["padded_share"] < 1
     assert result["first_step_seconds"] > 0
+    assert (result["placement"], result["steps_per_call"], result["parallel"]) == ("host", 1, "jit")
     assert result["peak_memory"]["bytes"] > 1e6
     assert result["scoring"]["recordings"] == 4
     assert [row["batch_size"] for row in result["sweep"]["batch_size"]] == [8, 16]
@@ -67,7 +69,7 @@ def test_padding_against_brute_force(config):
     found = training.stretch(training.batches)
     assert (found.real_frames, found.padded_frames) == (real, padded)
     assert training.padded_share == pytest.approx(1 - real / padded)
-    evaluation = throughput.Evaluation(config, training.variables, training.mesh)
+    evaluation = throughput.Evaluation(training)
     found = evaluation.stretch(evaluation.batches)
     assert found.real_frames == input_pipeline.open_records(config.data.path, "validation").lengths.sum()
 
@@ -79,6 +81,22 @@ def test_the_operations_are_those_of_the_matrix_products(config):
     width, hidden, columns = 16, 512, 16
     frame = 2 * (columns * width + width * width + 4 * width * width + 2 * width * hidden + width * 8 + 8 * 3)
     assert 2.5 * frame < found.flops / found.padded_frames < 5 * frame
+
+
+def test_what_is_timed_is_what_the_config_says(config):
+    """From device memory, two steps a call, in parts, under pmap: the same steps and the same operations."""
+    moved = dataclasses.replace(config, parallel="pmap", data=dataclasses.replace(config.data, placement="device"),
+                                optimizer=dataclasses.replace(config.optimizer, accumulate=4),
+                                train=dataclasses.replace(config.train, steps_per_call=2))
+    one, other = (throughput.Training(case, devices=2) for case in (config, moved))
+    assert [len(list(each.calls(0, 4))) for each in (one, other)] == [4, 2]
+    expected, found = (each.stretch(4) for each in (one, other))
+    assert dataclasses.replace(found, seconds=0, waiting=0) == dataclasses.replace(expected, seconds=0, waiting=0)
+    for a, b in zip(jax.tree.leaves(one.variables), jax.tree.leaves(other.variables)):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    found, expected = (throughput.Evaluation(each).stretch(1) for each in (other, one))
+    assert (found.real_frames, found.flops) == (expected.real_frames, expected.flops)
+    assert [bench._whole_calls(moved, steps) for steps in (1, 2, 3)] == [2, 2, 4]
 
 
 def test_accumulation_counts_every_part(config):

@@ -57,6 +57,11 @@ def test_every_config_takes_a_step_on_tiny_data(name, records, tmp_path):
     ({"data__placement": "disk"}, "data.placement must be one of"),
     ({"train__steps_per_call": 0}, "train.steps_per_call must be positive"),
     ({"train__steps_per_call": 2}, "needs data.placement = 'device'"),
+    ({"data__crop_frames": 50}, "data.crop_frames = 50 must be from 1 to data.max_frames = 40"),
+    ({"data__crop_frames": -10}, "data.crop_frames = -10 must be"),
+    ({"data__crop_frames": 20, "data__placement": "device"}, "data.crop_frames = 20 needs data.placement = 'host'"),
+    ({"train__mixup": -0.1}, "train.mixup must be at least 0"),
+    ({"train__mixup": float("nan")}, "train.mixup must be at least 0"),
 ])
 def test_values_that_cannot_be(changes, words):
     with pytest.raises(UserError, match=words):

@@ -46,6 +46,65 @@ def test_an_epoch_has_every_clip_once_and_depends_on_nothing_else(lengths, batch
     assert sorted(evaluation[evaluation >= 0]) == list(range(len(clips)))
 
 
+@settings(max_examples=50, deadline=None)
+@given(lengths=st.lists(st.integers(1, 200), min_size=1, max_size=10), size=st.sampled_from([10, 20, 40]),
+       seed=st.integers(0, 9), epoch=st.integers(0, 9))
+def test_crops_are_inside_on_the_grid_and_as_many_as_cover_the_recording(lengths, size, seed, epoch):
+    lengths = np.array(lengths)
+    data = tiny_config(data__crop_frames=size).data
+    crops = input_pipeline.training_clips(lengths, data, TINY_TASK, seed, epoch)
+    np.testing.assert_array_equal(np.bincount(crops.recording), -(-lengths // size))
+    length = lengths[crops.recording]
+    assert (crops.start % TINY_TASK.frames_per_segment == 0).all()
+    assert (crops.start >= 0).all()
+    np.testing.assert_array_equal(crops.frames, np.minimum(size, length - crops.start))
+    assert (crops.frames > np.minimum(size, length) - TINY_TASK.frames_per_segment).all()
+    again = input_pipeline.training_clips(lengths, data, TINY_TASK, seed, epoch)
+    for name in ("recording", "start", "frames"):
+        np.testing.assert_array_equal(getattr(crops, name), getattr(again, name))
+        assert getattr(crops, name).dtype == getattr(clips_of([1]), name).dtype
+
+
+def test_crops_differ_between_epochs_and_seeds_and_reach_every_frame_alike():
+    data = tiny_config(data__crop_frames=20).data
+    lengths = np.array([107, 107, 15])
+    starts, seen = set(), np.zeros(107, int)
+    for seed in range(2):
+        for epoch in range(300):
+            crops = input_pipeline.training_clips(lengths, data, TINY_TASK, seed, epoch)
+            starts.add(tuple(crops.start))
+            assert crops.start[-1] == 0
+            for start, frames in zip(crops.start[:6], crops.frames[:6]):
+                seen[start : start + frames] += 1
+            assert (np.diff(crops.start[:6]) >= 0).all()  # spread over the recording
+    assert len(starts) > 550
+    # 6 crops of 10 places in each of 600 epochs: two places show a frame, but one those of the first and last segment.
+    np.testing.assert_allclose(seen[10:100] / 600, 2 * 6 / 10, rtol=0.1)
+    np.testing.assert_allclose(seen[[0, 9, 100, 106]] / 600, 6 / 10, rtol=0.15)
+
+
+def test_without_crops_an_epoch_has_the_clips_of_evaluation(records):
+    train = input_pipeline.open_records(str(records), "train")
+    whole = input_pipeline.cut(train.lengths, DATA, train.task)
+    for epoch in (0, 3):
+        clips, ids = input_pipeline.training_plan(train, DATA, 7, epoch)
+        np.testing.assert_array_equal(clips.start, whole.start)
+        np.testing.assert_array_equal(ids, input_pipeline.order(whole, 8, DATA.pool_batches, 7, epoch))
+
+
+def test_a_batch_of_crops_holds_what_they_say(source, records):
+    train = input_pipeline.open_records(str(records), "train")
+    data = tiny_config(data__crop_frames=10, data__bucket_frames=10).data
+    clips, ids = input_pipeline.training_plan(train, data, 0, 1)
+    assert (clips.start > 0).any()
+    batch = input_pipeline.read_batch(train, clips, ids[0], ("embeddings",), data)
+    for row, clip in enumerate(ids[0]):
+        start, frames = clips.start[clip], clips.frames[clip]
+        features = train.read(int(clips.recording[clip]), ("embeddings",))[0]["embeddings"]
+        np.testing.assert_array_equal(batch["features"]["embeddings"][row, :frames], features[start : start + frames])
+        assert batch["frame_mask"][row].sum() == frames
+
+
 def test_epochs_and_seeds_differ_and_pools_save_padding():
     clips = clips_of(np.random.default_rng(0).integers(10, 41, 100).tolist())
     orders = [input_pipeline.order(clips, 8, 4, seed, epoch).tolist() for seed in (0, 1) for epoch in (0, 1)]
@@ -57,7 +116,7 @@ def test_epochs_and_seeds_differ_and_pools_save_padding():
     assert padded(4) < 0.85 * padded(1)
 
 
-@pytest.mark.parametrize("key", ["max_frames", "bucket_frames"])
+@pytest.mark.parametrize("key", ["max_frames", "crop_frames", "bucket_frames"])
 def test_lengths_off_the_segment_grid(key):
     config = tiny_config(**{f"data__{key}": 25}).data
     with pytest.raises(UserError, match=f"data.{key} = 25 is no multiple of a segment"):

@@ -1,0 +1,164 @@
+"""What a config and its records give: model, clips, durations, optimizer, and the compiled step with what it is fed.
+
+`train` and `bench` both begin here, so that what is timed is what is trained.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from sedjax import input_pipeline, losses, models, optimizer, parallel, placement, steps, train_state
+from sedjax.config import Config
+from sedjax.config import steps as duration_steps
+from sedjax.task import Task
+
+Calls = Callable[[int, int], Iterator[tuple[int, tuple]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Durations:
+    """The durations of a config in steps.
+
+    Attributes:
+      per_epoch, total: steps of an epoch, and of the training at most.
+      evaluate_every, save_every, log_every: between evaluations, checkpoints, and entries of the training loss.
+      warmup: of the learning rate.
+    """
+
+    per_epoch: int
+    total: int
+    evaluate_every: int
+    save_every: int
+    log_every: int
+    warmup: int
+
+    @classmethod
+    def of(cls, config: Config, per_epoch: int) -> "Durations":
+        in_steps = functools.partial(duration_steps, batch_size=config.data.batch_size, steps_per_epoch=per_epoch)
+        total = in_steps(config.train.duration, "train.duration", total_steps=0)
+        every = {key: max(in_steps(getattr(config.train, key), f"train.{key}", total_steps=total), 1)
+                 for key in ("evaluate_every", "save_every", "log_every")}
+        warmup = in_steps(config.optimizer.warmup, "optimizer.warmup", total_steps=total)
+        return cls(per_epoch, total, **every, warmup=warmup)
+
+    def evaluates(self, step: int) -> bool:
+        """Whether an evaluation follows a step."""
+        return step % self.evaluate_every == 0 or step == self.total
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint follows a step."""
+        return self.evaluates(step) or step % self.save_every == 0
+
+    def due(self, step: int) -> bool:
+        """Whether an evaluation, a checkpoint or an entry follows a step."""
+        return self.saves(step) or step % self.log_every == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A training that has not begun.
+
+    Attributes:
+      config: what it was made from.
+      mesh: the devices.
+      records: of the training split.
+      model: the module.
+      features: width and statistics of each feature that the model takes, and of the labels.
+      clips: of the training split; with data.crop_frames those of the first epoch: others have as many, as long.
+      durations: in steps.
+      optimizer: of the parameters.
+    """
+
+    config: Config
+    mesh: Mesh
+    records: input_pipeline.Records
+    model: nn.Module
+    features: dict[str, dict]
+    clips: input_pipeline.Clips
+    durations: Durations
+    optimizer: optax.GradientTransformation
+
+    @property
+    def task(self) -> Task:
+        return self.records.task
+
+    def ids(self, number: int) -> np.ndarray:
+        """The clips of batch `number`, which step `number` + 1 takes, -1 for padding."""
+        epoch, batch = divmod(number, self.durations.per_epoch)
+        return self._plan(epoch)[1][batch]
+
+    def read(self, number: int) -> steps.Batch:
+        """This process's share of batch `number`."""
+        clips, _ = self._plan(number // self.durations.per_epoch)
+        return input_pipeline.read_batch(self.records, clips, self.ids(number), self.model.features,
+                                         self.config.data, parallel.local_rows(self.config.data.batch_size))
+
+    def initial_state(self) -> train_state.TrainState:
+        """The state at step 0, not yet on all devices."""
+        train = self.config.train
+        return train_state.create(self.model, self.optimizer, self.features, train.ema > 0, train.seed,
+                                  train.initial_weights)
+
+    def step(self, accumulate: int) -> Callable:
+        """steps.train_step of this training: a function of (state, batch, key)."""
+        return functools.partial(steps.train_step, model=self.model, optimizer=self.optimizer, accumulate=accumulate,
+                                 weights=losses.class_weights(self.config.loss, self.task),
+                                 mixup=self.config.train.mixup, ema=self.config.train.ema)
+
+    @functools.cached_property
+    def _plan(self) -> Callable[[int], tuple[input_pipeline.Clips, np.ndarray]]:
+        """The clips of an epoch, and those of each batch."""
+        return functools.lru_cache(maxsize=2)(functools.partial(
+            input_pipeline.training_plan, self.records, self.config.data, self.config.train.seed))
+
+
+def prepare(config: Config, devices: int | None = None) -> Experiment:
+    """Opens the training split and makes what the config says, on all devices or the first `devices`.
+
+    Raises UserError if there are no records, they lack a feature, or the devices cannot share a batch.
+    """
+    records = input_pipeline.open_records(config.data.path, "train")
+    model = models.build_from(config, records.task)
+    widths = {key: entry["width"] for key, entry in records.features.items()}
+    input_pipeline.require_features(widths, model.features, None, where=f"The dataset {config.data.path}")
+    features = {**{key: records.features[key] for key in model.features}, "labels": records.labels}
+    mesh = parallel.make_mesh(devices)
+    # Under pmap each device splits its own share; under jit the compiler moves clips where it must.
+    parallel.require_divisible(config.data.batch_size, mesh, "data.batch_size",
+                               config.optimizer.accumulate if config.parallel == "pmap" else 1)
+    if config.train.mixup:
+        parallel.require_divisible(config.data.batch_size, mesh, "data.batch_size (in pairs, for train.mixup)", 2)
+    clips, _ = input_pipeline.training_plan(records, config.data, config.train.seed, epoch=0)
+    durations = Durations.of(config, input_pipeline.steps_per_epoch(clips, config.data.batch_size))
+    adamw = optimizer.make_optimizer(config.optimizer, durations.warmup, durations.total)
+    return Experiment(config, mesh, records, model, features, clips, durations, adamw)
+
+
+def compile_training(experiment: Experiment) -> tuple[Callable, Calls]:
+    """The training as the devices run it, with the data where the config places them.
+
+    Returns:
+      call(state, *inputs, key) -> (state, scalars): takes one step or several, whose scalars then are stacked.
+      calls(first, last): what it takes to get from step `first` to `last`: the last step of each call, and its inputs.
+    """
+    config, mesh, clips = experiment.config, experiment.mesh, experiment.clips
+    step = experiment.step(config.optimizer.accumulate)
+    if config.data.placement == "host":
+        def calls(first: int, last: int) -> Iterator[tuple[int, tuple]]:
+            batches = input_pipeline.stream(experiment.read, first, last)
+            return ((number, (batch,)) for number, batch in
+                    enumerate(parallel.to_devices(batches, mesh, mode=config.parallel), start=first + 1))
+    else:
+        split = placement.put(experiment.records, clips, experiment.model.features, config.data, mesh, config.parallel)
+        lengths = placement.lengths(clips, config.data)
+        step = placement.many_steps(step, lengths, mesh)
+
+        def calls(first: int, last: int) -> Iterator[tuple[int, tuple]]:
+            return placement.calls(split, experiment.ids, clips, config, lengths, first, last,
+                                   experiment.durations.due)
+    return parallel.compile_step(step, mesh, donate_state=True, mode=config.parallel), calls

@@ -1,0 +1,192 @@
+"""Recordings as a feature: the same samples in records and batches, as many frames as labels, damage is named."""
+
+import functools
+
+import numpy as np
+import pytest
+import soundfile
+from tiny import TINY_TASK, change_npz, run_command, tiny_config, write_layout
+
+from data_prep import build_records
+from data_prep import layout as checker
+from sedjax import audio, input_pipeline, models, parallel, placement
+from sedjax.errors import UserError
+from sedjax.layout import read_layout
+
+FRAMES = {"a.wav": 20, "b.wav": 31, "c.flac": 11, "d.wav": 12, "e.wav": 13, "f.ogg": 14}  # the last two: no training
+BAD = "b.wav"
+DATA = tiny_config().data
+
+
+def samples_of(layout, filename: str) -> np.ndarray:
+    return soundfile.read(layout.audio_path(filename), dtype="float32")[0]
+
+
+def write_recording(layout, filename: str, samples: int) -> None:
+    """Full-scale noise of this length at 16 kHz."""
+    rng = np.random.default_rng(len(filename) + samples)
+    soundfile.write(layout.audio_path(filename), rng.uniform(-1, 1, samples), 16000)
+
+
+def write_recordings(path, frames=FRAMES, **kwargs):
+    """A directory with recordings whose last frame is not full."""
+    layout = write_layout(path, recordings=frames, **kwargs)
+    (path / "audio").mkdir()
+    for i, (filename, count) in enumerate(frames.items()):
+        write_recording(layout, filename, count * 1920 - 311 * i)
+    return layout
+
+
+@pytest.fixture
+def layout(tmp_path):
+    return write_recordings(tmp_path / "source", splits=True)
+
+
+def build(layout, output, keys=("audio",), **kwargs) -> input_pipeline.Records:
+    build_records.build(layout.path, output, keys, **kwargs)
+    return input_pipeline.open_records(str(output), "train")
+
+
+def test_batches_hold_the_samples_of_the_files(layout, tmp_path):
+    train = build(layout, tmp_path / "records", ("mfcc", "audio"))
+    assert train.features["audio"] == {"width": 1920}, "a column of samples has no statistics"
+    assert set(train.features["mfcc"]) > {"mean", "std"}
+    clips = input_pipeline.cut(train.lengths, DATA, train.task)
+    batch = input_pipeline.read_batch(train, clips, np.array([1, -1, 2, 0]), ("mfcc", "audio"), DATA)
+    found = batch["features"]["audio"]
+    assert (found.shape, found.dtype) == ((4, 40, 1920), np.int16)
+    for row, filename in ((0, "b.wav"), (2, "c.flac"), (3, "a.wav")):
+        expected = samples_of(layout, filename)
+        assert batch["frame_mask"][row].sum() == FRAMES[filename] == -(-len(expected) // 1920)
+        flat = found[row].ravel()
+        np.testing.assert_allclose(flat[: len(expected)] / 32767, expected, atol=1 / 32767)
+        assert not flat[len(expected) :].any()
+    assert not found[1].any()
+
+
+def test_what_exceeds_full_scale_is_clipped():
+    found = audio.frames(np.array([-1.5, -1.0, -0.5, 0.0, 1.0, 2.0, 0.4 / 32767, 0.6 / 32767], np.float32), 16000)
+    np.testing.assert_array_equal(found[0, :9], [-32767, -32767, -16384, 0, 32767, 32767, 0, 1, 0])
+
+
+@pytest.mark.parametrize("samples", [1, 1919, 1920, 1921, 160_000, 200_001])
+def test_frames_cover_the_samples(samples):
+    x = np.random.default_rng(0).uniform(-1, 1, samples).astype(np.float32)
+    found = audio.frames(x, 16000)
+    assert found.shape == (-(-samples // 1920), 1920)
+    assert audio.num_frames(x, 16000) == len(found)
+    np.testing.assert_allclose(found.ravel()[:samples] / 32767, x, atol=0.6 / 32767)
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_frame_more_is_cut_off_and_a_frame_less_is_silence(more, layout):
+    frames = FRAMES[BAD]
+    write_recording(layout, BAD, (frames + more) * 1920)
+    own = audio.frames(layout.audio_path(BAD))
+    for keys in (("audio",), ("mfcc", "audio"), ("audio", "mfcc")):
+        found = layout.features(BAD, keys)
+        assert tuple(found) == keys
+        assert len(found["audio"]) == frames
+        np.testing.assert_array_equal(found["audio"][: min(frames, len(own))], own[:frames])
+        assert found["audio"][-1].any() == (more > 0)
+    assert checker.survey(layout, ("audio",)).problems == {}
+
+
+def test_the_length_is_that_of_the_labels_or_of_the_recording(layout):
+    path = layout.features_path(BAD)
+    change_npz(path, embeddings=np.zeros((5, 16)))
+    path.write_bytes(path.read_bytes()[:-500])
+    assert len(layout.features(BAD, ("audio",))["audio"]) == layout.num_frames(BAD, ("audio",)) == FRAMES[BAD]
+    path.unlink()
+    assert layout.num_frames(BAD) == FRAMES[BAD]
+    write_recording(layout, BAD, 4000)
+    with pytest.raises(UserError, match=r"b\.wav has 3 frames, but the features or labels .* have 31"):
+        layout.features(BAD, ("audio",))
+    layout.labels_path(BAD).unlink()
+    assert len(layout.features(BAD, ("audio",))["audio"]) == layout.num_frames(BAD, ("audio",)) == 3
+    layout.audio_path(BAD).unlink()
+    with pytest.raises(UserError, match="neither features nor labels nor audio of 'b.wav'"):
+        layout.num_frames(BAD)
+
+
+SPOIL = {
+    "missing": (lambda path: path.unlink(), r"There is no file .*audio/b\.wav"),
+    "empty": (lambda path: path.write_bytes(b""), r"audio/b\.wav is empty"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-5000]), r"audio/b\.wav is truncated"),
+    "no audio": (lambda path: path.write_bytes(b"text" * 500), r"audio/b\.wav is damaged, or no audio"),
+    "two frames longer": (lambda path: soundfile.write(path, np.ones(33 * 1920), 16000), r"b\.wav has 33 frames, but"),
+}
+
+
+@pytest.mark.parametrize("case", SPOIL)
+def test_a_bad_recording_stops_the_records_or_is_left_out(case, layout, tmp_path, caplog, capsys):
+    spoil, message = SPOIL[case]
+    spoil(layout.audio_path(BAD))
+    with pytest.raises(UserError, match=rf"1 of 6 recordings .*{message}"):
+        build(layout, tmp_path / "records")
+    assert not (tmp_path / "records").exists()
+    with pytest.raises(UserError, match="^1 problem in"):
+        run_command(checker, layout.path, "--features=audio")
+    assert capsys.readouterr().out.splitlines()[0].startswith(f"{BAD}: ")
+    caplog.clear()
+    assert build(layout, tmp_path / "records", skip_bad=True).filenames == ("a.wav", "c.flac", "d.wav")
+    assert [record.message.split(":")[0] for record in caplog.records if record.name == "data_prep"] == ["Left out"]
+
+
+def test_a_directory_of_audio_and_labels_only(layout, tmp_path, capsys):
+    for path in (layout.path / "audio_features").iterdir():
+        path.unlink()
+    run_command(checker, layout.path)
+    assert "6 of 6 recordings are good" in (out := capsys.readouterr().out)
+    assert "features: audio 1920\n" in out
+    with pytest.raises(UserError, match="no recording of metadata.csv has a readable features file"):
+        build(layout, tmp_path / "records", ("mfcc", "audio"))
+    for filename in layout.filenames:
+        layout.audio_path(filename).unlink()
+    with pytest.raises(UserError, match=r"source/audio: no recording of metadata\.csv is there\.$"):
+        build(layout, tmp_path / "records")
+
+
+@pytest.mark.parametrize(("mode", "devices"), [("jit", 8), ("pmap", 8)])
+def test_device_memory_holds_and_picks_16_bits(mode, devices, layout, tmp_path):
+    train = build(layout, tmp_path / "records")
+    clips = input_pipeline.cut(train.lengths, DATA, train.task)
+    mesh = parallel.make_mesh(devices)
+    held = placement.put(train, clips, ("audio",), DATA, mesh, mode)
+    assert held["features"]["audio"].dtype == np.int16
+    ids = np.array([2, -1, 0, 3, -1, 1, -1, -1])
+    lengths = placement.lengths(clips, DATA)[-1:]
+    step = placement.on_clips(lambda state, batch: batch["features"]["audio"], lengths, mesh)
+    found = parallel.compile_step(step, mesh, mode=mode, by_row=True)({}, held, ids.astype(np.int32), np.int32(0))
+    expected = input_pipeline.read_batch(train, clips, ids, ("audio",), DATA)["features"]["audio"]
+    assert found.dtype == np.int16
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_model_starts_from_16_bits():
+    class Waveform(models.MODELS["naive"]):
+        features = ("audio", "mfcc")
+
+    inputs, _ = models.example_inputs(Waveform(num_classes=3), {"audio": 1920, "mfcc": 32})
+    assert {key: (value.shape, str(value.dtype)) for key, value in inputs.items()} == {
+        "audio": ((1, 10, 1920), "int16"), "mfcc": ((1, 10, 32), "float32")}
+
+
+def test_a_long_recording_is_decoded_once_for_all_its_clips(tmp_path, monkeypatch):
+    layout = write_recordings(tmp_path, {"short.wav": 10, "long.wav": 400}, labels=False)
+    for path in (tmp_path / "audio_features").iterdir():
+        path.unlink()
+    layout, decoded = read_layout(tmp_path), []
+    source = input_pipeline.Features.of(layout, TINY_TASK, ("audio",), {"audio": 1920})
+    assert source.lengths.tolist() == [10, 400]
+    frames = audio.frames
+    monkeypatch.setattr(audio, "frames", lambda path: decoded.append(path.name) or frames(path))
+    config = tiny_config(data__eval_batch_size=2).data
+    clips, plan = input_pipeline.evaluation_plan(source, config, 1)
+    read = functools.partial(input_pipeline.read_evaluation_batch, source, clips, plan, ("audio",), config)
+    batches = list(input_pipeline.stream(read, 0, len(plan)))
+    assert len(batches) == 6
+    assert sorted(decoded) == ["long.wav", "short.wav"]
+    rows = np.concatenate([batch["features"]["audio"][batch["frame_mask"]] for batch in batches])
+    np.testing.assert_array_equal(rows, np.concatenate([frames(layout.audio_path(name)) for name in
+                                                        ("long.wav", "short.wav")]))
