@@ -4,12 +4,14 @@ Recordings and outputs lie where every worker sees them under the same path: on 
 all machines mount.
 """
 
+import contextlib
 import functools
+import io
 import pathlib
 import re
 import shlex
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from data_prep.extraction import Job, Waiting, outcomes
 from data_prep.journal import append_line, read_lines, worker_file, worker_files
@@ -17,7 +19,7 @@ from sedjax.errors import UserError
 
 try:
     import apache_beam
-    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 except ModuleNotFoundError as error:
     raise UserError("--beam_options needs Apache Beam, which is not installed: install the extra `beam`, as "
                     "data_prep/README.md says.") from error
@@ -28,10 +30,28 @@ GROUP = 16  # recordings that a worker takes at once
 def pipeline_options(text: str) -> PipelineOptions:
     """Options as on a command line, such as "--runner=FlinkRunner --flink_master=host:8081".
 
-    Raises UserError for one that Beam does not know.
+    Raises UserError for a runner that does not exist, for values that are wrong, and for options that nobody knows.
     """
-    known = PipelineOptions(shlex.split(text))
-    return known
+    said = io.StringIO()
+    try:
+        options = PipelineOptions(shlex.split(text))
+        with contextlib.redirect_stderr(said):
+            given = options.get_all_options(retain_unknown_options=True)
+        apache_beam.Pipeline(options=options)
+    except SystemExit as error:
+        raise UserError(f"--beam_options: {said.getvalue().strip().rpartition(' error: ')[2]}.") from error
+    except (ImportError, ValueError) as error:
+        raise UserError(f"--beam_options: {' '.join(str(error).split())}") from error
+    unknown = given.keys() - PipelineOptions([]).get_all_options().keys()
+    # Those of Flink and Spark may be known to their job server only.
+    if unknown and (given["runner"] or StandardOptions.DEFAULT_RUNNER) in StandardOptions.LOCAL_RUNNERS:
+        raise UserError(f"--beam_options: there is no option --{min(unknown)}.")
+    return options
+
+
+def each(function: Callable, items: Sequence, *arguments) -> apache_beam.PTransform:
+    """What a function of a module makes of each item and the arguments, which must all be picklable."""
+    return apache_beam.Create(items) | apache_beam.Reshuffle() | apache_beam.Map(function, *arguments)
 
 
 def extract(job: Job, waiting: Sequence[Waiting], path: pathlib.Path, options: str) -> Iterator[dict]:
@@ -49,14 +69,14 @@ def extract(job: Job, waiting: Sequence[Waiting], path: pathlib.Path, options: s
     groups = [waiting[start : start + GROUP] for start in range(0, len(waiting), GROUP)]
     try:
         with apache_beam.Pipeline(options=pipeline_options(options)) as pipeline:
-            _ = pipeline | apache_beam.Create(groups) | apache_beam.Reshuffle() | apache_beam.Map(_work, job, path)
+            _ = pipeline | each(_work, groups, job, path)
     except RuntimeError as error:  # so a runner wraps what a worker raises
         if said := re.search(r"\bUserError: (.+?)( \[while running|\n|$)", str(error)):
             raise UserError(said[1]) from error
         raise
-    for each in worker_files(path):
-        yield from read_lines(each)
-        each.unlink()
+    for file in worker_files(path):
+        yield from read_lines(file)
+        file.unlink()
 
 
 def _work(waiting: Sequence[Waiting], job: Job, path: pathlib.Path) -> None:

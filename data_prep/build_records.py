@@ -26,24 +26,35 @@ def define_flags() -> None:
     flags.DEFINE_integer("split_seed", None, "Split by this seed instead of splits.csv; 42 is the report's split.")
     flags.DEFINE_bool("skip_bad", False, "Leave damaged recordings out, and list them, instead of stopping.")
     flags.DEFINE_bool("overwrite", False, "Replace the output if it exists.")
+    flags.DEFINE_string("beam_options", None, "Write records in an Apache Beam pipeline with these options, such as "
+                                              "\"--runner=FlinkRunner --flink_master=HOST:8081\".")
 
 
 def main(argv: Sequence[str]) -> None:
     commands.require_no_arguments(argv)
     options = flags.FLAGS
     build(pathlib.Path(options.source), pathlib.Path(options.output), tuple(options.features), costs=options.costs,
-          split_seed=options.split_seed, skip_bad=options.skip_bad, overwrite=options.overwrite)
+          split_seed=options.split_seed, skip_bad=options.skip_bad, overwrite=options.overwrite,
+          beam_options=options.beam_options)
 
 
 def build(source: pathlib.Path, output: pathlib.Path, keys: tuple[str, ...], *, costs: str | None = None,
-          split_seed: int | None = None, skip_bad: bool = False, overwrite: bool = False) -> None:
+          split_seed: int | None = None, skip_bad: bool = False, overwrite: bool = False,
+          beam_options: str | None = None) -> None:
     """Checks the whole source, then writes the records; the output is complete or not there.
+
+    With `beam_options`, workers of an Apache Beam pipeline write them; they are the same.
 
     Raises UserError if the output exists, if nothing can be written, or for a damaged recording without skip_bad.
     """
     if output.exists() and not overwrite:
         raise UserError(f"{output} exists already: choose another --output, or replace it with --overwrite.")
-    layout = read_layout(source, read_task(costs) if costs else None)
+    pipeline_options = None
+    if beam_options is not None:
+        from data_prep import beam  # an extra
+
+        pipeline_options = beam.pipeline_options(beam_options)
+    layout = read_layout(source.absolute(), read_task(costs) if costs else None)
     splits = read_splits(layout, split_seed)
     found = survey(layout, keys)
     if found.general:
@@ -71,8 +82,9 @@ def build(source: pathlib.Path, output: pathlib.Path, keys: tuple[str, ...], *, 
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
-            builder = SedRecords(layout, splits, keys, found.frames, data_dir=temporary, file_format="array_record")
-            builder.download_and_prepare()
+            builder = SedRecords(layout, splits, keys, found.frames, on_beam=beam_options is not None,
+                                 data_dir=temporary, file_format="array_record")
+            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(beam_options=pipeline_options))
             if output.exists():
                 shutil.rmtree(output)
             shutil.move(builder.data_path, output)

@@ -22,6 +22,7 @@ class SedRecords(tfds.core.GeneratorBasedBuilder):
       splits: recordings of each split, in the order in which they are stored.
       keys: features to store.
       frames: number of frames of each recording.
+      on_beam: whether workers of a Beam pipeline read the recordings; the records are the same.
       data_dir: where to write.
     """
 
@@ -29,8 +30,9 @@ class SedRecords(tfds.core.GeneratorBasedBuilder):
     name = "sed_records"
 
     def __init__(self, layout: Layout, splits: dict[str, tuple[str, ...]], keys: tuple[str, ...],
-                 frames: dict[str, int], **kwargs):
+                 frames: dict[str, int], on_beam: bool = False, **kwargs):
         self._layout, self._splits, self._keys, self._frames = layout, splits, keys, frames
+        self._on_beam = on_beam
         self._sample = layout.features(next(f for names in splits.values() for f in names), keys)
         super().__init__(**kwargs)
 
@@ -64,9 +66,17 @@ class SedRecords(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(names) for split, names in self._splits.items() if names}
 
     def _generate_examples(self, filenames: tuple[str, ...]):
-        for index, filename in enumerate(filenames):
-            yield index, {"filename": filename, "features": self._layout.features(filename, self._keys),
-                          "votes": self._layout.votes(filename)}
+        if not self._on_beam:
+            return (_example(numbered, self._layout, self._keys) for numbered in enumerate(filenames))
+        from data_prep import beam  # an extra
+
+        return beam.each(_example, list(enumerate(filenames)), self._layout, self._keys)
+
+
+def _example(numbered: tuple[int, str], layout: Layout, keys: tuple[str, ...]) -> tuple[int, dict]:
+    """The number of a recording, by which records are in order, and its record."""
+    number, filename = numbered
+    return number, {"filename": filename, "features": layout.features(filename, keys), "votes": layout.votes(filename)}
 
 
 def column_statistics(arrays: Iterable[np.ndarray]) -> dict:

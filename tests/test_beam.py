@@ -11,13 +11,14 @@ import soundfile
 from test_extract import arrays, rows_of
 from tiny import run_command, write_layout
 
-from data_prep import build_records, extract
+from data_prep import build_records, extract, extraction
 from sedjax import input_pipeline
 from sedjax.errors import UserError
 from sedjax.layout import read_layout
 
 # The direct runner may fetch a program from the network first.
 RUNNER = "--runner=FnApiRunner"
+PROCESSES = f"{RUNNER} --direct_num_workers=2 --direct_running_mode=multi_processing"
 
 
 def test_without_beam_there_is_one_sentence(tmp_path, monkeypatch):
@@ -56,7 +57,7 @@ def folder(tmp_path) -> pathlib.Path:
 def test_features_are_those_of_one_process(beam, folder, tmp_path, capsys):
     flags = [f"--audio={folder}", "--features=melspectrogram,mfcc"]
     outputs = tmp_path / "one", tmp_path / "many"
-    for output, more in zip(outputs, ([], [f"--beam_options={RUNNER} --direct_num_workers=2"])):
+    for output, more in zip(outputs, ([], [f"--beam_options={PROCESSES}"])):
         with pytest.raises(SystemExit) as end:
             run_command(extract, *flags, f"--output={output}", *more)
         assert end.value.code == extract.SOME_BAD_STATUS
@@ -101,17 +102,22 @@ def test_options_that_are_wrong(beam, folder, tmp_path, options, words):
         extract.extract(folder, tmp_path / "out", ("mfcc",), beam_options=options)
 
 
-def test_an_output_that_workers_cannot_write(beam, folder, tmp_path):
-    (tmp_path / "out" / "audio_features" / "03.npz" / "a").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"Cannot write .*03\.npz"):
-        extract.extract(folder, tmp_path / "out", ("mfcc",), beam_options=RUNNER)
+def test_a_disk_that_is_full(beam, folder, tmp_path, monkeypatch):
+    def full(path):
+        raise UserError(f"Cannot write {path}: No space left on device.")
+
+    monkeypatch.setattr(extraction.commands, "atomic_output", full)
+    for options in (None, RUNNER):
+        with pytest.raises(UserError, match=r"^Cannot write .*\.npz: No space left on device\.$"):
+            extract.extract(folder, tmp_path / "out", ("mfcc",), beam_options=options)
 
 
+@pytest.mark.filterwarnings("ignore:label:DeprecationWarning")  # TFDS, on the protobuf that Beam takes
 def test_records_are_those_of_one_process(beam, tmp_path):
     layout = write_layout(tmp_path / "source", recordings=12, splits=True)
     keys = ("embeddings", "melspectrogram")
     build_records.build(layout.path, tmp_path / "one", keys)
-    build_records.build(layout.path, tmp_path / "many", keys, beam_options=f"{RUNNER} --direct_num_workers=2")
+    build_records.build(layout.path, tmp_path / "many", keys, beam_options=PROCESSES)
     assert sorted(os.listdir(tmp_path / "one")) == sorted(os.listdir(tmp_path / "many"))
     for split in ("train", "validation", "test"):
         one, many = (input_pipeline.open_records(str(tmp_path / name), split) for name in ("one", "many"))

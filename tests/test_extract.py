@@ -157,6 +157,66 @@ def test_bad_files_are_listed_and_the_others_done(folder, tmp_path, capsys):
     assert not (output / "bad_recordings.csv").exists()
 
 
+def write_damaged(folder: pathlib.Path, number: int, kind: str) -> pathlib.Path:
+    """A file that is damaged in one of ten ways, no two alike."""
+    samples = 0.1 * np.random.default_rng(number).standard_normal(16000 + 100 * number)
+    suffix = {"text": "mp3", "cut flac": "flac", "cut mp3": "mp3", "cut ogg": "ogg", "codec": "m4a"}.get(kind, "wav")
+    path = folder / f"bad_{number:02d}.{suffix}"
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_bytes(b"This is no audio.\n" * (number + 1))
+    elif kind == "codec":
+        path.write_bytes(b"\0\0\0\x1cftypM4A \0\0\2\0M4A isommp42" + bytes(samples.astype("i1")))
+    elif kind == "no samples":
+        soundfile.write(path, samples[:0], 16000)
+    elif kind == "NaN":
+        samples[100 * number] = np.nan
+        soundfile.write(path, samples, 16000, subtype="FLOAT")
+    elif kind == "not scaled":
+        soundfile.write(path, 32767 * samples, 16000, subtype="DOUBLE")
+    else:
+        soundfile.write(path, samples, 16000)
+        whole = path.read_bytes()
+        end = whole.rindex(b"OggS") if kind == "cut ogg" else len(whole) * (number + 20) // 80
+        path.write_bytes(whole[:end])
+    return path
+
+
+KINDS = ("empty", "text", "codec", "no samples", "NaN", "not scaled", "cut wav", "cut flac", "cut mp3", "cut ogg")
+
+
+def test_200_good_and_40_damaged_files_of_ten_kinds(tmp_path):
+    folder, output = tmp_path / "audio", tmp_path / "out"
+    folder.mkdir()
+    for i in range(200):
+        suffix, rate_hz = ("wav", "flac", "ogg", "mp3")[i % 4], (8000, 16000, 44100)[i % 3]
+        samples = 0.1 * np.random.default_rng(i).standard_normal((rate_hz // 10 + 50 * i, 1 + i % 2))
+        soundfile.write(folder / f"good_{i:03d}.{suffix}", samples, rate_hz)
+    bad = [write_damaged(folder, i, KINDS[i % 10]) for i in range(40)]
+    flags = [f"--audio={folder}", f"--output={output}", "--features=melspectrogram"]
+    root = pathlib.Path(__file__).parents[1]
+    ended = subprocess.run([sys.executable, "-m", "data_prep.extract", *flags], cwd=root, capture_output=True, text=True)
+    assert ended.returncode == extract.SOME_BAD_STATUS, ended.stderr
+    assert "of 200 recordings; 40 cannot be read, listed in" in ended.stdout
+
+    def times():
+        return {path.name: path.stat().st_mtime_ns for path in (output / "audio_features").iterdir()}
+
+    before = times()
+    assert len(before) == len(read_layout(output).filenames) == 200
+    listed = rows_of(output / "bad_recordings.csv")
+    assert [row["filename"] for row in listed] == sorted(path.name for path in bad)
+    assert all(row["filename"] in row["reason"] for row in listed)
+    assert extract.extract(folder, output, ("melspectrogram",)) == (200, 40)
+    assert times() == before
+    soundfile.write(bad[0], np.zeros(100), 16000)
+    assert extract.extract(folder, output, ("melspectrogram",)) == (201, 39)
+    after = times()
+    assert after.pop("bad_00.npz")
+    assert after == before
+
+
 def test_what_others_wrote_is_kept(folder, tmp_path):
     """An output that is somebody's data set: its columns, its rows, its features."""
     output = tmp_path / "out"
