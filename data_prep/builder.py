@@ -15,7 +15,8 @@ class SedRecords(tfds.core.GeneratorBasedBuilder):
 
     A record holds `filename`, `features/<key>` (T, D_k) and `votes` (T, C): the fraction of annotators that marked the
     frame. The dataset's metadata holds the task, and per feature, and for the labels, the width and the statistics
-    of the training frames; of audio, whose columns are one sample each, the width only.
+    of the training frames; of audio, whose columns are one sample each, the width only. Embeddings name their
+    extractor, if it is known.
 
     Args:
       layout: where the recordings are.
@@ -45,9 +46,7 @@ class SedRecords(tfds.core.GeneratorBasedBuilder):
         metadata = tfds.core.MetadataDict(
             task=self._layout.task.to_json(),
             lengths={split: [self._frames[name] for name in names] for split, names in self._splits.items()},
-            features={key: {"width": value.shape[1]} if key == audio.FEATURE else
-                      column_statistics(self._layout.features(name, (key,))[key] for name in train)
-                      for key, value in self._sample.items()},
+            features={key: self._entry(key, train) for key in self._keys},
             labels=column_statistics(self._layout.votes(name) > 0 for name in train),
         )
         return tfds.core.DatasetInfo(
@@ -61,6 +60,13 @@ class SedRecords(tfds.core.GeneratorBasedBuilder):
             metadata=metadata,
             disable_shuffling=True,  # the order of metadata.csv; training shuffles by (seed, epoch)
         )
+
+    def _entry(self, key: str, train: tuple[str, ...]) -> dict:
+        if key == audio.FEATURE:
+            return {"width": self._sample[key].shape[1]}
+        entry = column_statistics(self._layout.features(name, (key,))[key] for name in train)
+        extractor = self._layout.extractor(key)
+        return entry | {"extractor": extractor} if extractor else entry
 
     def _split_generators(self, dl_manager):
         return {split: self._generate_examples(names) for split, names in self._splits.items() if names}

@@ -17,6 +17,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+from data_prep import origin
 from data_prep.extraction import Job, Waiting, outcomes
 from data_prep.journal import Journal, recording_state
 from sedjax import audio, commands
@@ -73,13 +74,16 @@ def main(argv: Sequence[str]) -> None:
 
 def add_embeddings(source: str, embeddings_from: str) -> None:
     """Adds the embeddings of a trained model to the features in a directory in MLPC layout."""
-    from sedjax.detector import load
-    from sedjax.input_pipeline import Features  # imports JAX, which is slow
+    from sedjax.detector import load  # imports JAX, which is slow
+    from sedjax.extractors import DetectorExtractor
+    from sedjax.input_pipeline import Features
 
     layout, detector = read_layout(source), load(embeddings_from)
     frames = detector.embed(Features.of(layout, detector.task, detector.model.features, detector.widths))
+    origin.forget(layout.path)
     for filename, value in zip(tqdm(layout.filenames, "writing", disable=None), frames):
         add_features(layout, filename, {"embeddings": value.astype(np.float16)})
+    origin.note(layout.path, embeddings_from, DetectorExtractor(detector).parameters)
     print(f"Wrote embeddings of {len(frames):,} recordings, {frames[0].shape[1]} wide, to {layout.path}.")
 
 
@@ -97,7 +101,8 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
             beam_options: str | None = None) -> tuple[int, int]:
     """Makes features of the recordings in a folder, of those only that are not done yet.
 
-    Writes audio_features, metadata.csv, what is done (extracted.jsonl) and what cannot be read (bad_recordings.csv).
+    Writes audio_features, metadata.csv, what is done (extracted.jsonl), what cannot be read (bad_recordings.csv), and
+    which extractor all embeddings are of (extractors.json).
 
     Returns:
       how many recordings have all features now, and how many cannot be read.
@@ -130,6 +135,8 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
             continue
         if not is_done(path):
             waiting.append(Waiting(path.absolute(), state, journal.kept(path, job.features_path(path))))
+    if extractor:
+        origin.forget(output)
     if beam_options is None:
         found = outcomes(job, extractor, waiting)
     else:
@@ -145,6 +152,8 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
                for path in paths if path.name not in bad and is_done(path)}
     if seconds:
         _write_metadata(output / "metadata.csv", seconds)
+    if extractor and seconds and seconds.keys() >= {row["filename"] for row in read_csv(output / "metadata.csv", ())}:
+        origin.note(output, embeddings_from, extractor.parameters, hop_seconds=hop_seconds, drop_layers=drop_layers)
     write_bad(output, bad)
     return len(seconds), len(bad)
 
