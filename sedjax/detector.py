@@ -49,7 +49,7 @@ class Detector:
     variables: dict
     thresholds: Float[np.ndarray, "class"]
     step: int
-    embeddings_from: str | None = None
+    embeddings_from: str | os.PathLike | None = None
 
     def __call__(self, recording: audio.Recording, sample_rate_hz: int | None = None) -> Detection:
         """What it hears in a file, or in an array of samples with their rate, as sedjax.audio reads them.
@@ -197,7 +197,8 @@ class Detector:
         return {name: value[row, : real[name]] for name, value in found.items()}
 
 
-def load(folder: str | os.PathLike, which: str = "best", embeddings_from: str | None = None) -> Detector:
+def load(folder: str | os.PathLike, which: str = "best",
+         embeddings_from: str | os.PathLike | None = None) -> Detector:
     """The detector that a training left in its workdir.
 
     Args:

@@ -14,6 +14,7 @@ from sedjax.detection import Detection, Event
 from sedjax.detector import Detector
 from sedjax.errors import UserError
 from sedjax.submission import write_submission
+from sedjax.task import Task
 
 TABLES = ("csv", "tsv")
 EVENT_COLUMNS = ("filename", "onset", "offset", "event_label", "score")
@@ -74,14 +75,14 @@ def write_files(folder: pathlib.Path, stem: str, detection: Detection, detector:
         write(folder / f"{stem}{suffix}", detection, detector)
 
 
-def write_tables(folder: pathlib.Path, detector: Detector, active: Mapping[str, np.ndarray],
+def write_tables(folder: pathlib.Path, task: Task, active: Mapping[str, np.ndarray],
                  events: Mapping[str, Sequence[Event]], kinds: Iterable[str]) -> None:
     """Writes the given kinds of TABLES of all recordings, whose filenames are the keys; UserError if it cannot.
 
     `csv`: predictions.csv, active segments in the form of a submission. `tsv`: events.tsv in the form of DCASE.
     """
     if "csv" in kinds:
-        write_submission(folder / "predictions.csv", detector.task, dict(active))
+        write_submission(folder / "predictions.csv", task, dict(active))
     if "tsv" in kinds:
         _write_rows(folder / "events.tsv", [EVENT_COLUMNS, *(
             (filename, _text(event.onset), _text(event.offset), event.label, f"{event.score:.4f}")
