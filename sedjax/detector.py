@@ -7,7 +7,6 @@ import os
 import pathlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
 
 import jax
 import numpy as np
@@ -22,7 +21,6 @@ from sedjax.errors import UserError
 from sedjax.steps import Batch
 from sedjax.task import Task
 
-Tag = TypeVar("Tag")
 Found = dict[str, np.ndarray]  # `frames` and `segments` of clips or of one
 
 
@@ -155,7 +153,7 @@ class Detector:
         read = functools.partial(input_pipeline.read_evaluation_batch, source, clips, plan, self.model.features,
                                  self.config.data)
         by_clip: dict[int, Found] = {}
-        for ids, found in self._on_devices(step, plan, input_pipeline.stream(read, 0, len(plan))):
+        for ids, found in zip(plan, self._on_devices(step, input_pipeline.stream(read, 0, len(plan)))):
             by_clip |= {clip: self._real(found, row, int(clips.frames[clip]))
                         for row, clip in enumerate(ids) if clip >= 0}
         parts: list[list[Found]] = [[] for _ in source.lengths]
@@ -166,10 +164,15 @@ class Detector:
     def run(self, clips: Iterable[Clip], step: Callable) -> Iterator[tuple[Clip, Found]]:
         """What a compiled step makes of clips of max_frames at most, in their order; they fill batches together."""
         size = -(-self.config.data.eval_batch_size // self._mesh.size) * self._mesh.size
-        groups, again = itertools.tee(_groups(clips, size))
-        batches = (self._batch(group, size) for group in groups)
-        for group, found in self._on_devices(step, again, batches):
-            yield from ((clip, self._real(found, row, len(clip))) for row, clip in enumerate(group))
+        running: deque[list[Clip]] = deque()
+
+        def batches() -> Iterator[Batch]:
+            for group in _groups(clips, size):
+                running.append(group)
+                yield self._batch(group, size)
+
+        for found in self._on_devices(step, batches()):
+            yield from ((clip, self._real(found, row, len(clip))) for row, clip in enumerate(running.popleft()))
 
     def _batch(self, group: list[Clip], size: int) -> Batch:
         # Few sizes, so that few are compiled.
@@ -180,17 +183,16 @@ class Detector:
         return input_pipeline.read_batch(source, input_pipeline.cut(source.lengths, self.config.data, self.task), ids,
                                          self.model.features, self.config.data, parallel.local_rows(rows))
 
-    def _on_devices(self, step: Callable, tags: Iterable[Tag], batches: Iterable[Batch]) -> Iterator[tuple[Tag, Found]]:
+    def _on_devices(self, step: Callable, batches: Iterable[Batch]) -> Iterator[Found]:
         """The results of each batch, while the devices work on the next one."""
-        running: deque = deque()
-        mode = self.config.parallel
-        for tag, batch in zip(tags, parallel.to_devices(batches, self._mesh, ahead=1, mode=mode)):
-            running.append((tag, step(self._variables, batch)))
-            if len(running) > 1:
-                tag, found = running.popleft()
-                yield tag, jax.device_get(found)
-        for tag, found in running:
-            yield tag, jax.device_get(found)
+        mode, waiting = self.config.parallel, None
+        for batch in parallel.to_devices(batches, self._mesh, ahead=1, mode=mode):
+            running = step(self._variables, batch)
+            if waiting is not None:
+                yield jax.device_get(waiting)
+            waiting = running
+        if waiting is not None:
+            yield jax.device_get(waiting)
 
     def _real(self, found: Found, row: int, frames: int) -> Found:
         real = {"frames": frames, "segments": grid.num_segments(frames, self.task)}

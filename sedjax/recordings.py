@@ -54,8 +54,9 @@ def clips(detector: Detector, read: Callable[..., Iterator[Clip]], further: Sequ
         return recut((dataclasses.replace(clip, features={**{key: clip.features[key] for key in needed},
                                                           EMBEDDINGS: rows.astype(np.float16)})
                       for clip, rows in embedded), frames)
-    # A model that takes nothing must still know how many frames there are.
-    return ahead(recut(read(needed or ("melspectrogram",), extractor), frames), CLIPS_AHEAD)
+    if not needed and not extractor:  # a model that takes nothing must still know how many frames there are
+        needed = ("melspectrogram",)
+    return ahead(recut(read(needed, extractor), frames), CLIPS_AHEAD)
 
 
 def read(recordings: Sequence[audio.Recording], sample_rate_hz: int | None, keep: tuple[str, ...],
