@@ -5,16 +5,20 @@ all machines mount.
 """
 
 import contextlib
+import dataclasses
 import functools
 import io
 import pathlib
+import pickle
 import re
 import shlex
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 
 from data_prep.extraction import Job, Waiting, outcomes
 from data_prep.journal import append_line, read_lines, worker_file, worker_files
+from sedjax import commands
 from sedjax.errors import UserError
 
 try:
@@ -23,8 +27,6 @@ try:
 except ModuleNotFoundError as error:
     raise UserError("--beam_options needs Apache Beam, which is not installed: install the extra `beam`, as "
                     "data_prep/README.md says.") from error
-
-GROUP = 16  # recordings that a worker takes at once
 
 
 def pipeline_options(text: str) -> PipelineOptions:
@@ -54,6 +56,30 @@ def each(function: Callable, items: Sequence, *arguments) -> apache_beam.PTransf
     return apache_beam.Create(items) | apache_beam.Reshuffle() | apache_beam.Map(function, *arguments)
 
 
+def over(function: Callable, items: Sequence, folder: pathlib.Path, options: str) -> list:
+    """As `list(map(function, items))`, on workers; all must be picklable.
+
+    Args:
+      function: of a module, or a functools.partial of one.
+      items: what it takes, one each.
+      folder: where workers can leave what they found, until it is read.
+      options: of the pipeline.
+
+    Raises:
+      UserError: the options are wrong, or the function raised it.
+    """
+    groups = _groups(items, 256)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix=".beam.", dir=folder)
+    except OSError as error:
+        raise UserError(f"Cannot write {folder}: {error.strerror}.") from error
+    with temporary as name:
+        files = [pathlib.Path(name) / f"{number}.pickle" for number in range(len(groups))]
+        _run(options, each(_save, list(zip(groups, files)), function))
+        return [found for file in files for found in pickle.loads(file.read_bytes())]
+
+
 def extract(job: Job, waiting: Sequence[Waiting], path: pathlib.Path, options: str) -> Iterator[dict]:
     """What data_prep.extraction.outcomes yields, from all workers together and in any order, when they are done.
 
@@ -66,17 +92,35 @@ def extract(job: Job, waiting: Sequence[Waiting], path: pathlib.Path, options: s
     Raises:
       UserError: the options are wrong, or a file cannot be written.
     """
-    groups = [waiting[start : start + GROUP] for start in range(0, len(waiting), GROUP)]
-    try:
-        with apache_beam.Pipeline(options=pipeline_options(options)) as pipeline:
-            _ = pipeline | each(_work, groups, job, path)
-    except RuntimeError as error:  # so a runner wraps what a worker raises
-        if said := re.search(r"\bUserError: (.+?)( \[while running|\n|$)", str(error)):
-            raise UserError(said[1]) from error
-        raise
+    job, path = job.absolute(), path.absolute()
+    waiting = [dataclasses.replace(one, path=one.path.absolute()) for one in waiting]
+    _run(options, each(_work, _groups(waiting, 16), job, path))
     for file in worker_files(path):
         yield from read_lines(file)
         file.unlink()
+
+
+def _run(options: str, steps: apache_beam.PTransform) -> None:
+    """Raises UserError if the options are wrong, or a worker did."""
+    try:
+        with apache_beam.Pipeline(options=pipeline_options(options)) as pipeline:
+            _ = pipeline | steps
+    except (UserError, RuntimeError) as error:  # RuntimeError: so a runner says what another process raised
+        said = re.search(r"\bUserError: (.+?)( \[while running|\n|$)", f"{type(error).__name__}: {error}")
+        if said is None:
+            raise
+        raise UserError(said[1]) from error
+
+
+def _groups(items: Sequence, size: int) -> list[Sequence]:
+    """Each is what a worker takes at once."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _save(items_and_file: tuple[Sequence, pathlib.Path], function: Callable) -> None:
+    items, file = items_and_file
+    with commands.atomic_output(file) as temporary:
+        temporary.write_bytes(pickle.dumps([function(item) for item in items]))
 
 
 def _work(waiting: Sequence[Waiting], job: Job, path: pathlib.Path) -> None:

@@ -1,5 +1,6 @@
 """`python -m data_prep.build_records`: a directory in MLPC layout -> TFDS records."""
 
+import functools
 import logging
 import os
 import pathlib
@@ -26,15 +27,15 @@ def define_flags() -> None:
     flags.DEFINE_integer("split_seed", None, "Split by this seed instead of splits.csv; 42 is the report's split.")
     flags.DEFINE_bool("skip_bad", False, "Leave damaged recordings out, and list them, instead of stopping.")
     flags.DEFINE_bool("overwrite", False, "Replace the output if it exists.")
-    flags.DEFINE_string("beam_options", None, "Write records in an Apache Beam pipeline with these options, such as "
+    flags.DEFINE_string("beam_options", None, "Work in Apache Beam pipelines with these options, such as "
                                               "\"--runner=FlinkRunner --flink_master=HOST:8081\".")
 
 
 def main(argv: Sequence[str]) -> None:
     commands.require_no_arguments(argv)
     options = flags.FLAGS
-    build(pathlib.Path(options.source), pathlib.Path(options.output), tuple(options.features), costs=options.costs,
-          split_seed=options.split_seed, skip_bad=options.skip_bad, overwrite=options.overwrite,
+    build(commands.file_path(options.source), commands.file_path(options.output), tuple(options.features),
+          costs=options.costs, split_seed=options.split_seed, skip_bad=options.skip_bad, overwrite=options.overwrite,
           beam_options=options.beam_options)
 
 
@@ -43,20 +44,22 @@ def build(source: pathlib.Path, output: pathlib.Path, keys: tuple[str, ...], *, 
           beam_options: str | None = None) -> None:
     """Checks the whole source, then writes the records; the output is complete or not there.
 
-    With `beam_options`, workers of an Apache Beam pipeline write them; they are the same.
+    With `beam_options`, workers of Apache Beam pipelines read and write; the records are the same.
 
     Raises UserError if the output exists, if nothing can be written, or for a damaged recording without skip_bad.
     """
     if output.exists() and not overwrite:
         raise UserError(f"{output} exists already: choose another --output, or replace it with --overwrite.")
-    pipeline_options = None
+    over, pipeline_options = map, None
     if beam_options is not None:
         from data_prep import beam  # an extra
 
+        source, output = source.absolute(), output.absolute()  # for workers elsewhere
+        over = functools.partial(beam.over, folder=output.parent, options=beam_options)
         pipeline_options = beam.pipeline_options(beam_options)
-    layout = read_layout(source.absolute(), read_task(costs) if costs else None)
+    layout = read_layout(source, read_task(costs) if costs else None)
     splits = read_splits(layout, split_seed)
-    found = survey(layout, keys)
+    found = survey(layout, keys, over)
     if found.general:
         raise UserError(" ".join(found.general))
     if not found.labelled:
@@ -76,13 +79,14 @@ def build(source: pathlib.Path, output: pathlib.Path, keys: tuple[str, ...], *, 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow_datasets as tfds  # slow to import; the checks above need none of it
 
-    from data_prep.builder import SedRecords
+    from data_prep.builder import SedRecords, training_statistics
 
     tfds.display_progress_bar(os.isatty(2))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
+        statistics = training_statistics(layout, splits["train"], keys, over)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
-            builder = SedRecords(layout, splits, keys, found.frames, on_beam=beam_options is not None,
+            builder = SedRecords(layout, splits, keys, found.frames, statistics, on_beam=beam_options is not None,
                                  data_dir=temporary, file_format="array_record")
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(beam_options=pipeline_options))
             if output.exists():

@@ -1,6 +1,7 @@
 """The TFDS builder: one record a recording, readable by `tfds.builder_from_directory` without sedjax."""
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -23,6 +24,7 @@ class SedRecords(tfds.core.GeneratorBasedBuilder):
       splits: recordings of each split, in the order in which they are stored.
       keys: features to store.
       frames: number of frames of each recording.
+      statistics: of the training frames, from `training_statistics`.
       on_beam: whether workers of a Beam pipeline read the recordings; the records are the same.
       data_dir: where to write.
     """
@@ -31,9 +33,9 @@ class SedRecords(tfds.core.GeneratorBasedBuilder):
     name = "sed_records"
 
     def __init__(self, layout: Layout, splits: dict[str, tuple[str, ...]], keys: tuple[str, ...],
-                 frames: dict[str, int], on_beam: bool = False, **kwargs):
+                 frames: dict[str, int], statistics: dict[str, dict], on_beam: bool = False, **kwargs):
         self._layout, self._splits, self._keys, self._frames = layout, splits, keys, frames
-        self._on_beam = on_beam
+        self._statistics, self._on_beam = statistics, on_beam
         self._sample = layout.features(next(f for names in splits.values() for f in names), keys)
         super().__init__(**kwargs)
 
@@ -42,12 +44,11 @@ class SedRecords(tfds.core.GeneratorBasedBuilder):
             return tfds.features.Tensor(shape=(None, width), dtype=dtype, encoding="bytes")
 
         features = {key: tensor(value.shape[1], value.dtype) for key, value in self._sample.items()}
-        train = self._splits["train"]
         metadata = tfds.core.MetadataDict(
             task=self._layout.task.to_json(),
             lengths={split: [self._frames[name] for name in names] for split, names in self._splits.items()},
-            features={key: self._entry(key, train) for key in self._keys},
-            labels=column_statistics(self._layout.votes(name) > 0 for name in train),
+            features={key: self._entry(key) for key in self._keys},
+            labels=self._statistics["labels"],
         )
         return tfds.core.DatasetInfo(
             builder=self,
@@ -61,12 +62,10 @@ class SedRecords(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,  # the order of metadata.csv; training shuffles by (seed, epoch)
         )
 
-    def _entry(self, key: str, train: tuple[str, ...]) -> dict:
-        if key == audio.FEATURE:
-            return {"width": self._sample[key].shape[1]}
-        entry = column_statistics(self._layout.features(name, (key,))[key] for name in train)
+    def _entry(self, key: str) -> dict:
         extractor = self._layout.extractor(key)
-        return entry | {"extractor": extractor} if extractor else entry
+        return {"width": self._sample[key].shape[1], **self._statistics.get(key, {}),
+                **({"extractor": extractor} if extractor else {})}
 
     def _split_generators(self, dl_manager):
         return {split: self._generate_examples(names) for split, names in self._splits.items() if names}
@@ -85,19 +84,41 @@ def _example(numbered: tuple[int, str], layout: Layout, keys: tuple[str, ...]) -
     return number, {"filename": filename, "features": layout.features(filename, keys), "votes": layout.votes(filename)}
 
 
-def column_statistics(arrays: Iterable[np.ndarray]) -> dict:
+def training_statistics(layout: Layout, filenames: tuple[str, ...], keys: tuple[str, ...],
+                        over: Callable = map) -> dict[str, dict]:
+    """`column_statistics` over recordings, of each feature but audio, and of the `labels`.
+
+    `over` is like `map`; data_prep.beam.over has workers do it.
+    """
+    keys = tuple(key for key in keys if key != audio.FEATURE)
+    sums = list(over(functools.partial(_column_sums, layout=layout, keys=keys), filenames))
+    return {key: column_statistics(each[key] for each in sums) for key in (*keys, "labels")}
+
+
+Sums = tuple[int, np.ndarray, bool]  # rows; per column those of the values, their squares, levels and squares of these
+
+
+def _column_sums(filename: str, layout: Layout, keys: tuple[str, ...]) -> dict[str, Sums]:
+    features = layout.features(filename, keys) if keys else {}
+    return {key: column_sums(value) for key, value in {**features, "labels": layout.votes(filename) > 0}.items()}
+
+
+def column_sums(value: np.ndarray) -> Sums:
+    """What `column_statistics` needs of a (T, D) array; at last, whether nothing in it is negative."""
+    value = value.astype(np.float64)
+    decibels = level(value)
+    sums = np.stack([value.sum(0), (value**2).sum(0), decibels.sum(0), (decibels**2).sum(0)])
+    return len(value), sums, bool((value >= 0).all())
+
+
+def column_statistics(sums: Iterable[Sums]) -> dict:
     """Width, and mean and standard deviation per column over all rows of some (T, D) arrays.
 
     For a power (nothing negative), also those of its level in decibels: `level_mean` and `level_std`.
     """
-    frames, sums, power = 0, 0.0, True
-    for value in arrays:
-        value = value.astype(np.float64)
-        power = power and bool((value >= 0).all())
-        decibels = level(value)
-        sums = sums + np.stack([value.sum(0), (value**2).sum(0), decibels.sum(0), (decibels**2).sum(0)])
-        frames += len(value)
-    mean, square, level_mean, level_square = sums / frames
+    all_rows, all_sums, powers = zip(*sums)
+    frames, power = sum(all_rows), all(powers)
+    mean, square, level_mean, level_square = sum(all_sums) / frames
 
     def deviation(square: np.ndarray, mean: np.ndarray) -> list[float]:
         # A column that never changes carries nothing: dividing by 1 leaves it at 0.

@@ -63,9 +63,9 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--features takes some of {', '.join(FEATURES)}, not {', '.join(unknown) or 'none'}.")
     if ("embeddings" in options.features) != bool(options.embeddings_from):
         raise UserError("The feature embeddings takes --embeddings_from=WORKDIR, and nothing else does.")
-    done, bad = extract(pathlib.Path(options.audio), pathlib.Path(options.output), tuple(options.features),
-                        options.embeddings_from, float(options.hop_seconds), options.drop_layers,
-                        options.beam_options)
+    done, bad = extract(commands.file_path(options.audio), commands.file_path(options.output),
+                        tuple(options.features), options.embeddings_from, float(options.hop_seconds),
+                        options.drop_layers, options.beam_options)
     listed = f"; {bad:,} cannot be read, listed in {pathlib.Path(options.output) / BAD_LIST}" if bad else ""
     print(f"{options.output} holds {', '.join(options.features)} of {done:,} recordings{listed}.")
     if bad:
@@ -111,7 +111,7 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
       UserError: there are no recordings, or the output cannot be written.
     """
     paths, bad = recordings(folder)
-    job = Job(output.absolute(), wanted, embeddings_from, hop_seconds, drop_layers)
+    job = Job(output, wanted, embeddings_from, hop_seconds, drop_layers)
     extractor = job.extractor()
     parameters = job.parameters(extractor)
     try:
@@ -134,15 +134,15 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
             bad[path.name] = f"Cannot read {path}: {error.strerror}."
             continue
         if not is_done(path):
-            waiting.append(Waiting(path.absolute(), state, journal.kept(path, job.features_path(path))))
+            waiting.append(Waiting(path, state, journal.kept(path, job.features_path(path))))
     if extractor:
         origin.forget(output)
-    if beam_options is None:
+    if beam_options is None or not waiting:
         found = outcomes(job, extractor, waiting)
     else:
         from data_prep import beam  # an extra
 
-        found = beam.extract(job, waiting, journal.path.absolute(), beam_options)
+        found = beam.extract(job, waiting, journal.path, beam_options)
     for outcome in tqdm(found, total=len(waiting), unit="recording", disable=None):
         if "reason" in outcome:
             bad[outcome["filename"]] = outcome["reason"]

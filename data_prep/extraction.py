@@ -29,6 +29,11 @@ class Job:
     hop_seconds: float = 9.6
     drop_layers: int = 0
 
+    def absolute(self) -> "Job":
+        """The same job, for processes whose working directory is another."""
+        extractor = self.embeddings_from and str(pathlib.Path(self.embeddings_from).absolute())
+        return dataclasses.replace(self, output=self.output.absolute(), embeddings_from=extractor)
+
     def features_path(self, recording: pathlib.Path) -> pathlib.Path:
         return self.output / "audio_features" / f"{recording.stem}.npz"
 

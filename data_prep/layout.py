@@ -5,11 +5,12 @@
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import sys
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from absl import flags
@@ -86,13 +87,14 @@ def check(layout: Layout, feature_keys: tuple[str, ...] | None, splits: Splits) 
     return _all_problems(layout, survey(layout, feature_keys), splits)
 
 
-def survey(layout: Layout, keys: tuple[str, ...] | None = None) -> Survey:
+def survey(layout: Layout, keys: tuple[str, ...] | None = None, over: Callable = map) -> Survey:
     """Reads the features, of which `audio` is the recording itself, and the labels of every recording once.
 
     Args:
       layout: the directory. Without any labels it is an unlabelled one, which is not a problem.
       keys: features to read; None for all that the first readable features file has, or for audio if no recording has
         such a file.
+      over: like `map`; data_prep.beam.over has workers do it.
     """
     general, notes = [], []
     features_paths = [layout.features_path(filename) for filename in layout.filenames]
@@ -122,8 +124,9 @@ def survey(layout: Layout, keys: tuple[str, ...] | None = None) -> Survey:
                     for name in absent]
         check_labels = False
 
-    seen = {filename: _examine(layout, filename, keys, check_labels)
-            for filename in tqdm(layout.filenames, "checking", disable=None, leave=False)}
+    examine = functools.partial(_examine, layout=layout, keys=keys, check_labels=check_labels)
+    seen = dict(zip(layout.filenames, tqdm(over(examine, layout.filenames), "checking", len(layout.filenames),
+                                           disable=None, leave=False)))
 
     usual = {key: collections.Counter(one.kinds[key] for one in seen.values() if key in one.kinds).most_common(1)
              for key in keys}
@@ -199,7 +202,7 @@ class _Examined:
     active_segments: np.ndarray | None = None
 
 
-def _examine(layout: Layout, filename: str, keys: tuple[str, ...], check_labels: bool) -> _Examined:
+def _examine(filename: str, layout: Layout, keys: tuple[str, ...], check_labels: bool) -> _Examined:
     found = _Examined()
     try:
         features = layout.features(filename, keys) if keys else {}

@@ -27,7 +27,7 @@ LOUDEST = 1000.0  # full scale is 1; what is 60 dB above it was never scaled
 # A program that writes to a pipe cannot know the length: it puts about 2 or 4 GiB into the header.
 UNKNOWN_BYTES = 0x7FFF0000
 
-Recording = str | os.PathLike | Shaped[np.ndarray, "recorded"] | Shaped[np.ndarray, "recorded channels"]
+Recording = str | os.PathLike | Shaped[np.ndarray, "_recorded"] | Shaped[np.ndarray, "_recorded _channels"]
 
 
 def files_in(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -56,6 +56,14 @@ def require_no_arguments(argv: Sequence[str]) -> None:
         raise UserError(f"This command takes flags only, not {argv[1]!r}; --help lists them.")
 
 
+def file_path(text: str) -> pathlib.Path:
+    """The path that a flag names. Raises UserError for an address such as gs://bucket/folder."""
+    if "://" in text:
+        raise UserError(f"{text} is not a path: mount what it names, on every machine that works on it, and name the "
+                        "folder where it is mounted.")
+    return pathlib.Path(text)
+
+
 def _sentence(error: Exception) -> str | None:
     """What to tell the user, or None if the error is not one that a person can cause."""
     if isinstance(error, UserError):

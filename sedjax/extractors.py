@@ -275,7 +275,7 @@ class AtstExtractor:
         size = min(1 << (len(sounds) - 1).bit_length(), self.batch_size)
         samples = np.zeros((size, atst_frame.WINDOW_SAMPLES), np.float32)
         samples[: len(sounds)] = sounds
-        return np.asarray(self._encode(self.weights, samples))
+        return np.asarray(_encode(self.model, self.weights, samples))
 
     def _stitched(self, windows: Iterator[tuple[int, np.ndarray | UserError]], dtype: type) -> np.ndarray | UserError:
         def tokens() -> Iterator[np.ndarray]:
@@ -291,9 +291,8 @@ class AtstExtractor:
         except UserError as error:
             return error
 
-    @functools.cached_property
-    def _encode(self):
-        return jax.jit(functools.partial(atst_frame.encode, self.model))
+
+_encode = jax.jit(atst_frame.encode, static_argnums=0)
 
 
 def of(path: str, hop_seconds: float, drop_layers: int) -> Extractor:

@@ -1,5 +1,6 @@
 """Records -> batches. Which clips form batch number N is a pure function of (seed, N), so a run can start anywhere."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -110,7 +111,7 @@ class Features:
             return read(index, keys)
 
     @functools.cached_property
-    def _recent(self) -> tuple[tuple[threading.Lock, Callable], ...]:
+    def _recent(self) -> tuple[tuple[contextlib.AbstractContextManager, Callable], ...]:
         return tuple((threading.Lock(), functools.lru_cache(maxsize=1)(self._read)) for _ in range(RECENT))
 
     def _read(self, index: int, keys: tuple[str, ...]) -> tuple[dict[str, np.ndarray], np.ndarray]:

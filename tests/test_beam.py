@@ -115,9 +115,14 @@ def test_a_disk_that_is_full(beam, folder, tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:label:DeprecationWarning")  # TFDS, on the protobuf that Beam takes
 def test_records_are_those_of_one_process(beam, tmp_path):
     layout = write_layout(tmp_path / "source", recordings=12, splits=True)
+    damaged = layout.features_path(layout.filenames[2])
+    damaged.write_bytes(damaged.read_bytes()[:-200])
     keys = ("embeddings", "melspectrogram")
-    build_records.build(layout.path, tmp_path / "one", keys)
-    build_records.build(layout.path, tmp_path / "many", keys, beam_options=PROCESSES)
+    with pytest.raises(UserError, match=r"1 of 12 recordings .*102\.npz is damaged"):
+        build_records.build(layout.path, tmp_path / "many", keys, beam_options=RUNNER)
+    build_records.build(layout.path, tmp_path / "one", keys, skip_bad=True)
+    build_records.build(layout.path, tmp_path / "many", keys, skip_bad=True, beam_options=PROCESSES)
+    assert sorted(os.listdir(tmp_path)) == ["many", "one", "source"]
     assert sorted(os.listdir(tmp_path / "one")) == sorted(os.listdir(tmp_path / "many"))
     for split in ("train", "validation", "test"):
         one, many = (input_pipeline.open_records(str(tmp_path / name), split) for name in ("one", "many"))

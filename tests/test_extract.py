@@ -195,8 +195,8 @@ def test_200_good_and_40_damaged_files_of_ten_kinds(tmp_path):
         soundfile.write(folder / f"good_{i:03d}.{suffix}", samples, rate_hz)
     bad = [write_damaged(folder, i, KINDS[i % 10]) for i in range(40)]
     flags = [f"--audio={folder}", f"--output={output}", "--features=melspectrogram"]
-    root = pathlib.Path(__file__).parents[1]
-    ended = subprocess.run([sys.executable, "-m", "data_prep.extract", *flags], cwd=root, capture_output=True, text=True)
+    command = [sys.executable, "-m", "data_prep.extract", *flags]
+    ended = subprocess.run(command, cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True)
     assert ended.returncode == extract.SOME_BAD_STATUS, ended.stderr
     assert "of 200 recordings; 40 cannot be read, listed in" in ended.stdout
 
@@ -342,6 +342,8 @@ def test_a_recording_is_read_once_and_only_for_what_is_wanted(folder, tmp_path, 
     (("--audio=a", "--output=o", "--features="), "not none"),
     (("--audio=a", "--output=o", "--features=embeddings"), "takes --embeddings_from"),
     (("--audio=a", "--output=o", "--embeddings_from=w"), "takes --embeddings_from"),
+    (("--source=b", "--embeddings_from=w", "--beam_options="), "no --beam_options"),
+    (("--audio=a", "--output=gs://o"), "gs://o is not a path"),
     (("--audio=a", "--output=o"), "There is no directory a")])
 def test_flags_that_do_not_fit(flags, words):
     with pytest.raises(UserError, match=words):
