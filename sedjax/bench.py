@@ -1,4 +1,4 @@
-"""`python -m sedjax bench`: how fast training, evaluation and scoring are here, and against what.
+"""`python -m sedjax bench`: how fast training, evaluation, scoring, or audio to features are here, and against what.
 
 A ratio says more than a speed: the ceiling and the peers are measured on the same device in the same run.
 """
@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 
 import jax
-import numpy as np
 from absl import flags
 
-from sedjax import bench_scoring, input_pipeline, throughput
+from sedjax import bench_audio, bench_scoring, input_pipeline, throughput
 from sedjax import config as config_lib
 from sedjax.commands import atomic_output, require_no_arguments
 from sedjax.config import Config
 from sedjax.errors import UserError
+from sedjax.turns import ratios, take_turns
 
 ROUNDS = 5
 DIMENSIONS = ("batch_size", "devices")
@@ -24,9 +24,10 @@ SWEEP_VALUES = 4
 
 
 def define_flags() -> None:
-    config_lib.define_flag()
+    config_lib.define_flag(required=False)
+    flags.DEFINE_string("audio", None, "Folder of recordings: time what makes features of audio instead of a config.")
     flags.DEFINE_integer("steps", 10, "Steps that are timed, of each thing: as many more as fill the last of the "
-                                      "config's train.steps_per_call.", lower_bound=1)
+                                      "config's train.steps_per_call; with --audio the turns of each.", lower_bound=1)
     flags.DEFINE_enum("against", None, ["torch"], "Time this peer on the same recordings, taking turns.")
     flags.DEFINE_list("sweep", [], f"Show how the cost grows with these: {', '.join(DIMENSIONS)}.")
     flags.DEFINE_string("json", None, "Write the result to this file too.")
@@ -35,8 +36,17 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     require_no_arguments(argv)
     options = flags.FLAGS
-    result = bench(config_lib.from_flag(), options.steps, options.against, options.sweep)
-    print(format_result(result))
+    if bool(options.audio) == bool(options["config"].present):
+        raise UserError("Give either --config=FILE, to time an experiment on its records, or --audio=FOLDER, to time "
+                        "what makes features of recordings.")
+    if options.audio:
+        if options.sweep:
+            raise UserError("--sweep needs --config.")
+        result = bench_audio.bench(options.audio, options.steps, options.against)
+        print(bench_audio.format_result(result))
+    else:
+        result = bench(config_lib.from_flag(), options.steps, options.against, options.sweep)
+        print(format_result(result))
     if options.json:
         with atomic_output(options.json) as path:
             path.write_text(json.dumps(result, indent=1))
@@ -89,25 +99,6 @@ def bench(config: Config, steps: int, against: str | None = None, sweep: Sequenc
     for name in sweep:
         result.setdefault("sweep", {})[name] = sweep_over(config, name, steps)
     return result
-
-
-def take_turns(contestants: dict[str, Callable[[], throughput.Stretch]], rounds: int) -> dict[str, list[float]]:
-    """Real frames per second of each contestant in each round. A B A B: what slows the machine down slows all."""
-    found: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds):
-        for name, run in contestants.items():
-            found[name].append(run().frames_per_second)
-    return found
-
-
-def ratios(speeds: dict[str, list[float]], ours: str) -> dict[str, dict[str, float]]:
-    """For each contestant the median speed, and the median over the rounds of ours / theirs, with its range."""
-    found = {}
-    for name, values in speeds.items():
-        each = np.divide(speeds[ours], values)
-        found[name] = {"frames_per_second": float(np.median(values)), "ratio": float(np.median(each)),
-                       "lowest_ratio": float(each.min()), "highest_ratio": float(each.max())}
-    return found
 
 
 def sweep_over(config: Config, name: str, steps: int) -> list[dict[str, float]]:
@@ -209,13 +200,13 @@ def _against(training: throughput.Training, variants: dict[str, tuple[bool, str]
 
     each = _turn(training.config, steps)
     records = input_pipeline.open_records(training.config.data.path, "train")
-    contestants: dict[str, Callable[[], throughput.Stretch]] = {"sedjax": lambda: training.stretch(each)}
+    contestants: dict[str, Callable[[], float]] = {"sedjax": lambda: training.stretch(each).frames_per_second}
     failed = {}
     for name, (compiled, precision) in variants.items():
         try:
             peer = torch_peer.Peer(training.config, records, compiled, precision)
             peer.warm_up()
-            contestants[name] = lambda peer=peer: peer.stretch(each)
+            contestants[name] = lambda peer=peer: peer.stretch(each).frames_per_second
         except Exception as error:  # torch.compile needs a C++ compiler, and fails in many ways without one
             failed[name] = {"error": (str(error).strip() or type(error).__name__).splitlines()[0]}
-    return {**ratios(take_turns(contestants, ROUNDS), "sedjax"), **failed}
+    return {**ratios(take_turns(contestants, ROUNDS), "sedjax", "frames_per_second"), **failed}

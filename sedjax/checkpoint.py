@@ -10,16 +10,16 @@ import os
 import pathlib
 import shutil
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from jaxtyping import Array
 from orbax.checkpoint import checkpoint_managers
 
+from sedjax import parallel
 from sedjax.errors import UserError
 from sedjax.train_state import TrainState, learned
 
@@ -59,7 +59,7 @@ def open_manager(workdir: str | os.PathLike, clean: bool = False) -> ocp.Checkpo
     With `clean`, as only the training itself may, what a save or a deletion that was cut off has left is removed.
     """
     directory = pathlib.Path(workdir).absolute() / "checkpoints"
-    _by_one_process(_sweep, directory, clean)
+    parallel.on_first(lambda: _sweep(directory, clean))
     best = checkpoint_managers.BestN(get_metric_fn=lambda metrics: -metrics["cost"], n=1)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(2), best]),
@@ -76,11 +76,8 @@ def save(manager: ocp.CheckpointManager, state: TrainState, progress: Progress) 
     """
     manager.wait_until_finished()
     step, last = int(state.step), manager.latest_step()
-    needed, free = sum(x.nbytes for x in jax.tree.leaves(state)), shutil.disk_usage(manager.directory).free
-    if free < needed:
-        raise UserError(f"The disk is full: the checkpoint of step {step} takes {needed / 1e6:,.1f} MB, and "
-                        f"{free / 1e6:,.1f} MB are free in {manager.directory}; make room and start again"
-                        + (", the checkpoints before it are whole." if last is not None else "."))
+    with parallel.together():
+        _require_space(manager, step, state)
     if step == last:  # it was saved when a stop cut off its evaluation, which has been done by now
         manager.delete(step)
     # Only an improvement competes for the best, so that of equal costs the first stays.
@@ -109,7 +106,7 @@ def restore(manager: ocp.CheckpointManager, state: TrainState) -> tuple[TrainSta
             _require_same_shapes(manager, step, items, error)
             log.warning("The checkpoint of step %d in %s is damaged (%s): going on from the one before it.", step,
                         manager.directory, error)
-            _by_one_process(_set_aside, pathlib.Path(manager.directory), [step])
+            parallel.on_first(lambda step=step: _set_aside(pathlib.Path(manager.directory), [step]))
             manager.reload()
             continue
         weights, training = found["weights"], found["training"]
@@ -211,6 +208,14 @@ def _shapes(manager: ocp.CheckpointManager, step: int) -> dict:
         raise _Damaged(_reason(error)) from error
 
 
+def _require_space(manager: ocp.CheckpointManager, step: int, state: TrainState) -> None:
+    needed, free = sum(x.nbytes for x in jax.tree.leaves(state)), shutil.disk_usage(manager.directory).free
+    if free < needed:
+        raise UserError(f"The disk is full: the checkpoint of step {step} takes {needed / 1e6:,.1f} MB, and "
+                        f"{free / 1e6:,.1f} MB are free in {manager.directory}; make room and start again"
+                        + (", the checkpoints before it are whole." if manager.latest_step() is not None else "."))
+
+
 def _sweep(directory: pathlib.Path, clean: bool) -> None:
     """Sets aside checkpoints with unreadable metrics, with which Orbax opens none of the others.
 
@@ -243,14 +248,6 @@ def _set_aside(directory: pathlib.Path, steps: Sequence[int]) -> None:
     for step in steps:
         shutil.rmtree(aside / str(step), ignore_errors=True)
         (directory / str(step)).rename(aside / str(step))
-
-
-def _by_one_process(action: Callable, *args) -> None:
-    """Does what changes files once, and lets no process go on before it is done."""
-    if jax.process_index() == 0:
-        action(*args)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"checkpoints: {action.__name__}")
 
 
 @jax.jit

@@ -80,7 +80,7 @@ class Evaluator:
         """
         counts = []
         for inputs in self.inputs(0, len(self.plan)):
-            if stop:
+            if stop is not None and stop.agreed():
                 raise preemption.Stopped
             counts.append(self.step(variables, *inputs, thresholds))
             counts[-2:-1] = jax.device_get(counts[-2:-1])  # one batch late, so that a stop waits for two at most
@@ -144,10 +144,11 @@ def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = N
     """
     detector = load(folder, which)
     config, task = detector.config, detector.task
-    source = input_pipeline.open_records(data or config.data.path, split)
-    task.require_same(source.task, where=f"the records in {source.path}")
-    input_pipeline.require_features({key: entry["width"] for key, entry in source.features.items()},
-                                    detector.model.features, detector.widths, where=f"The dataset {source.path}")
+    with parallel.together():
+        source = input_pipeline.open_records(data or config.data.path, split)
+        task.require_same(source.task, where=f"the records in {source.path}")
+        input_pipeline.require_features({key: entry["width"] for key, entry in source.features.items()},
+                                        detector.model.features, detector.widths, where=f"The dataset {source.path}")
     mesh = parallel.make_mesh()
     evaluate = Evaluator(detector.model, config, task, source, mesh)
     evaluation = evaluate(parallel.replicate(detector.variables, mesh), detector.thresholds[None])

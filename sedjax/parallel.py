@@ -1,5 +1,7 @@
 """The one place that knows devices and processes: data parallelism over one mesh axis, `batch`."""
 
+import contextlib
+import functools
 import logging
 import os
 import pathlib
@@ -7,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
@@ -19,6 +22,7 @@ MODES = ("jit", "pmap")
 # The same names as the flags, for a cluster that is started by a script.
 ENVIRONMENT = {"coordinator_address": "JAX_COORDINATOR_ADDRESS", "num_processes": "JAX_NUM_PROCESSES",
                "process_id": "JAX_PROCESS_ID"}
+LAST_WAIT_SECONDS = 120  # that a process which ends waits for the others, before it takes them for lost
 log = logging.getLogger("sedjax")
 
 
@@ -85,7 +89,7 @@ def initialize(distributed: bool = False, coordinator_address: str | None = None
     if address and not address.rpartition(":")[2].isdigit():
         raise UserError(f"--coordinator_address must be IP:PORT, not {address!r}.")
     try:
-        jax.distributed.initialize(address, **found)
+        jax.distributed.initialize(address, shutdown_timeout_seconds=LAST_WAIT_SECONDS, **found)
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise UserError(f"The processes cannot be joined ({reason}): give --coordinator_address, --num_processes and "
@@ -99,20 +103,42 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def on_first(action: Callable[[], None]) -> None:
-    """Runs `action` in process 0; the others wait for it, and end with an error if it fails."""
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """A block that fails in all processes if it fails in one, so that none waits for another that is gone.
+
+    In the block the processes must not compute together. Raises UserError where it failed elsewhere only.
+    """
     failure = None
-    if is_first():
-        try:
-            action()
-        except Exception as error:  # raised below, once the others know
-            failure = error
+    try:
+        yield
+    except Exception as error:  # raised below, once the others know
+        failure = error
     if jax.process_count() > 1:
-        failed = multihost_utils.broadcast_one_to_all(np.array(failure is not None))
-        if failed and failure is None:
-            raise UserError("Process 0 stopped: its message says why.")
+        failed = multihost_utils.process_allgather(np.array(failure is not None))
+        if failed.any() and failure is None:
+            raise UserError(f"Process {int(np.argmax(failed))} stopped: its message says why.")
     if failure is not None:
         raise failure
+
+
+def on_first(action: Callable[[], None]) -> None:
+    """Runs `action` in process 0; the others wait for it, and end with an error if it fails."""
+    with together():
+        if is_first():
+            action()
+
+
+def any_process(flag: bool) -> jax.Array:
+    """Whether `flag` is true in any process; whoever reads it waits for all of them to ask, and for their devices."""
+    mesh = make_mesh()
+    own = np.full(mesh.local_mesh.size, flag)
+    return _any(mesh)(jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(AXIS)), own))
+
+
+@functools.cache
+def _any(mesh: Mesh) -> Callable:
+    return jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def make_mesh(devices: int | None = None) -> Mesh:

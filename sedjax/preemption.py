@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import jax
 
+from sedjax import parallel
+
 log = logging.getLogger("sedjax")
 
 
@@ -21,16 +23,28 @@ class Stop:
     def __init__(self):
         self.signal: str | None = None
 
+        self._answer: jax.Array | None = None
+
     def __bool__(self) -> bool:
         return self.signal is not None
+
+    def agreed(self) -> bool:
+        """Whether all processes are to stop here, because any of them was asked to.
+
+        All must call this equally often. Where there are several, a request takes one more call to get to all, so that
+        no process waits for another, nor for its own device.
+        """
+        if jax.process_count() == 1:
+            return bool(self)
+        answer, self._answer = self._answer, parallel.any_process(bool(self))
+        return answer is not None and bool(answer)
 
 
 @contextlib.contextmanager
 def listen() -> Iterator[Stop]:
     """Turns the first SIGTERM (preemption) or SIGINT (Ctrl-C) into a request; a second one ends the process as usual.
 
-    Where several processes train together, JAX's own preemption service listens, so that all stop after the same step;
-    Orbax's `manager.reached_preemption` tells.
+    Of several processes each listens for itself; `agreed` tells all of them.
     """
     stop = Stop()
     before = {}
@@ -42,9 +56,9 @@ def listen() -> Iterator[Stop]:
     def request(number: int, frame) -> None:
         stop.signal = signal.Signals(number).name
         restore()
-        log.info("%s: stopping after this step.", stop.signal)
+        log.warning("%s: stopping after this step.", stop.signal)
 
-    if threading.current_thread() is threading.main_thread() and not jax.distributed.is_initialized():
+    if threading.current_thread() is threading.main_thread():
         before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop

@@ -44,21 +44,25 @@ def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = N
     A request to `stop` ends it after the current step, which is saved.
     """
     stop = preemption.Stop() if stop is None else stop
-    setup = experiment.prepare(config)
+    with parallel.together():
+        setup = experiment.prepare(config)
+        validation = input_pipeline.open_records(config.data.path, "validation")
     mesh, task, durations = setup.mesh, setup.task, setup.durations
     per_epoch, total = durations.per_epoch, durations.total
-    validation = input_pipeline.open_records(config.data.path, "validation")
     if (rows := config.model.get("positions", 0)) > config.data.max_frames:
         log.warning("Clips have %d frames at most but model.positions is %d: the optimizer carries rows that no clip "
                     "uses.", config.data.max_frames, rows)
 
     parallel.on_first(lambda: workdir.prepare(folder, config, task, setup.features))
-    state = setup.initial_state()
-    parallel.on_first(lambda: write_parameters(folder, state))
+    with parallel.together():
+        state = setup.initial_state()
+        if parallel.is_first():
+            write_parameters(folder, state)
     state = parallel.replicate(state, mesh)
     key = parallel.replicate(jax.random.key(config.train.seed), mesh)
-    train_call, calls = experiment.compile_training(setup)
-    evaluate = Evaluator(setup.model, config, task, validation, mesh, resident=config.data.placement == "device")
+    with parallel.together():
+        train_call, calls = experiment.compile_training(setup)
+        evaluate = Evaluator(setup.model, config, task, validation, mesh, resident=config.data.placement == "device")
     thresholds = decisions.candidates(config.decision, task)
 
     def validate(state: train_state.TrainState, step: int, progress: checkpoint.Progress,
@@ -96,12 +100,12 @@ def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = N
                 progress = validate(state, first, progress, writer)
                 if not (progress.evaluation_due and restored):
                     checkpoint.save(manager, state, progress)
-            for step, inputs in () if stop or progress.finished else calls(first, total):
+            for step, inputs in () if stop.agreed() or progress.finished else calls(first, total):
                 state, scalars = train_call(state, *inputs, key)
                 # The host is one call ahead of the device and no more, so that a stop need not wait for many.
                 jax.block_until_ready(last)
                 last = scalars
-                stops = bool(stop) or manager.reached_preemption(step)
+                stops = stop.agreed()
                 if before % durations.log_every == 0:
                     write_training(writer, running, before, folder, manager.latest_step())
                     running = []
@@ -120,8 +124,9 @@ def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = N
                 if progress.finished or stops or progress.evaluation_due:
                     break
     if not progress.finished:
-        log.info("Stopped by %s after step %d%s.", stop.signal or "preemption", step, ": it is saved, and the same "
-                 "command goes on from there" if manager.latest_step() == step else ", with nothing to save")
+        log.info("Stopped by %s after step %d%s.", stop.signal or "a signal to another process", step,
+                 ": it is saved, and the same command goes on from there" if manager.latest_step() == step
+                 else ", with nothing to save")
     return progress
 
 

@@ -1,8 +1,10 @@
 """Trainings in processes of their own, which can be killed."""
 
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -13,9 +15,9 @@ ARGUMENTS = [
     "train", "--config=configs/embedding_transformer.py", "--config.model.width=16", "--config.model.heads=2",
     "--config.model.layers=1", "--config.model.feed_forward=16", "--config.model.positions=40",
     "--config.model.head_width=8", "--config.data.batch_size=4", "--config.data.eval_batch_size=8",
-    "--config.data.max_frames=40", "--config.data.bucket_frames=40", "--config.optimizer.learning_rate=0.01",
-    "--config.train.save_every=3 steps", "--config.train.log_every=2 steps", "--config.train.ema=0.9",
-    "--config.train.duration=4 epochs"]
+    "--config.data.max_frames=40", "--config.data.bucket_frames=20", "--config.data.crop_frames=20",
+    "--config.optimizer.learning_rate=0.01", "--config.train.ema=0.9", "--config.train.save_every=3 steps",
+    "--config.train.log_every=2 steps", "--config.train.evaluate_every=4 steps", "--config.train.duration=16 steps"]
 STEPS = 16
 
 # `python -m sedjax`, but each batch takes as long as with a real model, and the process gets a signal when it reads
@@ -40,19 +42,32 @@ __main__.main()
 """
 
 
-def start(records, workdir, signal_at: str = "", seconds: float = 0.0) -> subprocess.Popen:
+def start(records, workdir, signal_at: str = "", seconds: float = 0.0, arguments: Sequence[str] = ()
+          ) -> subprocess.Popen:
     """Starts a training of STEPS steps, on one device.
 
     Args:
       records, workdir: of the training.
       signal_at: SIGTERM when it reads this batch: "batch 7" (of either split) or "evaluation 2".
       seconds: how long reading a batch takes.
+      arguments: further ones.
     """
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "SIGNAL_AT": signal_at,
                    "SECONDS": str(seconds)}
     return subprocess.Popen([sys.executable, "-c", RUN, *ARGUMENTS, f"--config.data.path={records}",
-                             f"--workdir={workdir}"],
+                             f"--workdir={workdir}", *arguments],
                             env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def start_two(records, workdir, signal_at: Sequence[str] = ("", ""), seconds: float = 0.0,
+              arguments: Sequence[str] = ()) -> list[subprocess.Popen]:
+    """Starts one training in two processes of one device each; `records` and `signal_at` are those of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [start(records[number], workdir, signal_at[number], seconds,
+                  [*arguments, f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2",
+                   f"--process_id={number}"]) for number in range(2)]
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> str:

@@ -1,12 +1,13 @@
-"""SpecAugment: masks of real frames and bands, by key and clip."""
+"""SpecAugment: masks of real frames and bands, by key and clip. Mixup: pairs of clips, by key and clip."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sedjax.augment import spec_augment
+from sedjax.augment import mixup, spec_augment
 
 FRAMES, BANDS = 30, 12
 LENGTHS = np.array([30, 11, 0, 4, 1])
@@ -68,3 +69,65 @@ def test_widths_and_places_are_spread_over_all_that_fit():
 def test_no_masks_change_nothing():
     assert not augment(0, time_masks=0, band_masks=0)[0].any()
     assert not augment(0, time_mask_share=0.0, band_mask_width=0)[0].any()
+
+
+LENGTHS_OF_PAIRS = np.array([30, 21, 12, 0, 0, 9, 30, 30])
+mix = jax.jit(mixup, static_argnames="alpha")
+
+
+def clips_to_mix():
+    rng = np.random.default_rng(0)
+    features = {"audio": rng.integers(-32767, 32768, (8, FRAMES, 5)).astype(np.int16),
+                "embeddings": rng.normal(size=(8, FRAMES, 4)).astype(np.float16)}
+    targets = (rng.random((8, FRAMES, 3)) < 0.3).astype(np.float32)
+    return features, targets, np.arange(FRAMES)[None] < LENGTHS_OF_PAIRS[:, None], np.array([4, 9, 2, -1, -1, 0, 7, 1])
+
+
+def test_mixup_is_what_loops_give():
+    features, targets, mask, ids = clips_to_mix()
+    key = jax.random.key(5)
+    found, mixed = mix(key, features, targets, mask, ids, alpha=0.4)
+    weights = []
+    for first in range(0, 8, 2):
+        drawn = float(jax.random.beta(jax.random.fold_in(key, ids[first]), 0.4, 0.4))
+        weights.append(max(drawn, 1 - drawn))
+        for name, value in (*features.items(), ("targets", targets)):
+            result = np.asarray(mixed if name == "targets" else found[name])
+            assert result.dtype == np.float32
+            value = value.astype(np.float64)
+            expected = value.copy()
+            for row, other in ((first, first + 1), (first + 1, first)):
+                for frame in range(FRAMES):
+                    if mask[row, frame] and mask[other, frame]:
+                        expected[row, frame] = weights[-1] * value[row, frame] + (1 - weights[-1]) * value[other, frame]
+            np.testing.assert_allclose(result[first : first + 2], expected[first : first + 2],
+                                       atol=1e-2 if name == "audio" else 1e-5)
+    assert len(set(weights)) == 4
+    assert np.abs(found["audio"]).max() <= 32767  # the scale stays
+    alone = np.asarray(found["embeddings"])[2:6]  # with a clip that is all padding: nothing changes
+    np.testing.assert_array_equal(alone, features["embeddings"][2:6].astype(np.float32))
+
+
+def test_mixup_follows_key_and_clip_not_the_place_in_the_batch():
+    *arrays, ids = clips_to_mix()
+    order = np.array([6, 7, 0, 1, 4, 5, 2, 3])
+    found, _ = mix(jax.random.key(5), *arrays, ids, alpha=0.4)
+    moved, _ = mix(jax.random.key(5), *jax.tree.map(lambda x: x[order], arrays), ids[order], alpha=0.4)
+    np.testing.assert_array_equal(moved["audio"], found["audio"][order])
+    for key, clips in ((6, ids), (5, ids + 1)):
+        assert (mix(jax.random.key(key), *arrays, clips, alpha=0.4)[0]["audio"] != found["audio"]).any()
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.4, 2.0])
+def test_weights_of_mixup_are_those_of_the_beta_distribution(alpha):
+    clips = 8000
+    own = np.broadcast_to(np.array([1.0, 0.0] * (clips // 2), np.float32)[:, None, None], (clips, 1, 1))
+    _, mixed = mix(jax.random.key(0), {}, own, np.ones((clips, 1), bool), np.arange(clips), alpha=alpha)
+    weights = np.asarray(mixed)[::2, 0, 0]
+    np.testing.assert_allclose(np.asarray(mixed)[1::2, 0, 0], 1 - weights, atol=1e-6)
+    drawn = np.random.default_rng(0).beta(alpha, alpha, 100_000)
+    expected = np.maximum(drawn, 1 - drawn)
+    assert weights.min() >= 0.5
+    assert weights.max() <= 1
+    np.testing.assert_allclose(np.quantile(weights, [0.1, 0.3, 0.5, 0.8]), np.quantile(expected, [0.1, 0.3, 0.5, 0.8]),
+                               atol=0.02)

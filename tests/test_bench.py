@@ -2,16 +2,18 @@
 
 import builtins
 import dataclasses
+import functools
 import json
 
 import jax
 import numpy as np
 import pytest
+import soundfile
 from tiny import TINY_TASK, run_command, tiny_config
 
-from sedjax import bench, bench_scoring, input_pipeline, models, parallel, throughput
+from sedjax import bench, bench_audio, bench_scoring, input_pipeline, models, parallel, throughput, turns
 from sedjax.errors import UserError
-from sedjax.throughput import Stretch
+from sedjax.models.atst_frame import AtstFrame
 
 
 @pytest.fixture(scope="module")
@@ -127,14 +129,14 @@ def test_ratios_of_injected_times():
     def contestant(name):
         def run():
             calls.append(name)
-            return Stretch(next(clock[name]), real_frames=80, padded_frames=100)
+            return 80 / next(clock[name])
 
         return run
 
-    speeds = bench.take_turns({name: contestant(name) for name in clock}, rounds=3)
+    speeds = turns.take_turns({name: contestant(name) for name in clock}, rounds=3)
     assert calls == ["sedjax", "peer"] * 3
     assert speeds == {"sedjax": [40, 20, 40], "peer": [80, 80, 20]}
-    found = bench.ratios(speeds, "sedjax")
+    found = turns.ratios(speeds, "sedjax", "frames_per_second")
     assert found["sedjax"]["ratio"] == 1
     assert found["peer"] == {"frames_per_second": 80, "ratio": 0.5, "lowest_ratio": 0.25, "highest_ratio": 2}
 
@@ -188,3 +190,52 @@ def test_the_peer_is_the_same_architecture(config):
     found = peer.stretch(2)
     assert 0 < found.real_frames <= found.padded_frames
     assert torch.isfinite(peer.step(*peer._batch()))
+
+
+@pytest.fixture
+def recordings(tmp_path, monkeypatch):
+    """A folder with two recordings and a damaged one; and an encoder that is small."""
+    rng = np.random.default_rng(0)
+    for name, seconds, rate in (("a.wav", 3, 22050), ("c.flac", 12, 16000)):
+        soundfile.write(tmp_path / name, 0.1 * rng.standard_normal(seconds * rate), rate)
+    (tmp_path / "b.mp3").write_bytes(b"no audio")
+    monkeypatch.setattr(bench_audio, "CLIPS", 4)
+    monkeypatch.setattr(bench_audio, "AtstFrame", functools.partial(AtstFrame, 1, 0, 64, 32))
+    return tmp_path
+
+
+def test_audio_to_features(recordings, capsys):
+    run_command(bench, f"--audio={recordings}", "--steps=1", f"--json={recordings / 'bench.json'}")
+    found, text = json.loads((recordings / "bench.json").read_text()), capsys.readouterr().out
+    extraction = found["extraction"]
+    assert (extraction["recordings"], extraction["damaged"]) == (2, 1)
+    assert extraction["hours"] == pytest.approx(15 / 3600)
+    assert extraction["times_real_time"] > 0
+    assert set(found["frontend"]) == {"log-mel of ATST-Frame", "mel bands of 120 ms"}
+    for each in found["frontend"].values():
+        assert each["sedjax"]["times_real_time"] == pytest.approx(each["librosa"]["times_real_time"]
+                                                                  * each["librosa"]["ratio"])
+    assert [set(each) for each in found["encoder"].values()] == [{"sedjax"}] * 2
+    for words in ("h/h  reading, resampling", "2 recordings of 0.00 h, 1 damaged", "log-mel of ATST-Frame", "librosa",
+                  "mel bands of 120 ms", "encoder of ATST-Frame, batch 1", "batch 4", "in 1 turns"):
+        assert words in text
+    assert max(map(len, text.splitlines())) < 120
+
+
+def test_mistakes_with_audio(recordings):
+    config = "--config=configs/naive.py"
+    for arguments, words in (([], "Give either --config=FILE"), ([f"--audio={recordings}", config], "Give either"),
+                             ([f"--audio={recordings}", "--sweep=devices"], "--sweep needs --config")):
+        with pytest.raises(UserError, match=words):
+            run_command(bench, *arguments)
+    for path in (recordings / "a.wav", recordings / "c.flac"):
+        path.unlink()
+    with pytest.raises(UserError, match="None of the 1 recordings can be read"):
+        bench_audio.bench(recordings, 1)
+
+
+def test_the_peer_of_the_encoder_has_the_same_numbers():
+    pytest.importorskip("torch")
+    contestants = bench_audio.encoders(AtstFrame(layers=2, width=64, feed_forward=32), "torch")
+    mel = np.random.default_rng(0).standard_normal((2, 101, 64)).astype(np.float32)
+    np.testing.assert_allclose(contestants["sedjax"](mel), contestants["PyTorch"](mel), atol=1e-4)

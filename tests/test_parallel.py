@@ -16,6 +16,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from runs import read_state
 from test_steps import FEATURES, make_batch, setup
 from tiny import TINY_TASK, run_command, tiny_config
 from worker import SMALL
@@ -55,13 +56,13 @@ def assert_same(one, other):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize(("name", "accumulate", "changes"), [
-    ("embedding_transformer", 1, {"model__stem": "conv"}),  # with batch norm
-    ("conv_transformer", 2, {"model__time_masks": 1, "model__band_masks": 1}),
+@pytest.mark.parametrize(("name", "accumulate", "mixup", "changes"), [
+    ("embedding_transformer", 1, 0.0, {"model__stem": "conv"}),  # with batch norm
+    ("conv_transformer", 2, 0.4, {"model__time_masks": 1, "model__band_masks": 1}),
 ])
-def test_pmap_is_jit(name, accumulate, changes):
+def test_pmap_is_jit(name, accumulate, mixup, changes):
     """Parameters, average and scalars of two steps, with dropout; one device has a clip that is all padding."""
-    _, state, step = setup(name, ema=0.9, accumulate=accumulate, **changes)
+    _, state, step = setup(name, ema=0.9, accumulate=accumulate, mixup=mixup, **changes)
     assert_same(run(step, state, "jit"), run(step, state, "pmap"))
 
 
@@ -97,11 +98,15 @@ def test_results_by_clip_are_those_of_jit_in_the_same_order(name):
 
 
 def test_two_processes_of_four_devices_are_one_of_eight(source, records, tmp_path):
-    """Real processes over loopback: parameters, costs, counts and predictions; each reads its own share only."""
+    """Real processes over loopback: parameters, costs, counts and predictions; each reads its own share only.
+
+    Signals stop both after the same step, and what goes on from there ends with the same bits. Where one cannot begin,
+    none does.
+    """
     workers = start_workers(source, records, tmp_path)
     run_command(train, *SMALL, f"--config.data.path={records}", f"--workdir={tmp_path / 'one'}",
                 "--config.train.duration=2 epochs")
-    outputs = finish(workers)
+    outputs, logs = finish(workers)
 
     for mode, which in (("jit", "4"), ("pmap", "2")):
         expected, _, _ = checkpoint.load_weights(tmp_path / "one", which)
@@ -111,8 +116,16 @@ def test_two_processes_of_four_devices_are_one_of_eight(source, records, tmp_pat
             assert a | {"seconds": 0} == pytest.approx(b | {"seconds": 0}, rel=1e-4)
     assert len(read_metrics(tmp_path / "jit")) == len(read_metrics(tmp_path / "one"))
 
+    for (path, a), (_, b) in zip(*(jax.tree.leaves_with_path(read_state(tmp_path / name))
+                                     for name in ("jit", "stopped"))):
+        np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
+    assert all("SIGTERM: stopping after this step." in log for log in logs)
+    for words in ("Stopped by a signal to another process after step 1: it is saved", "Resuming at step 1.",
+                  "Stopped by SIGTERM after step 2: it is saved", "Resuming at step 2."):
+        assert words in logs[0]
+
     written = {path.name for path in tmp_path.iterdir()}
-    assert written == {"one", "jit", "pmap", "0.json", "0.csv"}
+    assert written == {"one", "jit", "pmap", "stopped", "cache", "0.json", "0.csv"}
     counts = json.loads((tmp_path / "0.json").read_text())
     expected = evaluate.evaluate_workdir(tmp_path / "jit", "test", which="last")
     assert counts["classes"] == {name: pytest.approx(row) for name, row in expected["classes"].items()}
@@ -121,6 +134,8 @@ def test_two_processes_of_four_devices_are_one_of_eight(source, records, tmp_pat
         {name: found.active for name, found in predict.predict_directory(detector, source, "test").items()})
     assert (tmp_path / "one.csv").read_text() == (tmp_path / "0.csv").read_text()
 
+    assert "Process 1 stopped: its message says why." in outputs[0]
+    assert "There are no records in" in outputs[1]
     split = input_pipeline.open_records(str(records), "train")
     config = predict.load(tmp_path / "one").config.data
     clips = input_pipeline.cut(split.lengths, config, split.task)
@@ -135,7 +150,9 @@ def start_workers(source, records, folder) -> list[subprocess.Popen]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-                   "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": os.pathsep.join([os.getcwd(), "tests"])}
+                   "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": os.pathsep.join([os.getcwd(), "tests"]),
+                   "JAX_ENABLE_COMPILATION_CACHE": "1", "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     worker = pathlib.Path(__file__).parent / "worker.py"
     return [subprocess.Popen([sys.executable, str(worker), str(source), str(records), str(folder),
                               f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2",
@@ -143,7 +160,7 @@ def start_workers(source, records, folder) -> list[subprocess.Popen]:
                              stderr=subprocess.PIPE, text=True) for number in range(2)]
 
 
-def finish(processes: list[subprocess.Popen]) -> list[str]:
+def finish(processes: list[subprocess.Popen]) -> tuple[list[str], list[str]]:
     try:
         found = [process.communicate(timeout=300) for process in processes]
     finally:
@@ -151,7 +168,7 @@ def finish(processes: list[subprocess.Popen]) -> list[str]:
             process.kill()
     for process, (_, errors) in zip(processes, found):
         assert process.returncode == 0, errors
-    return [output for output, _ in found]
+    return tuple(map(list, zip(*found)))
 
 
 def assert_same_but_for_key_bias(one, other):

@@ -29,13 +29,13 @@ def make_batch(seed: int = 0, clips: int = 8, frames: int = 20) -> steps.Batch:
             "clip_id": np.where(lengths > 0, np.arange(clips), -1).astype(np.int32)}
 
 
-def setup(name="embedding_transformer", ema=0.0, accumulate=1, **changes):
+def setup(name="embedding_transformer", ema=0.0, accumulate=1, mixup=0.0, **changes):
     config = tiny_config(name, **changes)
     model = models.build_from(config, TINY_TASK)
     # Not Adam: attention gives the bias of the keys no gradient but rounding noise, which Adam blows up to full steps.
     sgd = optax.sgd(0.1)
     state = train_state.create(model, sgd, FEATURES, ema > 0, 0)
-    step = functools.partial(steps.train_step, model=model, optimizer=sgd, accumulate=accumulate, ema=ema,
+    step = functools.partial(steps.train_step, model=model, optimizer=sgd, accumulate=accumulate, mixup=mixup, ema=ema,
                              weights=losses.class_weights(config.loss, TINY_TASK))
     return model, state, step
 
@@ -52,10 +52,10 @@ def run(step, state, devices: int, count: int = 2):
     return jax.device_get(state), scalars
 
 
-@pytest.mark.parametrize("name", ["embedding_transformer", "conv_transformer"])
-def test_one_device_is_eight_devices(name):
+@pytest.mark.parametrize(("name", "mixup"), [("embedding_transformer", 0.0), ("conv_transformer", 0.4)])
+def test_one_device_is_eight_devices(name, mixup):
     """Loss, gradient norm and, through two optimizer steps, every parameter; with dropout."""
-    _, state, step = setup(name, ema=0.9)
+    _, state, step = setup(name, ema=0.9, mixup=mixup)
     one, eight = run(step, state, 1), run(step, state, 8)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight)):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
@@ -77,7 +77,8 @@ def test_evaluation_on_one_device_is_that_on_eight():
 
 
 def test_an_accumulated_batch_is_the_whole_batch():
-    _, state, step = setup()
+    """Also where clips are mixed in pairs, which are in different parts."""
+    _, state, step = setup(mixup=0.4)
     whole, parts = run(step, state, 1), run(functools.partial(step, accumulate=4), state, 1)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts)):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)

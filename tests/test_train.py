@@ -69,6 +69,13 @@ def test_a_recording_alone_in_a_batch_and_without_labels(trained, source, tmp_pa
     assert alone[0].segments.shape == (-(-len(features["embeddings"]) // 10), 3)
 
 
+def test_mixup_needs_pairs_on_each_device(records, tmp_path):
+    with pytest.raises(UserError, match=r"\(in pairs, for train.mixup\) = 8 cannot be shared by 8 devices "
+                                        "in 2 parts each; the nearest is 16"):
+        train(tiny_config(data__path=str(records), train__mixup=0.2), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_recordings_longer_than_any_clip(trained, tmp_path):
     write_layout(tmp_path, recordings={"long.mp3": 1003}, labels=False)
     detector = predict.load(trained)

@@ -1,13 +1,18 @@
-"""One of two processes: trains with jit, and with pmap from device memory, evaluates, predicts, prints what it read."""
+"""One of two processes: trains with jit, with pmap, with interruptions; evaluates, predicts, prints what it read."""
 
+import itertools
 import json
+import logging
+import os
+import signal
 import sys
 from collections import Counter
 from unittest import mock
 
 from tiny import run_command
 
-from sedjax import evaluate, input_pipeline, predict, train
+from sedjax import evaluate, input_pipeline, predict, preemption, train
+from sedjax.errors import UserError
 
 SMALL = ["--config=configs/embedding_transformer_small.py", "--config.model.stem=linear", "--config.model.width=16",
          "--config.model.heads=2", "--config.model.layers=1", "--config.model.feed_forward=16",
@@ -16,7 +21,22 @@ SMALL = ["--config=configs/embedding_transformer_small.py", "--config.model.stem
          "--config.optimizer.warmup=0 steps", "--config.optimizer.schedule=constant"]
 
 
+def train_until(question: int, *arguments: str) -> None:
+    """Trains; before the training asks for the so-manieth time whether to stop, this process gets SIGTERM."""
+    numbers = itertools.count(1)
+    agreed = preemption.Stop.agreed
+
+    def asked(stop):
+        if next(numbers) == question:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return agreed(stop)
+
+    with mock.patch.object(preemption.Stop, "agreed", asked):
+        run_command(train, *SMALL, *arguments)
+
+
 def main(source: str, records: str, folder: str, *cluster: str) -> None:
+    logging.getLogger("sedjax").setLevel(logging.INFO)
     read: Counter = Counter()
     found = input_pipeline.Records.read
 
@@ -31,9 +51,20 @@ def main(source: str, records: str, folder: str, *cluster: str) -> None:
                 "--config.train.duration=1 epochs", "--config.parallel=pmap", "--config.data.placement=device",
                 "--config.train.steps_per_call=2")
     process = cluster[-1][-1]
+    stopped = [f"--config.data.path={records}", f"--workdir={folder}/stopped", "--config.train.duration=2 epochs"]
+    resident = [*stopped, "--config.data.placement=device", "--config.train.steps_per_call=2"]
+    train_until(1 if process == "1" else 0, *stopped)  # one process is preempted, before the first step
+    train_until(2, *resident)  # both, so that the evaluation after the second step is cut off
+    train_until(0, *resident)
     run_command(evaluate, f"--workdir={folder}/jit", f"--json={folder}/{process}.json", "--checkpoint=last")
     run_command(predict, f"--workdir={folder}/pmap", f"--source={source}", f"--output={folder}/{process}.csv",
                 "--split=test")
+    nowhere = f"{folder}/nowhere"
+    try:
+        run_command(train, *SMALL, f"--config.data.path={nowhere if process == '1' else records}",
+                    f"--workdir={nowhere}")
+    except UserError as error:
+        print(error)
     print(json.dumps(sorted(read.elements())))
 
 
