@@ -4,10 +4,13 @@ import csv
 import dataclasses
 import json
 import pathlib
+import re
+import shlex
 import shutil
 import tracemalloc
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 from test_extract import untrained
+from test_readme import README
 from tiny import TINY_TASK, run_command
 
 import sedjax
@@ -24,6 +28,8 @@ from data_prep import extract
 from sedjax import audio, clips, commands, extractors, figures, grid, models, outputs, predict
 from sedjax.detection import Detection
 from sedjax.errors import UserError
+from sedjax.input_pipeline import InMemory
+from sedjax.models import atst_frame
 from sedjax.task import MLPC_2025
 
 LENGTHS = {"one.wav": 1, "half.flac": 8000, "below.wav": 159_840, "ten.wav": 160_000, "above.flac": 160_160}
@@ -223,6 +229,26 @@ def test_every_output_reads_back(detectors, audio_workdir, folder, tmp_path, cap
     assert len(list(out.iterdir())) == 2 + 4 * len(found)
 
 
+def test_the_command_and_the_loop_of_the_readme(audio_workdir, folder, tmp_path, monkeypatch, capsys):
+    section = README.split("## From a recording to events")[1].split("\n## ")[0]
+    words = shlex.split(re.search(r"```sh\n(.*?)```", section, re.DOTALL)[1])
+    samples, rate_hz = soundfile.read(folder / "above.flac")
+    for name in ("street.mp3", "yard.wav"):
+        soundfile.write(tmp_path / name, samples, rate_hz)
+    (tmp_path / "WORKDIR").symlink_to(audio_workdir)
+    (tmp_path / "RECORDINGS").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    assert words[:4] == ["python", "-m", "sedjax", "predict"]
+    run_command(predict, *words[4:])
+    assert {path.suffix for path in (tmp_path / "EVENTS").glob("street.*")} == {".json", ".png", ".txt"}
+    capsys.readouterr()
+    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], {})
+    *events, first, second = capsys.readouterr().out.splitlines()
+    assert events
+    assert all(re.fullmatch(r"[0-9.]+ to [0-9.]+ s: (Bell|Crow|Drum) \([0-9.]+\)", line) for line in events)
+    assert (first.split()[0], second.split()[0]) == ("street.mp3", "yard.wav")
+
+
 def test_a_class_of_any_name_is_read_back(tmp_path):
     task = dataclasses.replace(TINY_TASK, classes=('Dog "big"\tbark', "Crow", "Drum"))
     found = detection(np.ones((3, 3), np.float32), task=task)
@@ -355,6 +381,21 @@ def test_embeddings_of_unknown_origin(mel_workdir, folder, tmp_path):
 
 class Flux(Loudness):
     features: ClassVar[tuple[str, ...]] = ("flux",)
+
+
+def test_embeddings_of_atst_frame(folder, tmp_path):
+    encoder = atst_frame.AtstFrame(layers=1, width=64, feed_forward=32)
+    params = encoder.init(jax.random.key(0), jnp.zeros((1, 1001, 64)))["params"]
+    flat = {"/".join(str(key.key) for key in keys): np.asarray(leaf)
+            for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    np.savez(tmp_path / "atst.npz", **{f"params/atst/{name}": leaf for name, leaf in flat.items()})
+    detector = sedjax.load(embedding_workdir(tmp_path, 64, None), embeddings_from=tmp_path / "atst.npz")
+    paths = [folder / "half.flac", folder / "above.flac"]
+    embeddings = [detector.extractor.embed_recording(path, dtype=np.float16) for path in paths]
+    expected = detector.predict(InMemory(TINY_TASK, [{"embeddings": each} for each in embeddings]))
+    for found, other in zip(detector.detect(paths, keep=("mfcc",)), expected, strict=True):
+        np.testing.assert_allclose(found.frames, other.frames, atol=1e-5)
+        assert found.features["mfcc"].shape == (len(found.frames), 32)
 
 
 def test_a_model_that_takes_what_no_recording_gives(detectors):
