@@ -1,6 +1,10 @@
 """A small ATST-Frame from scratch, from raw audio, for a laptop.
 
 Command:  python -m sedjax train --config=configs/atst_frame_small.py --config.data.path=DATA --workdir=WORKDIR
+          DATA are records with --features=audio.
+Time: 8 minutes of processor time for 360 recordings of 23 s, on two cores.
+Expected cost there (UrbanSound8K + FSDD soundscapes, see the README): 136 validation, 268 test; silence 277 and 345. It
+learns the recordings by heart sooner than configs/atst_hybrid_small.py, which reaches 104 and 193.
 """
 
 from sedjax.config import base_config
@@ -22,11 +26,10 @@ def get_config():
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup = "10 percent"
     config.optimizer.clip_norm = 1.0
-    config.train.duration = "14 epochs"
-    config.train.evaluate_every = "2 epochs"
-    config.train.save_every = "2 epochs"
+    config.train.duration = "15 epochs"
+    config.train.evaluate_every = "3 epochs"
+    config.train.save_every = "3 epochs"
     config.train.patience = 0
-    config.train.ema = 0.99
-    config.train.mixup = 0.5
+    config.train.ema = 0.98
     config.decision.thresholds = tuple(i / 20 for i in range(1, 20))
     return config

@@ -15,6 +15,11 @@ def get_config():
     small = atst_frame_small.get_config()
     for section in ("data", "optimizer", "train", "decision"):
         config[section].update(small[section])
+    config.train.duration = "14 epochs"
+    config.train.evaluate_every = "2 epochs"
+    config.train.save_every = "2 epochs"
+    config.train.ema = 0.99
+    config.train.mixup = 0.5
     config.model.atst_layers = 2
     config.model.atst_width = 192
     config.model.atst_feed_forward = 384
