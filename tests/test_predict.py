@@ -333,6 +333,16 @@ def embedding_workdir(path: pathlib.Path, width: int, extractor: dict | None) ->
     return folder
 
 
+def write_atst(path: pathlib.Path) -> None:
+    """A small ATST-Frame as data_prep.import_weights would write it."""
+    encoder = atst_frame.AtstFrame(layers=1, width=64, feed_forward=32)
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 1001, 64)))["params"]
+    rng = np.random.default_rng(0)
+    np.savez(path, **{"params/atst/" + "/".join(str(key.key) for key in keys):
+                      0.1 * rng.standard_normal(leaf.shape).astype(np.float32)
+                      for keys, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]})
+
+
 @pytest.fixture
 def chain(mel_workdir, folder, tmp_path):
     """A model of the embeddings of one that takes embeddings of the mel model; and a directory with its features."""
@@ -363,6 +373,9 @@ def test_embeddings_by_the_extractor_that_the_workdir_names(chain, folder, tmp_p
         sedjax.load(moved / "last")(folder / "half.flac")
     renamed = sedjax.load(moved / "last", embeddings_from=moved / "renamed")
     assert renamed.extractor.parameters == extractor.parameters
+    write_atst(moved / "atst.npz")
+    with pytest.raises(UserError, match="of another extractor than .*npz: 'embedding_transformer .*', not 'atst"):
+        sedjax.load(moved / "last", embeddings_from=moved / "atst.npz").detect([])
     with pytest.raises(UserError, match="of another extractor than .*mel: 'embedding_transformer .*', not 'conv"):
         run_command(predict, f"--workdir={moved / 'last'}", folder / "half.flac", f"--output={moved / 'out'}",
                     f"--embeddings_from={moved / 'mel'}")
@@ -383,12 +396,8 @@ class Flux(Loudness):
     features: ClassVar[tuple[str, ...]] = ("flux",)
 
 
-def test_embeddings_of_atst_frame(folder, tmp_path):
-    encoder = atst_frame.AtstFrame(layers=1, width=64, feed_forward=32)
-    params = jax.jit(encoder.init)(jax.random.key(0), jnp.zeros((1, 1001, 64)))["params"]
-    flat = {"/".join(str(key.key) for key in keys): np.asarray(leaf)
-            for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
-    np.savez(tmp_path / "atst.npz", **{f"params/atst/{name}": leaf for name, leaf in flat.items()})
+def test_embeddings_of_an_atst_frame(folder, tmp_path):
+    write_atst(tmp_path / "atst.npz")
     detector = sedjax.load(embedding_workdir(tmp_path, 64, None), embeddings_from=tmp_path / "atst.npz")
     paths = [folder / "half.flac", folder / "above.flac"]
     embeddings = extractors.features_of(paths, ("embeddings",), detector.extractor)
@@ -402,6 +411,18 @@ def test_a_model_that_takes_what_no_recording_gives(detectors):
     detector = dataclasses.replace(detectors["audio"], model=Flux(num_classes=3), features={"flux": {"width": 1}})
     with pytest.raises(UserError, match="a recording has no feature 'flux', which the model needs"):
         detector.detect([])
+
+
+class Both(Loudness):
+    features: ClassVar[tuple[str, ...]] = ("mfcc", "audio")
+
+
+def test_a_model_that_takes_sound_and_spectral_features(detectors, folder):
+    detector = dataclasses.replace(detectors["audio"], model=Both(num_classes=3),
+                                   features={"audio": {"width": 1920}, "mfcc": {"width": 32}})
+    found, expected = detector(folder / "above.flac"), detectors["audio"](folder / "above.flac")
+    np.testing.assert_allclose(found.frames, expected.frames, atol=1e-5)
+    assert found.events == expected.events
 
 
 def test_a_model_that_takes_nothing(folder, tmp_path):
