@@ -16,7 +16,8 @@ class SedRecords(tfds.core.GeneratorBasedBuilder):
 
     A record holds `filename`, `features/<key>` (T, D_k) and `votes` (T, C): the fraction of annotators that marked the
     frame. The dataset's metadata holds the task, and per feature, and for the labels, the width and the statistics
-    of the training frames; of audio, whose columns are one sample each, the width only.
+    of the training frames; of audio, whose columns are one sample each, the width only. Embeddings name their
+    extractor, if it is known.
 
     Args:
       layout: where the recordings are.
@@ -46,8 +47,7 @@ class SedRecords(tfds.core.GeneratorBasedBuilder):
         metadata = tfds.core.MetadataDict(
             task=self._layout.task.to_json(),
             lengths={split: [self._frames[name] for name in names] for split, names in self._splits.items()},
-            features={key: self._statistics.get(key, {"width": value.shape[1]})
-                      for key, value in self._sample.items()},
+            features={key: self._entry(key) for key in self._keys},
             labels=self._statistics["labels"],
         )
         return tfds.core.DatasetInfo(
@@ -61,6 +61,11 @@ class SedRecords(tfds.core.GeneratorBasedBuilder):
             metadata=metadata,
             disable_shuffling=True,  # the order of metadata.csv; training shuffles by (seed, epoch)
         )
+
+    def _entry(self, key: str) -> dict:
+        extractor = self._layout.extractor(key)
+        return {"width": self._sample[key].shape[1], **self._statistics.get(key, {}),
+                **({"extractor": extractor} if extractor else {})}
 
     def _split_generators(self, dl_manager):
         return {split: self._generate_examples(names) for split, names in self._splits.items() if names}

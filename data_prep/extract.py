@@ -9,7 +9,6 @@ features that are there. Embeddings are what the head of a trained sedjax model 
 """
 
 import csv
-import logging
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -18,21 +17,16 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+from data_prep import origin
 from data_prep.extraction import Job, Waiting, outcomes
 from data_prep.journal import Journal, recording_state
-from sedjax import commands
+from sedjax import audio, commands
+from sedjax.commands import BAD_LIST, SOME_BAD_STATUS, write_bad
 from sedjax.errors import UserError
 from sedjax.layout import Layout, read_csv, read_layout
 
-log = logging.getLogger("data_prep")
-
 FEATURES = ("melspectrogram", "mfcc", "mfcc_delta", "mfcc_delta2", "embeddings")
-# What people call audio, also where libsndfile cannot read it: then it is listed as bad, not passed over.
-SUFFIXES = {".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mp3", ".mp4", ".oga", ".ogg", ".opus",
-            ".rf64", ".w64", ".wav", ".webm", ".wma"}
-BAD_LIST = "bad_recordings.csv"
 JOURNAL = "extracted.jsonl"
-SOME_BAD_STATUS = 1
 
 
 def define_flags() -> None:
@@ -80,13 +74,16 @@ def main(argv: Sequence[str]) -> None:
 
 def add_embeddings(source: str, embeddings_from: str) -> None:
     """Adds the embeddings of a trained model to the features in a directory in MLPC layout."""
-    from sedjax.input_pipeline import Features  # imports JAX, which is slow
-    from sedjax.predict import load
+    from sedjax.detector import load  # imports JAX, which is slow
+    from sedjax.extractors import DetectorExtractor
+    from sedjax.input_pipeline import Features
 
     layout, detector = read_layout(source), load(embeddings_from)
     frames = detector.embed(Features.of(layout, detector.task, detector.model.features, detector.widths))
+    origin.forget(layout.path)
     for filename, value in zip(tqdm(layout.filenames, "writing", disable=None), frames):
         add_features(layout, filename, {"embeddings": value.astype(np.float16)})
+    origin.note(layout.path, embeddings_from, DetectorExtractor(detector).parameters)
     print(f"Wrote embeddings of {len(frames):,} recordings, {frames[0].shape[1]} wide, to {layout.path}.")
 
 
@@ -104,7 +101,8 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
             beam_options: str | None = None) -> tuple[int, int]:
     """Makes features of the recordings in a folder, of those only that are not done yet.
 
-    Writes audio_features, metadata.csv, what is done (extracted.jsonl) and what cannot be read (bad_recordings.csv).
+    Writes audio_features, metadata.csv, what is done (extracted.jsonl), what cannot be read (bad_recordings.csv), and
+    which extractor all embeddings are of (extractors.json).
 
     Returns:
       how many recordings have all features now, and how many cannot be read.
@@ -137,6 +135,8 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
             continue
         if not is_done(path):
             waiting.append(Waiting(path, state, journal.kept(path, job.features_path(path))))
+    if extractor:
+        origin.forget(output)
     if beam_options is None or not waiting:
         found = outcomes(job, extractor, waiting)
     else:
@@ -148,25 +148,19 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
             bad[outcome["filename"]] = outcome["reason"]
         else:
             journal.note(outcome)
-    for name, reason in sorted(bad.items()):
-        log.warning("%s: %s", name, reason)
     seconds = {path.name: journal.entry(path, job.features_path(path))["seconds"]
                for path in paths if path.name not in bad and is_done(path)}
     if seconds:
         _write_metadata(output / "metadata.csv", seconds)
-    _write_bad(output / BAD_LIST, bad)
+    if extractor and seconds and seconds.keys() >= {row["filename"] for row in read_csv(output / "metadata.csv", ())}:
+        origin.note(output, embeddings_from, extractor.parameters, hop_seconds=hop_seconds, drop_layers=drop_layers)
+    write_bad(output, bad)
     return len(seconds), len(bad)
 
 
 def recordings(folder: pathlib.Path) -> tuple[list[pathlib.Path], dict[str, str]]:
     """The audio files of a folder by name, and why some cannot be taken. Raises UserError if there are none."""
-    if not folder.is_dir():
-        raise UserError(f"There is no directory {folder}.")
-    paths = sorted(path for path in folder.iterdir()
-                   if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir())
-    if not paths:
-        raise UserError(f"There are no recordings in {folder}: no file has one of the suffixes "
-                        f"{', '.join(sorted(SUFFIXES))}.")
+    paths = audio.files_in(folder)
     first: dict[str, pathlib.Path] = {}
     bad = {}
     for path in paths:
@@ -187,14 +181,6 @@ def _write_metadata(path: pathlib.Path, seconds: dict[str, float]) -> None:
         writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows([*rows, *new])
-
-
-def _write_bad(path: pathlib.Path, bad: dict[str, str]) -> None:
-    if not bad:
-        path.unlink(missing_ok=True)
-        return
-    with commands.atomic_output(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([("filename", "reason"), *sorted(bad.items())])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from sedjax.errors import UserError
 COMMANDS = {
     "train": "trains a model, or goes on where a run was cut off",
     "evaluate": "cost and figures of a trained model on one split",
-    "predict": "submission CSV for a directory of recordings",
+    "predict": "what a trained model hears in recordings: events, segments, pictures",
     "score": "cost of a submission CSV, or a check of its format",
     "sweep": "trains the systems of a study with several seeds and compares them",
     "bench": "how fast all of it is here, and against what",

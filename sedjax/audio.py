@@ -69,16 +69,25 @@ def read(recording: Recording, sample_rate_hz: int | None = None) -> Float[np.nd
     return np.concatenate(list(blocks(recording, sample_rate_hz)))
 
 
-def frames(recording: Recording, sample_rate_hz: int | None = None) -> Int16[np.ndarray, "frame 1920"]:
-    """A recording as `blocks` gives it in 16-bit samples, one row a frame of 120 ms; silence fills up the last.
+def rows(blocks: Iterable[Float[np.ndarray, "_"]]) -> Iterator[Int16[np.ndarray, "frame 1920"]]:
+    """A recording given in blocks as 16-bit samples, one row a frame of 120 ms; silence fills up the last.
 
     A sample x is round(32767 x); what exceeds full scale is clipped.
     """
-    # Each block on its own: as float32, a long recording would take twice the memory.
-    pieces = [np.rint(np.clip(block, -1, 1) * FULL_SCALE).astype(np.int16)
-              for block in blocks(recording, sample_rate_hz)]
-    pieces.append(np.zeros(-sum(map(len, pieces)) % FRAME_SAMPLES, np.int16))
-    return np.concatenate(pieces).reshape(-1, FRAME_SAMPLES)
+    held = np.zeros(0, np.int16)
+    for block in blocks:
+        held = np.concatenate([held, np.rint(np.clip(block, -1, 1) * FULL_SCALE).astype(np.int16)])
+        whole = len(held) // FRAME_SAMPLES * FRAME_SAMPLES
+        if whole:
+            yield held[:whole].reshape(-1, FRAME_SAMPLES)
+        held = held[whole:]
+    if len(held):
+        yield np.pad(held, (0, FRAME_SAMPLES - len(held)))[None]
+
+
+def frames(recording: Recording, sample_rate_hz: int | None = None) -> Int16[np.ndarray, "frame 1920"]:
+    """The whole of a recording as `rows` gives it."""
+    return np.concatenate(list(rows(blocks(recording, sample_rate_hz))))
 
 
 def num_frames(recording: Recording, sample_rate_hz: int | None = None) -> int:

@@ -1,7 +1,9 @@
 """What all commands share: flags, errors that a person can cause, outputs that are whole or not there."""
 
 import contextlib
+import csv
 import errno
+import itertools
 import logging
 import os
 import pathlib
@@ -15,6 +17,9 @@ from absl import logging as absl_logging
 from sedjax.errors import UserError
 
 USER_ERROR_STATUS = 2
+SOME_BAD_STATUS = 1
+BAD_LIST = "bad_recordings.csv"
+log = logging.getLogger("sedjax")
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
@@ -82,6 +87,28 @@ def _log_to_stderr() -> None:
         logging.getLogger(name).handlers = [handler]
         logging.getLogger(name).setLevel(logging.INFO)
         logging.getLogger(name).propagate = False
+
+
+def write_bad(folder: pathlib.Path, bad: dict[str, str]) -> None:
+    """Says which recordings cannot be read and why, also in the BAD_LIST of a folder; there is none if all can be."""
+    for name, reason in sorted(bad.items()):
+        log.warning("%s: %s", name, reason)
+    path = folder / BAD_LIST
+    if not bad:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_output(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([("filename", "reason"), *sorted(bad.items())])
+
+
+def distinct_names(paths: Sequence[str | os.PathLike]) -> list[str]:
+    """The last part of each path, or as many as tell them all apart. Raises UserError if one comes twice."""
+    real = [os.path.realpath(path) for path in paths]
+    if twice := [path for i, path in enumerate(paths) if real[i] in real[:i]]:
+        raise UserError(f"{twice[0]} is given twice.")
+    parts = [pathlib.Path(os.path.abspath(path)).parts for path in paths]
+    depth = next(n for n in itertools.count(1) if len({part[-n:] for part in parts}) == len(parts))
+    return [str(pathlib.PurePath(*part[-depth:])) for part in parts]
 
 
 @contextlib.contextmanager

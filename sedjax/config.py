@@ -69,6 +69,9 @@ class OptimizerConfig:
       schedule: "constant" or "cosine" (to 0 at the end of training).
       warmup: duration of the linear rise from 0.
       clip_norm: largest global norm of the gradient; 0 for no limit.
+      layer_decay: factor on the learning rate from each layer of a pretrained encoder to the one below, see
+        optimizer.layer_rates; 1 for the same rate everywhere.
+      frozen: duration at the beginning in which the pretrained encoder does not change.
       accumulate: parts into which a batch is split to save memory; the step is that of the whole batch.
     """
 
@@ -79,6 +82,8 @@ class OptimizerConfig:
     schedule: str = "constant"
     warmup: str = "0 steps"
     clip_norm: float = 0.0
+    layer_decay: float = 1.0
+    frozen: str = "0 steps"
     accumulate: int = 1
 
 
@@ -233,8 +238,16 @@ def freeze(fields: dict) -> Config:
         raise UserError(f"decision.thresholds must be numbers from 0 to 1, not {frozen.decision.thresholds}.")
     if not 0 <= frozen.train.ema < 1:
         raise UserError(f"train.ema must be at least 0 and below 1, not {frozen.train.ema}.")
-    for key in ("train.duration", "train.evaluate_every", "train.save_every", "train.log_every", "optimizer.warmup"):
+    for key in ("train.duration", "train.evaluate_every", "train.save_every", "train.log_every", "optimizer.warmup",
+                "optimizer.frozen"):
         steps(_value(frozen, key), key, 1, 1, 1)
+    if not 0 < frozen.optimizer.layer_decay <= 1:
+        raise UserError(f"optimizer.layer_decay must be above 0 and at most 1, not {frozen.optimizer.layer_decay}.")
+    if not models.has_pretrained_encoder(name):
+        for key, default in (("optimizer.layer_decay", 1.0), ("optimizer.frozen", "0 steps")):
+            if (value := _value(frozen, key)) != default:
+                raise UserError(f"{key} = {value!r} is for models with ATST-Frame, whose layers it is about; "
+                                f"{name!r} has none.")
     return frozen
 
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from sedjax import input_pipeline, losses, metrics, parallel, placement, preemption, steps
 from sedjax.commands import atomic_output, require_no_arguments
 from sedjax.config import Config
-from sedjax.predict import load
+from sedjax.detector import load
 from sedjax.score import format_score
 from sedjax.task import Task
 
@@ -133,7 +133,7 @@ def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = N
       folder: the workdir.
       split: "train", "validation" or "test".
       data: records to evaluate on; those of the training if None.
-      which: the checkpoint, as for predict.load.
+      which: the checkpoint, as for detector.load.
 
     Returns:
       `step` of the checkpoint, `counts` of segments (recording, class, outcome), the fields of metrics.Score, and

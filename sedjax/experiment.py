@@ -28,6 +28,7 @@ class Durations:
       per_epoch, total: steps of an epoch, and of the training at most.
       evaluate_every, save_every, log_every: between evaluations, checkpoints, and entries of the training loss.
       warmup: of the learning rate.
+      frozen: in which a pretrained encoder does not change.
     """
 
     per_epoch: int
@@ -36,6 +37,7 @@ class Durations:
     save_every: int
     log_every: int
     warmup: int
+    frozen: int
 
     @classmethod
     def of(cls, config: Config, per_epoch: int) -> "Durations":
@@ -43,8 +45,9 @@ class Durations:
         total = in_steps(config.train.duration, "train.duration", total_steps=0)
         every = {key: max(in_steps(getattr(config.train, key), f"train.{key}", total_steps=total), 1)
                  for key in ("evaluate_every", "save_every", "log_every")}
-        warmup = in_steps(config.optimizer.warmup, "optimizer.warmup", total_steps=total)
-        return cls(per_epoch, total, **every, warmup=warmup)
+        of_optimizer = {key: in_steps(getattr(config.optimizer, key), f"optimizer.{key}", total_steps=total)
+                        for key in ("warmup", "frozen")}
+        return cls(per_epoch, total, **every, **of_optimizer)
 
     def evaluates(self, step: int) -> bool:
         """Whether an evaluation follows a step."""
@@ -135,7 +138,7 @@ def prepare(config: Config, devices: int | None = None) -> Experiment:
         parallel.require_divisible(config.data.batch_size, mesh, "data.batch_size (in pairs, for train.mixup)", 2)
     clips, _ = input_pipeline.training_plan(records, config.data, config.train.seed, epoch=0)
     durations = Durations.of(config, input_pipeline.steps_per_epoch(clips, config.data.batch_size))
-    adamw = optimizer.make_optimizer(config.optimizer, durations.warmup, durations.total)
+    adamw = optimizer.make_optimizer(config.optimizer, durations.warmup, durations.total, durations.frozen)
     return Experiment(config, mesh, records, model, features, clips, durations, adamw)
 
 

@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sedjax import audio, frontend, grid, input_pipeline, predict
+from sedjax import audio, frontend, grid, input_pipeline
+from sedjax.detector import Detector, load
 from sedjax.errors import UserError
 from sedjax.mel import MFCC_COEFFICIENTS, MLPC
 from sedjax.models import atst_frame
-from sedjax.task import Task
 
 SPECTRAL = ("melspectrogram", "mfcc", "mfcc_delta", "mfcc_delta2")
+WIDTHS = {"melspectrogram": MLPC.bands, **dict.fromkeys(SPECTRAL[1:], MFCC_COEFFICIENTS)}
 DELTAS = {"mfcc_delta": 1, "mfcc_delta2": 2}  # and their order
 SPECTRAL_VERSION = "1"  # raise it whenever the same recording gives other numbers
 CHUNK_FRAMES = 100
@@ -94,10 +95,12 @@ class Extractor(Protocol):
 
     Attributes:
       parameters: whatever its numbers depend on.
+      width: columns of the embeddings.
       features: the spectral features that it takes; none if it takes the sound itself.
     """
 
     parameters: str
+    width: int
     features: tuple[str, ...]
 
     def embed(self, passes: Iterator[Pass], dtype: type = np.float32) -> Iterator[np.ndarray | UserError]:
@@ -170,40 +173,33 @@ def _equal_rows(power: np.ndarray) -> Iterator[np.ndarray]:
         yield np.pad(chunk, [(0, CHUNK_FRAMES - len(chunk)), (0, 0)])
 
 
-@dataclasses.dataclass(frozen=True)
-class _InMemory:
-    """Recordings whose features are in memory, as a sedjax.input_pipeline.Source."""
-
-    task: Task
-    held: Sequence[dict[str, np.ndarray]]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.array([len(next(iter(features.values()))) for features in self.held], np.int32)
-
-    def read(self, index: int, keys: tuple[str, ...]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        votes = np.zeros((int(self.lengths[index]), len(self.task.classes)), np.float16)
-        return {key: self.held[index][key] for key in keys}, votes
+def _whole_frames(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The blocks, and after them the silence that fills up the last frame."""
+    samples = 0
+    for block in blocks:
+        samples += len(block)
+        yield block
+    yield np.zeros(-samples % FRAME, np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class DetectorExtractor:
     """What the head of a trained sedjax model sees, of a model that takes spectral features."""
 
-    detector: predict.Detector
-    group: int = 64  # which are embedded together, and each time it compiles anew
+    detector: Detector
+    # As much is embedded together, each time after compiling anew.
+    group: int = 64
+    group_samples: int = 3600 * audio.SAMPLE_RATE_HZ
 
     @classmethod
     def of(cls, workdir: str) -> "DetectorExtractor":
         """Raises UserError if it is no workdir, or its model takes what is not extracted from audio."""
-        detector = predict.load(workdir)
+        detector = load(workdir)
         for key in detector.model.features:
             if key not in SPECTRAL:
                 raise UserError(f"The model in {workdir} takes {key!r}, which it cannot also give: name one that takes "
                                 f"some of {list(SPECTRAL)}.")
-        widths = {"melspectrogram": MLPC.bands, "mfcc": MFCC_COEFFICIENTS}
-        found = {key: widths[key.partition("_")[0]] for key in SPECTRAL}
-        input_pipeline.require_features(found, detector.model.features, detector.widths, where="a recording")
+        input_pipeline.require_features(WIDTHS, detector.model.features, detector.widths, where="a recording")
         return cls(detector)
 
     @functools.cached_property
@@ -211,21 +207,39 @@ class DetectorExtractor:
         return f"{self.detector.config.model['name']} {fingerprint(self.detector.variables)}"
 
     @property
+    def width(self) -> int:
+        return self.detector.embedding_width
+
+    @property
     def features(self) -> tuple[str, ...]:
         return tuple(self.detector.model.features)
 
     def embed(self, passes: Iterator[Pass], dtype: type = np.float32) -> Iterator[np.ndarray | UserError]:
-        while group := list(itertools.islice(passes, self.group)):
-            errors = [_finish(one) for one in group]
-            read = [one.features for one, error in zip(group, errors) if error is None]
-            embedded = iter(self.detector.embed(_InMemory(self.detector.task, read)) if read else ())
-            for error in errors:
+        for group in self._groups(passes):
+            read = [one.features for one, error in group if error is None]
+            embedded = iter(self.detector.embed(input_pipeline.InMemory(self.detector.task, read)) if read else ())
+            for _, error in group:
                 yield error or next(embedded).astype(dtype, copy=False)
+
+    def _groups(self, passes: Iterator[Pass]) -> Iterator[list[tuple[Pass, UserError | None]]]:
+        """Passes that are over, and why if before the end, in groups that fit into memory."""
+        group, samples = [], 0
+        for one in passes:
+            group.append((one, _finish(one)))
+            samples += one.samples
+            if len(group) == self.group or samples >= self.group_samples:
+                yield group
+                group, samples = [], 0
+        if group:
+            yield group
 
 
 @dataclasses.dataclass(frozen=True)
 class AtstExtractor:
     """ATST-Frame: windows of 10 s on the grid of segments, 40 ms tokens grouped into frames by absolute time.
+
+    The last frame of a recording is filled up with silence, as in records of audio, so that a model that computes the
+    same inside (models.atst_detector) sees the same.
 
     Attributes:
       model, weights: of the encoder.
@@ -242,6 +256,10 @@ class AtstExtractor:
     @functools.cached_property
     def parameters(self) -> str:
         return f"atst_frame {fingerprint(self.weights)} hop {self.hop_samples} dropped {self.model.drop_layers}"
+
+    @property
+    def width(self) -> int:
+        return self.model.width
 
     def embed(self, passes: Iterator[Pass], dtype: type = np.float32) -> Iterator[np.ndarray | UserError]:
         tokens = self._tokens(self._windows(passes))
@@ -263,7 +281,7 @@ class AtstExtractor:
         """
         for number, one in enumerate(passes):
             try:
-                for samples, real in audio.windows(one, atst_frame.WINDOW_SAMPLES, self.hop_samples):
+                for samples, real in audio.windows(_whole_frames(one), atst_frame.WINDOW_SAMPLES, self.hop_samples):
                     yield number, samples, real
             except UserError as error:
                 yield number, error, 0
@@ -275,14 +293,14 @@ class AtstExtractor:
             sounds = [samples for _, samples, real in batch if real]
             encoded = iter(self._encoded(sounds) if sounds else ())
             for number, samples, real in batch:
-                yield number, next(encoded)[: -(-real // atst_frame.TOKEN_SAMPLES)] if real else samples
+                yield number, next(encoded)[: real // atst_frame.TOKEN_SAMPLES] if real else samples
 
     def _encoded(self, sounds: list[np.ndarray]) -> np.ndarray:
         # Few sizes of batch, so that few are compiled.
         size = min(1 << (len(sounds) - 1).bit_length(), self.batch_size)
         samples = np.zeros((size, atst_frame.WINDOW_SAMPLES), np.float32)
         samples[: len(sounds)] = sounds
-        return np.asarray(self._encode(self.weights, samples))
+        return np.asarray(_encode(self.model, self.weights, samples))
 
     def _stitched(self, windows: Iterator[tuple[int, np.ndarray | UserError]], dtype: type) -> np.ndarray | UserError:
         def tokens() -> Iterator[np.ndarray]:
@@ -298,9 +316,8 @@ class AtstExtractor:
         except UserError as error:
             return error
 
-    @functools.cached_property
-    def _encode(self):
-        return jax.jit(functools.partial(atst_frame.encode, self.model))
+
+_encode = jax.jit(atst_frame.encode, static_argnums=0)
 
 
 def of(path: str, hop_seconds: float, drop_layers: int) -> Extractor:

@@ -81,6 +81,16 @@ def onset_segment(seconds: float, task: Task) -> int | None:
     return segment if segment >= 0 and abs(position - segment) < 0.01 else None
 
 
+def runs(active: np.ndarray) -> list[tuple[int, int, int]]:
+    """Runs of active units (N, C) bool as (class index, first, one after the last), by class, then first."""
+    edges = np.diff(np.pad(active.astype(np.int8), [(1, 1), (0, 0)]), axis=0)
+    found = []
+    for label in range(active.shape[1]):
+        firsts, ends = np.flatnonzero(edges[:, label] == 1), np.flatnonzero(edges[:, label] == -1)
+        found += [(label, int(first), int(end)) for first, end in zip(firsts, ends)]
+    return found
+
+
 def events(active: np.ndarray, unit_seconds: float) -> list[tuple[int, float, float]]:
     """Runs of active units as (class index, onset, offset) in seconds, by class, then onset.
 
@@ -88,12 +98,7 @@ def events(active: np.ndarray, unit_seconds: float) -> list[tuple[int, float, fl
       active: (N, C) bool, one row per frame or segment.
       unit_seconds: length of a row.
     """
-    edges = np.diff(np.pad(active.astype(np.int8), [(1, 1), (0, 0)]), axis=0)
-    found = []
-    for label in range(active.shape[1]):
-        onsets, offsets = np.flatnonzero(edges[:, label] == 1), np.flatnonzero(edges[:, label] == -1)
-        found += [(label, a * unit_seconds, b * unit_seconds) for a, b in zip(onsets, offsets)]
-    return found
+    return [(label, first * unit_seconds, end * unit_seconds) for label, first, end in runs(active)]
 
 
 def event_frames(onset: float, offset: float, total_frames: int, task: Task) -> slice:

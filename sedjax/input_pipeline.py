@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -120,6 +120,22 @@ class Features:
         require_features({key: value.shape[1] for key, value in features.items()}, keys, self.widths,
                          where=str(self.layout.features_path(filename)))
         return features, np.zeros((int(self.lengths[index]), len(self.task.classes)), np.float16)
+
+
+@dataclasses.dataclass(frozen=True)
+class InMemory:
+    """Recordings whose features are in memory, for prediction; the votes are all 0."""
+
+    task: Task
+    held: Sequence[dict[str, np.ndarray]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(next(iter(features.values()))) for features in self.held], np.int32)
+
+    def read(self, index: int, keys: tuple[str, ...]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        votes = np.zeros((int(self.lengths[index]), len(self.task.classes)), np.float16)
+        return {key: self.held[index][key] for key in keys}, votes
 
 
 def require_features(found: dict[str, int], keys: tuple[str, ...], widths: dict[str, int] | None, where: str) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import os
 import pathlib
 import threading
@@ -15,6 +16,7 @@ from sedjax.errors import UserError
 from sedjax.task import MLPC_2025, Task, read_task
 
 SPLITS = ("train", "validation", "test")
+EXTRACTORS = "extractors.json"
 
 # numpy parses array headers with ast.parse, which raises SystemError now and then when two threads of CPython 3.11 use
 # it at once (https://github.com/python/cpython/issues/106905).
@@ -74,6 +76,17 @@ class Layout:
             frames = len(found[stored[0]]) if stored else self._frames_in_headers(filename, keys)
             found[audio.FEATURE] = _audio_frames(self.audio_path(filename), frames)
         return {key: found[key] for key in keys}
+
+    def extractor(self, key: str) -> dict | None:
+        """Path and parameters of the extractor that made a feature of all recordings, None if that is not known.
+
+        Raises UserError if the file that notes it is damaged.
+        """
+        path = self.path / EXTRACTORS
+        try:
+            return json.loads(path.read_text(encoding="utf-8")).get(key) if path.exists() else None
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"{path} is damaged: delete it, or extract the embeddings again ({error}).") from error
 
     def _frames_in_headers(self, filename: str, keys: tuple[str, ...]) -> int | None:
         paths = [self.features_path(filename), self.labels_path(filename)]

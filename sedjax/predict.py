@@ -1,103 +1,131 @@
-"""`python -m sedjax predict`: a trained model on the recordings of a directory -> submission CSV."""
+"""`python -m sedjax predict`: what a trained model hears in recordings.
+
+    python -m sedjax predict --workdir=W street.mp3 FOLDER --output=OUT
+    python -m sedjax predict --workdir=W --source=DIR --output=PREDICTIONS.csv
+
+The first form takes any audio files and folders of them, computes what the model needs, and writes into the folder
+OUT: predictions.csv (segments of all recordings in the form of a submission), events.tsv (events of all in the form of
+DCASE) and files of each. What cannot be read is listed in bad_recordings.csv. The second form takes the features in a
+directory in MLPC layout, and writes the submission only.
+"""
 
 import dataclasses
-import functools
 import os
-from collections.abc import Callable, Sequence
+import pathlib
+import sys
+from collections.abc import Iterable, Sequence
 
-import jax
-import numpy as np
 from absl import flags
-from flax import linen as nn
-from jaxtyping import Bool, Float
+from tqdm import tqdm
 
-from sedjax import checkpoint, decisions, grid, input_pipeline, models, parallel, steps, submission, workdir
-from sedjax.commands import require_no_arguments
-from sedjax.config import Config
+from sedjax import outputs, parallel, submission
+from sedjax.commands import BAD_LIST, SOME_BAD_STATUS, distinct_names, write_bad
+from sedjax.detection import Detection
+from sedjax.detector import Detector, load
+from sedjax.errors import UserError
+from sedjax.input_pipeline import Features
 from sedjax.layout import SPLITS, read_layout, read_splits
-from sedjax.task import Task
+from sedjax.recordings import find
+
+FORMATS = {"csv": "predictions.csv", "tsv": "events.tsv", "audacity": "labels", "json": "everything but frames",
+           "png": "picture"}
+DEFAULT_FORMATS = ("csv", "tsv", "json")
 
 
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What a model says of one recording.
-
-    Attributes:
-      frames: (T, C) probability of each class in each frame.
-      segments: (S, C) pooled probability of each class in each segment.
-      active: (S, C) which segments are above their class's threshold.
-    """
-
-    frames: Float[np.ndarray, "frame class"]
-    segments: Float[np.ndarray, "segment class"]
-    active: Bool[np.ndarray, "segment class"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Detector:
-    """A trained model, ready for recordings; it needs nothing but the workdir that it came from."""
-
-    config: Config
-    task: Task
-    widths: dict[str, int]
-    model: nn.Module
-    variables: dict
-    thresholds: np.ndarray
-    step: int
-
-    def predict(self, source: input_pipeline.Source) -> list[Prediction]:
-        """The prediction for each recording of a source, in its order, however long it is."""
-        step = functools.partial(steps.predict_step, pooling=self.config.decision.pooling, task=self.task)
-        return [Prediction(found["frames"], found["segments"], found["segments"] > self.thresholds[None])
-                for found in self._run(source, step)]
-
-    def embed(self, source: input_pipeline.Source) -> list[Float[np.ndarray, "frame width"]]:
-        """What the head of the model sees of each frame of each recording."""
-        return [found["frames"] for found in self._run(source, steps.embed_step)]
-
-    def _run(self, source: input_pipeline.Source, step: Callable) -> list[dict[str, np.ndarray]]:
-        mesh = parallel.make_mesh()
-        clips, plan = input_pipeline.evaluation_plan(source, self.config.data, mesh.size)
-        mode = self.config.parallel
-        compiled = parallel.compile_step(functools.partial(step, model=self.model), mesh, mode=mode, by_row=True)
-        read = functools.partial(input_pipeline.read_evaluation_batch, source, clips, plan, self.model.features,
-                                 self.config.data)
-        variables = parallel.replicate(self.variables, mesh)
-        by_clip: dict[int, dict[str, np.ndarray]] = {}
-        batches = parallel.to_devices(input_pipeline.stream(read, 0, len(plan)), mesh, mode=mode)
-        for ids, batch in zip(plan, batches):
-            found = jax.device_get(compiled(variables, batch))
-            for row, clip in enumerate(ids):
-                length = int(clips.frames[clip])
-                real = {"frames": length, "segments": grid.num_segments(length, self.task)}
-                if clip >= 0:
-                    by_clip[clip] = {name: value[row, : real[name]] for name, value in found.items()}
-        pieces: list[list[dict[str, np.ndarray]]] = [[] for _ in source.lengths]
-        for clip, recording in enumerate(clips.recording):
-            pieces[recording].append(by_clip[clip])
-        return [{name: np.concatenate([piece[name] for piece in parts]) for name in parts[0]} for parts in pieces]
+def define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "Folder of a training.", required=True)
+    flags.DEFINE_string("output", None, "Folder for what is found in recordings; with --source the submission CSV.",
+                        required=True)
+    flags.DEFINE_list("formats", None, "What to write of recordings: any of "
+                      + ", ".join(f"{name} ({what})" for name, what in FORMATS.items())
+                      + f". Default: {','.join(DEFAULT_FORMATS)}.")
+    flags.DEFINE_bool("frames", False, "Write the probabilities of all frames of each recording too (npz).")
+    flags.DEFINE_string("embeddings_from", None, "Extractor of the embeddings that the model takes, if it is not where "
+                        "the workdir says, or that does not say: a workdir, or the npz file of an ATST-Frame.")
+    flags.DEFINE_string("source", None, "Directory in MLPC layout, with or without labels, instead of recordings.")
+    flags.DEFINE_enum("split", None, SPLITS, "Only the recordings of this split of --source; all if not given.")
+    flags.DEFINE_string("checkpoint", "best", "'best' (lowest validation cost), 'last', or a step.")
+    parallel.define_flags()
+    flags.adopt_module_key_flags(parallel)
 
 
-def load(folder: str | os.PathLike, which: str = "best") -> Detector:
-    """The detector that a training left in its workdir.
+def main(argv: Sequence[str]) -> None:
+    options, places = flags.FLAGS, argv[1:]
+    if bool(options.source) == bool(places):
+        raise UserError("Name either recordings and folders of them, or --source=DIR, a directory in MLPC layout.")
+    for flag in ("formats", "frames", "embeddings_from") if options.source else ("split",):
+        if options[flag].present:
+            raise UserError(f"--{flag} is for {'recordings, not for --source' if options.source else '--source'}.")
+    formats = tuple(options.formats or DEFAULT_FORMATS)
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise UserError(f"--formats takes any of {', '.join(FORMATS)}, not {unknown[0]!r}.")
+    parallel.start()
+    if options.source:
+        of_directory(load(options.workdir, options.checkpoint), options.source, options.split, options.output)
+        return
+    paths = find(places)
+    detector = load(options.workdir, options.checkpoint, options.embeddings_from)
+    bad = of_recordings(detector, paths, pathlib.Path(options.output), (*formats, *["frames"] * options.frames))
+    if bad:
+        sys.exit(SOME_BAD_STATUS)
+
+
+def of_recordings(detector: Detector, paths: Sequence[pathlib.Path], folder: pathlib.Path,
+                  kinds: Iterable[str]) -> dict[str, str]:
+    """Writes what a detector hears in recordings into a folder.
 
     Args:
-      folder: the workdir.
-      which: "best" (lowest validation cost), "last", or a step.
+      detector: from `load`.
+      paths: files, each once.
+      folder: made if it is not there.
+      kinds: of outputs.TABLES and outputs.FILES.
+
+    Returns:
+      why some recordings cannot be read, by their name.
 
     Raises:
-      UserError: it is no workdir, or has no such checkpoint.
+      UserError: the model takes what cannot be computed, or an output cannot be written.
     """
-    config, task, features = workdir.read(folder)
-    variables, progress, step = checkpoint.load_weights(folder, which)
-    thresholds = progress.thresholds or decisions.candidates(config.decision, task)[0]
-    widths = {key: entry["width"] for key, entry in features.items()}
-    return Detector(config, task, widths, models.build_from(config, task), variables,
-                    np.asarray(thresholds, np.float32), step)
+    names = dict(zip(map(str, paths), distinct_names(paths)))
+    stems = dict(zip(names, outputs.stems(list(names.values()))))
+    kinds, bad, active, events = set(kinds), {}, {}, {}
+    found = detector.detect(paths, keep=("melspectrogram",) if "png" in kinds else (), bad=bad)
+    if parallel.is_first():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"Cannot make the folder {folder}: {error.strerror}.") from error
+    with tqdm(total=len(paths), unit="recording", disable=None if parallel.is_first() else True) as progress:
+        for detection in found:
+            name = names[detection.recording]
+            active[name], events[name] = detection.active, detection.events
+            if parallel.is_first():
+                outputs.write_files(folder, stems[detection.recording], detection, detector,
+                                    [kind for kind in outputs.FILES if kind in kinds])
+            progress.update(len(active) + len(bad) - progress.n)
+        progress.update(len(paths) - progress.n)
+    reasons = {names[str(paths[number])]: reason for number, reason in bad.items()}
+    if parallel.is_first():
+        if active:
+            outputs.write_tables(folder, detector.task, active, events, kinds)
+        write_bad(folder, reasons)
+        listed = f"; {len(bad):,} cannot be read, listed in {folder / BAD_LIST}" if bad else ""
+        print(f"Found {sum(map(len, events.values())):,} events in {len(active):,} recordings, written to "
+              f"{folder}{listed}.")
+    return reasons
 
 
-def predict_directory(detector: Detector, path: str | os.PathLike, split: str | None = None) -> dict[str, Prediction]:
-    """The predictions for the recordings of a directory in MLPC layout, by filename.
+def of_directory(detector: Detector, source: str, split: str | None, output: str) -> None:
+    """Writes the submission for the recordings of a directory in MLPC layout."""
+    found = predict_directory(detector, source, split)
+    if not parallel.is_first():
+        return
+    submission.write_submission(output, detector.task, {name: one.active for name, one in found.items()})
+    print(f"Wrote {len(found):,} recordings, {sum(len(one.active) for one in found.values()):,} segments, to {output}.")
+
+
+def predict_directory(detector: Detector, path: str | os.PathLike, split: str | None = None) -> dict[str, Detection]:
+    """What a detector hears in the recordings of a directory in MLPC layout, by filename.
 
     Args:
       detector: from `load`.
@@ -112,28 +140,6 @@ def predict_directory(detector: Detector, path: str | os.PathLike, split: str | 
         detector.task.require_same(layout.task, where=str(layout.path / "costs.json"))
     if split:
         layout = dataclasses.replace(layout, filenames=read_splits(layout)[split])
-    source = input_pipeline.Features.of(layout, detector.task, detector.model.features, detector.widths)
-    return dict(zip(layout.filenames, detector.predict(source)))
-
-
-def define_flags() -> None:
-    flags.DEFINE_string("workdir", None, "Folder of a training.", required=True)
-    flags.DEFINE_string("source", None, "Directory in MLPC layout, with or without labels.", required=True)
-    flags.DEFINE_string("output", None, "Submission CSV to write.", required=True)
-    flags.DEFINE_enum("split", None, SPLITS, "Only the recordings of this split; all if not given.")
-    flags.DEFINE_string("checkpoint", "best", "'best' (lowest validation cost), 'last', or a step.")
-    parallel.define_flags()
-    flags.adopt_module_key_flags(parallel)
-
-
-def main(argv: Sequence[str]) -> None:
-    require_no_arguments(argv)
-    parallel.start()
-    options = flags.FLAGS
-    detector = load(options.workdir, options.checkpoint)
-    found = predict_directory(detector, options.source, options.split)
-    if not parallel.is_first():
-        return
-    submission.write_submission(options.output, detector.task, {name: one.active for name, one in found.items()})
-    print(f"Wrote {len(found):,} recordings, {sum(len(one.active) for one in found.values()):,} segments, to "
-          f"{options.output}.")
+    source = Features.of(layout, detector.task, detector.model.features, detector.widths)
+    return {name: dataclasses.replace(found, recording=name)
+            for name, found in zip(layout.filenames, detector.predict(source))}

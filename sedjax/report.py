@@ -16,7 +16,7 @@ from absl import flags
 from jaxtyping import Float, Int
 
 from sedjax import __version__, models, workdir
-from sedjax.commands import atomic_output
+from sedjax.commands import atomic_output, distinct_names
 from sedjax.errors import UserError
 from sedjax.evaluate import evaluate_workdir
 from sedjax.metric_writer import read_metrics
@@ -127,16 +127,6 @@ def collect(folders: Sequence[str | os.PathLike], split: str) -> list[System]:
             cost=result["cost"], interval=tuple(result["interval"]),
             class_costs={label: figures["cost"] for label, figures in result["classes"].items()}))
     return sorted(systems, key=lambda system: system.cost)
-
-
-def distinct_names(folders: Sequence[pathlib.Path]) -> list[str]:
-    """The last folder of each path, or as many as tell them all apart. Raises UserError if a folder comes twice."""
-    real = [os.path.realpath(folder) for folder in folders]
-    if twice := [folder for i, folder in enumerate(folders) if real[i] in real[:i]]:
-        raise UserError(f"The workdir {twice[0]} is given twice.")
-    parts = [pathlib.Path(os.path.abspath(folder)).parts for folder in folders]
-    depth = next(n for n in itertools.count(1) if len({part[-n:] for part in parts}) == len(parts))
-    return [str(pathlib.PurePath(*part[-depth:])) for part in parts]
 
 
 def result_of(folder: pathlib.Path, split: str, step: int) -> dict:

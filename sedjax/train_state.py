@@ -55,7 +55,7 @@ def create(model: nn.Module, optimizer: optax.GradientTransformation, features: 
     widths = {key: entry["width"] for key, entry in features.items()}
     variables = jax.jit(model.init)(jax.random.key(seed), *models.example_inputs(model, widths))
     if initial_weights:
-        variables = models.fill_weights(variables, initial_weights)
+        variables = models.fill_weights(variables, initial_weights, getattr(model, "unused_weights", ()))
     params = variables.pop("params", {})
     model_state = models.fill_statistics(variables, features)
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, model_state=model_state,

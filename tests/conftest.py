@@ -34,3 +34,16 @@ def records(source, tmp_path_factory):
     path = tmp_path_factory.mktemp("records") / "tiny"
     build(source, path, ("embeddings", "melspectrogram", "mfcc"))
     return path
+
+
+@pytest.fixture(scope="session")
+def audio_records(tmp_path_factory):
+    """Records of ten recordings of noise, 11 to 20 frames long."""
+    from test_audio_records import write_recordings
+
+    from data_prep.build_records import build
+
+    path = tmp_path_factory.mktemp("recordings")
+    write_recordings(path / "source", {f"{i}.wav": 11 + i for i in range(10)}, splits=True)
+    build(path / "source", path / "tiny", ("audio",))
+    return path / "tiny"

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from tiny import tiny_config
+from tiny import small_fields, tiny_config
 
 from sedjax import config as config_lib
 from sedjax.errors import UserError
@@ -24,19 +24,21 @@ def test_every_config_builds_and_its_header_gives_the_command(name):
     assert "python -m sedjax train" in module.__doc__
 
 
-SMALL = {"data.batch_size": 8, "data.eval_batch_size": 8, "data.max_frames": 40, "data.bucket_frames": 40,
+SMALL = {"data.batch_size": 16, "data.eval_batch_size": 8, "data.max_frames": 40, "data.bucket_frames": 40,
          "train.duration": "1 steps"}
-SMALL_MODEL = {"width": 16, "heads": 2, "layers": 1, "feed_forward": 16, "positions": 40, "channels": (2, 3),
-               "head_width": 8}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_takes_a_step_on_tiny_data(name, records, tmp_path):
+def test_every_config_takes_a_step_on_tiny_data(name, records, audio_records, tmp_path):
     config = importlib.import_module(f"configs.{name}").get_config()
-    config.update_from_flattened_dict(SMALL | {"data.path": str(records)})
+    path = audio_records if config.model.name.startswith("atst") else records
+    config.update_from_flattened_dict(SMALL | {"data.path": str(path)})
     if config.train.duration == "0 epochs":
         config.train.duration = "0 steps"
-    config.model.update({key: value for key, value in SMALL_MODEL.items() if config.model.get(key)})
+    if config.data.crop_frames:
+        config.data.crop_frames = 20
+    config.train.initial_weights = ""
+    config.model.update({key: value for key, value in small_fields(config.model.name).items() if config.model.get(key)})
     progress = train(config_lib.freeze(config.to_dict()), tmp_path / "run")
     assert progress.finished
     assert progress.best_cost > 0
@@ -54,6 +56,11 @@ def test_every_config_takes_a_step_on_tiny_data(name, records, tmp_path):
     ({"train__duration": "5"}, "train.duration must be a duration"),
     ({"precision": "float16"}, "precision must be one of"),
     ({"parallel": "shard_map"}, "parallel must be one of"),
+    ({"optimizer__layer_decay": 0.0, "model": "atst_frame"}, "optimizer.layer_decay must be above 0 and at most 1"),
+    ({"optimizer__layer_decay": 1.1, "model": "atst_frame"}, "optimizer.layer_decay must be above 0 and at most 1"),
+    ({"optimizer__layer_decay": 0.8}, "optimizer.layer_decay = 0.8 is for models with ATST-Frame"),
+    ({"optimizer__frozen": "1 epochs"}, "optimizer.frozen = '1 epochs' is for models with ATST-Frame"),
+    ({"optimizer__frozen": "1", "model": "atst_hybrid"}, "optimizer.frozen must be a duration"),
     ({"data__placement": "disk"}, "data.placement must be one of"),
     ({"train__steps_per_call": 0}, "train.steps_per_call must be positive"),
     ({"train__steps_per_call": 2}, "needs data.placement = 'device'"),

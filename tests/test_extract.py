@@ -282,7 +282,7 @@ def untrained(path: pathlib.Path, name: str, widths: dict[str, int]) -> pathlib.
     model = models.build_from(config, TINY_TASK)
     variables = model.init(jax.random.key(0), *models.example_inputs(model, widths))
     workdir.prepare(path / "w", config, TINY_TASK, {key: {"width": width} for key, width in widths.items()})
-    params = variables.pop("params")
+    params = variables.pop("params", {})
     state = TrainState(step=np.zeros((), np.int32), params=params, ema=None, model_state=variables, opt_state={})
     with checkpoint.open_manager(path / "w") as manager:
         checkpoint.save(manager, state, checkpoint.Progress(finished=True, cost=1.0))
@@ -333,6 +333,15 @@ def test_a_recording_is_read_once_and_only_for_what_is_wanted(folder, tmp_path, 
     extract.extract(folder, tmp_path / "out", ("embeddings",), str(mel_workdir))
     assert opened == list(SECONDS)
     assert set(computed) == {"power"}
+
+
+def test_recordings_that_are_embedded_together_fit_into_memory(mel_workdir):
+    extractor = extractors.DetectorExtractor(predict.load(mel_workdir), group=3, group_samples=1000)
+    sounds = [np.zeros(samples, np.float32) for samples in (1, 1, 1, 1, 999, 5000, 1, 1)]
+    sounds[6][0] = np.nan
+    groups = list(extractor._groups(extractors.Pass(audio.blocks(sound, 16000), ()) for sound in sounds))
+    assert [len(group) for group in groups] == [3, 2, 1, 2]
+    assert [error is not None for group in groups for _, error in group] == [False] * 6 + [True, False]
 
 
 @pytest.mark.parametrize(("flags", "words"), [

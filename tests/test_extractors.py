@@ -16,7 +16,7 @@ from sedjax.models import atst_frame
 FRAME, SEGMENT = 1920, 19200
 # What a frame's windows reach beyond it, in frames, and what the deltas of 9 frames add.
 REACH = {"melspectrogram": 1, "mfcc": 1, "mfcc_delta": 5, "mfcc_delta2": 5}
-few = settings(max_examples=8, deadline=None, derandomize=True,
+few = settings(max_examples=6, deadline=None, derandomize=True,
                suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -52,7 +52,7 @@ def test_a_cut_between_segments_is_felt_by_its_neighbours_only(before, after, re
 
 @pytest.fixture(scope="module", params=[9.6, 4.8])
 def extractor(request) -> extractors.AtstExtractor:
-    model = atst_frame.AtstFrame(layers=1, width=64, feed_forward=32)
+    model = atst_frame.AtstFrame(layers=2, width=64, feed_forward=32)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1001, 64)))["params"]
     return extractors.AtstExtractor(model, params, round(request.param * 16000))
 

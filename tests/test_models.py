@@ -15,7 +15,7 @@ from sedjax.models.embedding_transformer import DepthwiseConv, EmbeddingTransfor
 from sedjax.models.encoder import Dropout
 from sedjax.task import MLPC_2025
 
-WIDTHS = {"embeddings": 16, "melspectrogram": 64, "mfcc": 24}
+WIDTHS = {"embeddings": 16, "melspectrogram": 64, "mfcc": 24, "audio": 1920}
 TRANSFORMERS = ("embedding_transformer", "conv_transformer")
 VARIANTS = [("embedding_transformer", {"model__norm": "post"}), ("embedding_transformer", {"model__norm": "pre"}),
             ("embedding_transformer", {"model__stem": "conv"}),
@@ -54,9 +54,9 @@ def test_padding_and_batch_mates_change_no_logit(name, changes):
 
 def test_all_models_give_one_finite_logit_per_frame_and_class():
     for name in models.MODELS:
-        model, variables = initialised(name)
+        model = models.build_from(tiny_config(name), MLPC_2025)
         inputs = {key: jnp.ones((2, 20, width)) for key, width in WIDTHS.items()}
-        logits = model.apply(variables, inputs, jnp.ones((2, 20), bool))
+        logits, _ = jax.jit(model.init_with_output)(jax.random.key(0), inputs, jnp.ones((2, 20), bool))
         assert logits.shape == (2, 20, 10)
         assert logits.dtype == jnp.float32
         assert np.isfinite(logits).all()
@@ -227,6 +227,8 @@ def test_sizes_that_do_not_fit(changes, words):
     ("conv_transformer", {"model.mfcc": (0, 1, 22)}, {"melspectrogram": 64, "mfcc": 32}, 13_319_050),
     ("embedding_transformer", {"model.stem": "conv", "model.width": 512, "model.head_width": 0}, {"embeddings": 768},
      13_152_522),
+    ("atst_frame", {}, {"audio": 1920}, 85_419_264 + 7_690),
+    ("atst_hybrid", {}, {"audio": 1920}, 85_419_264 + 35_957_514),
     ("naive", {}, {}, 0),
 ])
 def test_parameters_of_full_size_models(name, changes, widths, parameters):

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_hex
 from tiny import TINY_TASK, run_command, tiny_config
 
-from sedjax import evaluate, report, train, workdir
+from sedjax import commands, evaluate, report, train, workdir
 from sedjax.errors import UserError
 from sedjax.task import MLPC_2025, Task
 
@@ -137,10 +137,10 @@ def test_of_equal_costs_the_first_is_the_best_as_for_checkpoints(tmp_path, evalu
 
 def test_names_are_as_long_as_needed(tmp_path):
     folders = [tmp_path / "a" / "seed0", tmp_path / "b" / "seed0", tmp_path / "b" / "seed1"]
-    assert report.distinct_names(folders[1:]) == ["seed0", "seed1"]
-    assert report.distinct_names(folders) == ["a/seed0", "b/seed0", "b/seed1"]
+    assert commands.distinct_names(folders[1:]) == ["seed0", "seed1"]
+    assert commands.distinct_names(folders) == ["a/seed0", "b/seed0", "b/seed1"]
     with pytest.raises(UserError, match="given twice"):
-        report.distinct_names([folders[0], folders[1], folders[0] / ".." / "seed0"])
+        commands.distinct_names([folders[0], folders[1], folders[0] / ".." / "seed0"])
 
 
 def test_what_cannot_be_compared_is_an_error_before_anything_is_evaluated(tmp_path, evaluated):

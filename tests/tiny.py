@@ -60,12 +60,16 @@ def write_layout(path: pathlib.Path, task: Task = TINY_TASK, recordings: int | d
     return read_layout(path)
 
 
+def small_fields(model: str) -> dict:
+    """Fields that make any model tiny; those that it has not are to be left out."""
+    return {"width": 64 if model == "atst_frame" else 16, "heads": 2, "layers": 1, "feed_forward": 16, "positions": 40,
+            "head_width": 8, "channels": (2, 3), "atst_width": 64, "atst_layers": 1, "atst_feed_forward": 16}
+
+
 def tiny_config(model: str = "embedding_transformer", **changes) -> Config:
     """A config that compiles in a second or two; `changes` are dotted keys with `__` for the dot."""
     fields = base_config(model).to_dict()
-    small = {"width": 16, "heads": 2, "layers": 1, "feed_forward": 16, "positions": 40, "head_width": 8,
-             "channels": (2, 3)}
-    fields["model"].update({key: value for key, value in small.items() if key in fields["model"]})
+    fields["model"].update({key: value for key, value in small_fields(model).items() if key in fields["model"]})
     fields["data"].update(batch_size=8, eval_batch_size=8, max_frames=40, bucket_frames=20)
     fields["train"].update(duration="4 epochs")
     fields["optimizer"].update(learning_rate=1e-2)

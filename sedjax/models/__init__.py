@@ -1,8 +1,10 @@
 """The models by name, and what all of them need: construction from a config, statistics, a table of parameters."""
 
 import dataclasses
+import logging
 import os
 import zipfile
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +13,28 @@ from flax import linen as nn
 from flax import traverse_util
 
 from sedjax.errors import UserError
+from sedjax.models.atst_detector import AtstDetector, AtstHybrid
 from sedjax.models.conv_transformer import ConvTransformer
 from sedjax.models.embedding_transformer import EmbeddingTransformer
 from sedjax.models.naive import Naive
 from sedjax.task import Task
 
-MODELS = {"conv_transformer": ConvTransformer, "embedding_transformer": EmbeddingTransformer, "naive": Naive}
+MODELS = {"atst_frame": AtstDetector, "atst_hybrid": AtstHybrid, "conv_transformer": ConvTransformer,
+          "embedding_transformer": EmbeddingTransformer, "naive": Naive}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+log = logging.getLogger("sedjax")
 
 
 def default_fields(name: str) -> dict:
     """The configurable fields of a model and their defaults."""
     return {field.name: field.default for field in dataclasses.fields(_model(name))
             if field.name not in ("num_classes", "dtype", "parent", "name")}
+
+
+def has_pretrained_encoder(name: str) -> bool:
+    """Whether optimizer.layer_decay and optimizer.frozen mean something for a model: its parameters `atst`."""
+    return hasattr(_model(name), "pretrained")
 
 
 def build(name: str, fields: dict, num_classes: int, precision: str = "float32") -> nn.Module:
@@ -78,13 +89,14 @@ def fill_statistics(variables: dict, features: dict[str, dict]) -> dict:
     return {**variables, "statistics": {name: statistic(name) for name in variables["statistics"]}}
 
 
-def fill_weights(variables: dict, path: str | os.PathLike) -> dict:
+def fill_weights(variables: dict, path: str | os.PathLike, unused: Sequence[str] = ()) -> dict:
     """Replaces parts of freshly initialised variables, a pretrained stem for example.
 
     Args:
       variables: what `init` returned.
       path: npz of arrays by path in `variables`, as `params/stem/conv1/kernel`, from data_prep.import_weights. Of a
         part of the model that it holds, such as `params/stem`, it must hold everything.
+      unused: how the names begin of what it may hold although the model has no place for it.
 
     Raises:
       UserError: it cannot be read, or does not fit the model; nothing is replaced then.
@@ -94,6 +106,12 @@ def fill_weights(variables: dict, path: str | os.PathLike) -> dict:
             held = dict(archive)
     except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"The initial weights {path} are no readable npz file: {error}.") from error
+    left_out = {prefix for prefix in unused for name in held if name.startswith(prefix)}
+    if left_out:
+        log.info("Of the initial weights %s, the model has no place for %s.", path, ", ".join(sorted(left_out)))
+    held = {name: value for name, value in held.items() if not name.startswith(tuple(left_out))}
+    if not held:
+        raise UserError(f"The initial weights {path} hold nothing for the model.")
     flat = traverse_util.flatten_dict(variables, sep="/")
     parts = {tuple(name.split("/")[:2]) for name in held}
     wanted = {name: value.shape for name, value in flat.items() if tuple(name.split("/")[:2]) in parts}

@@ -1,0 +1,25 @@
+"""A small ATST-Frame and a small embedding-transformer on it, from scratch, from raw audio, for a laptop.
+
+Command:  python -m sedjax train --config=configs/atst_hybrid_small.py --config.data.path=DATA --workdir=WORKDIR
+"""
+
+from configs import atst_frame_small
+from sedjax.config import base_config
+
+
+def get_config():
+    config = base_config("atst_hybrid")
+    small = atst_frame_small.get_config()
+    for section in ("data", "optimizer", "train", "decision"):
+        config[section].update(small[section])
+    config.model.atst_layers = 2
+    config.model.atst_width = 192
+    config.model.atst_feed_forward = 384
+    config.model.stem = "conv"
+    config.model.width = 128
+    config.model.layers = 2
+    config.model.feed_forward = 256
+    config.model.norm = "pre"
+    config.model.positions = 0  # of crops, only the first would be trained
+    config.model.head_width = 0
+    return config

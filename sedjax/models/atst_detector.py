@@ -1,0 +1,160 @@
+"""Detectors on ATST-Frame, from raw audio to frame logits: the encoder alone, and before the embedding-transformer."""
+
+from typing import ClassVar
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Real
+
+from sedjax.audio import FEATURE, FRAME_SAMPLES, FULL_SCALE, SAMPLE_RATE_HZ
+from sedjax.errors import UserError
+from sedjax.frontend import atst_log_mel
+from sedjax.models.atst_frame import HEAD_SIZE, TOKEN_SAMPLES, TOKENS_PER_FRAME, WINDOW_SAMPLES, AtstFrame
+from sedjax.models.embedding_transformer import EmbeddingTransformer
+from sedjax.models.encoder import Head
+
+WINDOW_TOKENS = WINDOW_SAMPLES // TOKEN_SAMPLES
+HOPS_SECONDS = (9.6, 4.8)
+
+
+class AtstDetector(nn.Module):
+    """Raw audio -> ATST-Frame on windows of 10 s -> frame logits.
+
+    Attributes:
+      num_classes: C.
+      layers, drop_layers, width, feed_forward: of atst_frame.AtstFrame.
+      hop_seconds: from one window to the next, 9.6 or 4.8; where windows overlap, the mean of their tokens is taken.
+      head_width: hidden units of the head; 0 for a single linear layer.
+      dropout: of the head, if it has hidden units.
+      dtype: of the computation; the log-mel is float32.
+    """
+
+    features: ClassVar[tuple[str, ...]] = (FEATURE,)
+    choices: ClassVar[dict[str, tuple]] = {"hop_seconds": HOPS_SECONDS}
+    pretrained: ClassVar[str] = "atst"
+
+    num_classes: int
+    layers: int = 12
+    drop_layers: int = 0
+    width: int = 768
+    feed_forward: int = 3072
+    hop_seconds: float = 9.6
+    head_width: int = 0
+    dropout: float = 0.2
+    dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_sizes(self.layers, self.drop_layers, self.width, "model.")
+
+    @property
+    def unused_weights(self) -> tuple[str, ...]:
+        """What a file of initial weights may hold although the model has no place for it, see models.fill_weights."""
+        return unused_weights(self.layers, self.drop_layers)
+
+    @nn.compact
+    def __call__(self, features: dict[str, Real[Array, "clip frame _"]], frame_mask: Bool[Array, "clip frame"], *,
+                 train: bool = False, clip_id: Int[Array, "clip"] | None = None) -> Float[Array, "clip frame class"]:
+        encoder = AtstFrame(self.layers, self.drop_layers, self.width, self.feed_forward, dtype=self.dtype, name="atst")
+        x = frame_rows(encoder, features[FEATURE], frame_mask, self.hop_seconds)
+        self.sow("intermediates", "embeddings", x)  # kept only when asked for: steps.embed_step
+        return Head(self.num_classes, self.head_width, self.dropout, self.dtype, name="head")(
+            x, clip_id if train else None)
+
+
+class AtstHybrid(EmbeddingTransformer):
+    """Raw audio -> ATST-Frame on windows of 10 s -> the embedding-transformer over all frames of a clip.
+
+    What the report proposes: its winner without embeddings that somebody else computed.
+
+    Attributes:
+      atst_layers, atst_drop_layers, atst_width, atst_feed_forward: of atst_frame.AtstFrame.
+      hop_seconds: as for AtstDetector.
+      standardize: False; records hold no statistics of what is computed here, which ends in a norm anyway.
+      num_classes and all others: of EmbeddingTransformer.
+    """
+
+    features: ClassVar[tuple[str, ...]] = (FEATURE,)
+    choices: ClassVar[dict[str, tuple]] = {**EmbeddingTransformer.choices, "hop_seconds": HOPS_SECONDS,
+                                           "standardize": (False,)}
+    pretrained: ClassVar[str] = "atst"
+
+    atst_layers: int = 12
+    atst_drop_layers: int = 0
+    atst_width: int = 768
+    atst_feed_forward: int = 3072
+    hop_seconds: float = 9.6
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_sizes(self.atst_layers, self.atst_drop_layers, self.atst_width, "model.atst_")
+
+    @property
+    def unused_weights(self) -> tuple[str, ...]:
+        """As of AtstDetector."""
+        return unused_weights(self.atst_layers, self.atst_drop_layers)
+
+    @nn.compact
+    def __call__(self, features: dict[str, Real[Array, "clip frame _"]], frame_mask: Bool[Array, "clip frame"], *,
+                 train: bool = False, clip_id: Int[Array, "clip"] | None = None) -> Float[Array, "clip frame class"]:
+        encoder = AtstFrame(self.atst_layers, self.atst_drop_layers, self.atst_width, self.atst_feed_forward,
+                            dtype=self.dtype, name="atst")
+        x = frame_rows(encoder, features[FEATURE], frame_mask, self.hop_seconds)
+        return super().__call__({"embeddings": x}, frame_mask, train=train, clip_id=clip_id)
+
+
+def frame_rows(encoder: AtstFrame, audio: Real[Array, "clip frame sample"], frame_mask: Bool[Array, "clip frame"],
+               hop_seconds: float) -> Float[Array, "clip frame width"]:
+    """What the encoder makes of each 120 ms, by absolute time: the same as extractors.AtstExtractor.
+
+    Window k begins at k x `hop_seconds`. A clip has as many as reach to the end of its real frames; those that only a
+    longer clip of the batch needs count nowhere, so padding changes nothing.
+
+    Args:
+      encoder: takes 250 tokens.
+      audio: 16-bit samples, or floats of that scale, 1920 a frame.
+      frame_mask: real frames, the first of each clip; after them there is silence.
+      hop_seconds: of HOPS_SECONDS.
+    """
+    clips, frames = frame_mask.shape
+    hop = round(hop_seconds * SAMPLE_RATE_HZ)
+    samples = jnp.where(frame_mask[..., None], audio.astype(jnp.float32) / FULL_SCALE, 0).reshape(clips, -1)
+    count = 1 + max(-(-(samples.shape[1] - WINDOW_SAMPLES) // hop), 0)
+    # A window is some neighbouring stretches of a hop side by side, cut at its end.
+    pieces = -(-WINDOW_SAMPLES // hop)
+    stretches = count + pieces - 1
+    by_hop = jnp.pad(samples, ((0, 0), (0, stretches * hop - samples.shape[1]))).reshape(clips, stretches, hop)
+    windows = jnp.concatenate([by_hop[:, i : i + count] for i in range(pieces)], axis=-1)[..., :WINDOW_SAMPLES]
+    windows = windows.reshape(clips * count, WINDOW_SAMPLES)
+    tokens = encoder(atst_log_mel(windows, jnp.ones(windows.shape, bool))[0])
+    tokens = tokens.reshape(clips, count, WINDOW_TOKENS, tokens.shape[-1])
+
+    ends_before = hop * (jnp.arange(count) - 1) + WINDOW_SAMPLES  # where the window before ends
+    used = (ends_before[None] < FRAME_SAMPLES * frame_mask.sum(1)[:, None]) | (jnp.arange(count) == 0)[None]
+    weight = jnp.broadcast_to(used[..., None, None], (clips, count, WINDOW_TOKENS, 1)).astype(jnp.float32)
+
+    def overlap(x: Array) -> Array:
+        """The sum of windows (clip, window, token, column), each where it belongs: (clip, token, column)."""
+        hop_tokens = hop // TOKEN_SAMPLES
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, pieces * hop_tokens - WINDOW_TOKENS), (0, 0)))
+        x = x.reshape(clips, count, pieces, hop_tokens, -1)
+        placed = [jnp.pad(x[:, :, i], ((0, 0), (i, pieces - 1 - i), (0, 0), (0, 0))) for i in range(pieces)]
+        return sum(placed).reshape(clips, stretches * hop_tokens, -1)
+
+    mean = overlap(tokens * weight) / jnp.maximum(overlap(weight), 1)
+    return mean.reshape(clips, -1, TOKENS_PER_FRAME, mean.shape[-1])[:, :frames].mean(axis=2)
+
+
+def require_sizes(layers: int, drop_layers: int, width: int, prefix: str) -> None:
+    """Raises UserError, with the keys after `prefix`, for an encoder that cannot be."""
+    if width <= 0 or width % HEAD_SIZE:
+        raise UserError(f"{prefix}width must be a multiple of {HEAD_SIZE}, the size of a head of ATST-Frame, not "
+                        f"{width}.")
+    if not 0 <= drop_layers < layers:
+        raise UserError(f"{prefix}drop_layers = {drop_layers} of {prefix}layers = {layers} cannot be dropped.")
+
+
+def unused_weights(layers: int, drop_layers: int) -> tuple[str, ...]:
+    """Parts of the file of a whole ATST-Frame that a detector leaves out: the strong head and dropped layers."""
+    return ("params/strong_head/", *(f"params/atst/block_{i}/" for i in range(layers - drop_layers, layers)))

@@ -1,0 +1,119 @@
+"""What is written of detections: tables of all recordings, and files of each."""
+
+import csv
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from sedjax import figures, grid
+from sedjax.commands import atomic_output
+from sedjax.detection import Detection, Event
+from sedjax.detector import Detector
+from sedjax.errors import UserError
+from sedjax.submission import write_submission
+from sedjax.task import Task
+
+TABLES = ("csv", "tsv")
+EVENT_COLUMNS = ("filename", "onset", "offset", "event_label", "score")
+
+
+def write_labels(path: pathlib.Path, detection: Detection, detector: Detector) -> None:
+    """Labels for Audacity: onset, offset and class of each event."""
+    _write_rows(path, ((_text(event.onset), _text(event.offset), event.label) for event in detection))
+
+
+def write_json(path: pathlib.Path, detection: Detection, detector: Detector) -> None:
+    """Everything but the probabilities of frames, with the model and the task."""
+    task = detection.task
+    content = {
+        "recording": detection.recording,
+        "seconds": round(detection.seconds, 7),
+        "model": {"workdir": str(detector.workdir), "name": detector.config.model["name"], "step": detector.step},
+        "task": json.loads(task.to_json()),
+        "thresholds": dict(zip(task.classes, _short(detection.thresholds))),
+        "events": [event._asdict() | {"score": round(event.score, 4)} for event in detection],
+        "segments": [{"onset": float(grid.onset_text(i, task)),
+                      "active": [name for name, on in zip(task.classes, active) if on],
+                      "probabilities": dict(zip(task.classes, _short(row)))}
+                     for i, (active, row) in enumerate(zip(detection.active, detection.segments))]}
+    with atomic_output(path) as temporary:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+
+
+def write_frames(path: pathlib.Path, detection: Detection, detector: Detector) -> None:
+    """The probability of each class in each frame."""
+    with atomic_output(path) as temporary:
+        np.savez(temporary, probabilities=detection.frames, classes=np.array(detection.task.classes),
+                 frame_seconds=detection.task.frame_seconds)
+
+
+def write_picture(path: pathlib.Path, detection: Detection, detector: Detector) -> None:
+    """The picture of figures.draw_recording; the detection must hold the melspectrogram."""
+    from matplotlib import pyplot as plt  # slow to import
+
+    figure = figures.draw_recording(detection.features["melspectrogram"], detection)
+    try:
+        with atomic_output(path) as temporary:
+            figure.savefig(temporary, dpi=100)
+    finally:
+        plt.close(figure)
+
+
+# What there can be of each recording: its suffix, and what writes it.
+FILES = {"audacity": (".txt", write_labels), "json": (".json", write_json), "png": (".png", write_picture),
+         "frames": (".npz", write_frames)}
+
+
+def write_files(folder: pathlib.Path, stem: str, detection: Detection, detector: Detector,
+                kinds: Iterable[str]) -> None:
+    """Writes the given kinds of FILES of one recording. Raises UserError if it cannot."""
+    for kind in kinds:
+        suffix, write = FILES[kind]
+        write(folder / f"{stem}{suffix}", detection, detector)
+
+
+def write_tables(folder: pathlib.Path, task: Task, active: Mapping[str, np.ndarray],
+                 events: Mapping[str, Sequence[Event]], kinds: Iterable[str]) -> None:
+    """Writes the given kinds of TABLES of all recordings, whose filenames are the keys; UserError if it cannot.
+
+    `csv`: predictions.csv, active segments in the form of a submission. `tsv`: events.tsv in the form of DCASE.
+    """
+    if "csv" in kinds:
+        write_submission(folder / "predictions.csv", task, dict(active))
+    if "tsv" in kinds:
+        _write_rows(folder / "events.tsv", [EVENT_COLUMNS, *(
+            (filename, _text(event.onset), _text(event.offset), event.label, f"{event.score:.4f}")
+            for filename, found in events.items() for event in found)])
+
+
+def stems(names: Sequence[str]) -> list[str]:
+    """How the files of each recording begin: its name without suffix, with it where two would be the same.
+
+    Raises UserError if two still are.
+    """
+    flat = [name.replace(os.sep, "_") for name in names]
+    found = [pathlib.PurePath(name).stem for name in flat]
+    if len(set(found)) < len(found):
+        found = flat
+    first = dict(zip(reversed(found), reversed(names)))
+    if twice := [(first[stem], name) for stem, name in zip(found, names) if first[stem] != name]:
+        raise UserError(f"The outputs of {twice[0][0]} and {twice[0][1]} would have the same names: rename one.")
+    return found
+
+
+def _write_rows(path: pathlib.Path, rows: Iterable[Sequence[str]]) -> None:
+    with atomic_output(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter="\t", lineterminator="\n").writerows(rows)
+
+
+def _text(seconds: float) -> str:
+    """Milliseconds, or as many digits as it takes to be exact."""
+    whole, _, digits = f"{seconds:.7f}".partition(".")
+    return f"{whole}.{digits.rstrip('0'):0<3}"
+
+
+def _short(values: np.ndarray) -> list[float]:
+    return [round(float(value), 4) for value in values]

@@ -1,0 +1,139 @@
+"""From recordings to clips of what a model takes, which are computed here, embeddings by the right extractor."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from sedjax import audio, extractors, input_pipeline
+from sedjax.clips import Clip, ahead, recut
+from sedjax.detector import Detector, load
+from sedjax.errors import UserError
+from sedjax.extractors import DetectorExtractor, Extractor
+
+EMBEDDINGS = "embeddings"
+WIDTHS = {**extractors.WIDTHS, audio.FEATURE: audio.FRAME_SAMPLES}
+CLIPS_AHEAD = 32
+
+
+def find(places: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
+    """The recordings that files and folders name, each once, those of a folder by name.
+
+    Raises UserError if a place is not there, or a folder holds none.
+    """
+    paths: dict[str, pathlib.Path] = {}
+    for place in map(pathlib.Path, places):
+        if not place.exists():
+            raise UserError(f"There is no recording and no folder {place}.")
+        for path in audio.files_in(place) if place.is_dir() else [place]:
+            paths.setdefault(os.path.realpath(path), path)
+    return list(paths.values())
+
+
+def clips(detector: Detector, read: Callable[..., Iterator[Clip]], further: Sequence[str] = ()) -> Iterator[Clip]:
+    """Recordings in clips of max_frames, each with what the model takes, read ahead in a thread.
+
+    Args:
+      detector: the model.
+      read: `read` of these recordings, which gives features and embeddings as its last two arguments say.
+      further: features to have besides.
+
+    Raises:
+      UserError: the model takes what cannot be computed, or of another width.
+    """
+    keys = detector.model.features
+    extractor = detector.extractor if EMBEDDINGS in keys else None
+    widths = WIDTHS | ({EMBEDDINGS: extractor.width} if extractor else {})
+    input_pipeline.require_features(widths, keys, detector.widths, where="a recording")
+    needed = tuple(dict.fromkeys([*further, *(key for key in keys if key != EMBEDDINGS)]))
+    frames = detector.config.data.max_frames
+    if isinstance(extractor, DetectorExtractor):
+        embedded = extractor.detector.embed_clips(clips(extractor.detector, read, needed))
+        return recut((dataclasses.replace(clip, features={**{key: clip.features[key] for key in needed},
+                                                          EMBEDDINGS: rows.astype(np.float16)})
+                      for clip, rows in embedded), frames)
+    if not needed and not extractor:  # a model that takes nothing must still know how many frames there are
+        needed = ("melspectrogram",)
+    return ahead(recut(read(needed, extractor), frames), CLIPS_AHEAD)
+
+
+def read(recordings: Sequence[audio.Recording], sample_rate_hz: int | None, keep: tuple[str, ...],
+         bad: dict[int, str] | None, keys: tuple[str, ...], extractor: Extractor | None = None) -> Iterator[Clip]:
+    """Recordings in clips of any length.
+
+    Of raw audio alone, memory holds some seconds; otherwise the features of a recording, which are small.
+
+    Args:
+      recordings, sample_rate_hz, keep, bad: as for Detector.detect.
+      keys: features to be had in each clip, besides embeddings if there is an extractor of them.
+      extractor: of the sound.
+    """
+    def unreadable(number: int, error: UserError) -> None:
+        if bad is None:
+            raise error
+        bad[number] = str(error)
+
+    if keys == (audio.FEATURE,) and extractor is None:
+        for number, recording in enumerate(recordings):
+            try:
+                yield from _sound(number, extractors.Pass(audio.blocks(recording, sample_rate_hz), keep))
+            except UserError as error:
+                unreadable(number, error)
+        return
+    wanted = tuple(dict.fromkeys([*keys, *keep, *([EMBEDDINGS] if extractor else [])]))
+    spectral = tuple(key for key in wanted if key != audio.FEATURE)
+    found = extractors.features_of(recordings, spectral, extractor, sample_rate_hz)
+    for number, (recording, one) in enumerate(zip(recordings, found)):
+        if isinstance(one, UserError):
+            unreadable(number, one)
+            continue
+        features, seconds = one
+        if audio.FEATURE in keys:
+            features[audio.FEATURE] = audio.frames(recording, sample_rate_hz)
+        yield Clip(number, {key: value for key, value in features.items() if key not in keep or key in keys}, seconds,
+                   {key: features[key] for key in keep})
+
+
+def _sound(number: int, blocks: extractors.Pass) -> Iterator[Clip]:
+    """Raw audio of a recording as it is read."""
+    held = None
+    for rows in audio.rows(blocks):
+        if held is not None:
+            yield Clip(number, {audio.FEATURE: held})
+        held = rows
+    yield Clip(number, {audio.FEATURE: held}, blocks.seconds, blocks.features)
+
+
+def extractor_of(detector: Detector) -> Extractor:
+    """The extractor of the embeddings that a model takes: the one that its workdir names.
+
+    Looked for where it was, then beside the workdir, since both may have moved together.
+
+    Raises UserError if it is not known or not there, or is another one by now.
+    """
+    entry, width = detector.features[EMBEDDINGS].get("extractor"), detector.widths[EMBEDDINGS]
+    said = f"The model in {detector.workdir} takes embeddings ({width} wide)"
+    say_where = "name it with --embeddings_from=PATH, a workdir or the npz file of an ATST-Frame"
+    if detector.embeddings_from:
+        place = pathlib.Path(detector.embeddings_from)
+    elif entry:
+        place = pathlib.Path(entry["path"])
+        if not place.exists():
+            place = detector.workdir.absolute().parent / place.name
+        if not place.exists():
+            raise UserError(f"{said} that {entry['path']} computes, which is not there any more: {say_where}.")
+    else:
+        raise UserError(f"{said}, and it is not known what computes them: {say_where}.")
+    options = entry or {"hop_seconds": 9.6, "drop_layers": 0}
+    if place.suffix == ".npz":
+        extractor = extractors.of(str(place), options["hop_seconds"], options["drop_layers"])
+    else:
+        extractor = DetectorExtractor(load(place))
+    if entry and extractor.parameters != entry["parameters"]:
+        raise UserError(f"{said} of another extractor than {place}: {entry['parameters']!r}, not "
+                        f"{extractor.parameters!r}; {say_where}.")
+    if extractor.width != width:
+        raise UserError(f"{said}, but {place} gives embeddings that are {extractor.width} wide; {say_where}.")
+    return extractor

@@ -1,0 +1,444 @@
+"""From recordings to events: the same numbers however they are read, right events, whole outputs."""
+
+import csv
+import dataclasses
+import json
+import pathlib
+import re
+import shlex
+import shutil
+import tracemalloc
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import soundfile
+from flax import linen as nn
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib import pyplot as plt
+from test_extract import untrained
+from test_readme import README
+from tiny import TINY_TASK, run_command
+
+import sedjax
+from data_prep import extract
+from sedjax import audio, clips, commands, extractors, figures, grid, models, outputs, predict
+from sedjax.detection import Detection
+from sedjax.errors import UserError
+from sedjax.input_pipeline import InMemory
+from sedjax.models import atst_frame
+from sedjax.task import MLPC_2025
+
+LENGTHS = {"one.wav": 1, "half.flac": 8000, "below.wav": 159_840, "ten.wav": 160_000, "above.flac": 160_160}
+
+
+class Loudness(nn.Module):
+    """Hears each class where the recording is loud, frame by frame."""
+
+    features: ClassVar[tuple[str, ...]] = ("audio",)
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, features, frame_mask, *, train=False, clip_id=None):
+        samples = jnp.where(frame_mask[..., None], features["audio"].astype(jnp.float32) / 32767, 0)
+        loud = jnp.sqrt((samples**2).mean(-1, keepdims=True))
+        slope = self.param("slope", nn.initializers.ones, (1, 1, self.num_classes))
+        return 100 * (loud - 0.1) * slope
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    """Recordings of 1 sample to 13 s, one of them at 44.1 kHz in stereo."""
+    path, rng = tmp_path_factory.mktemp("recordings"), np.random.default_rng(0)
+    for name, samples in LENGTHS.items():
+        loudness = rng.choice([0.01, 0.3], -(-samples // 4000)).repeat(4000)[:samples]
+        soundfile.write(path / name, loudness * rng.uniform(-1, 1, samples), 16000)
+    soundfile.write(path / "stereo.wav", 0.1 * rng.standard_normal((44100 * 13, 2)), 44100)
+    return path
+
+
+@pytest.fixture(scope="module")
+def mel_workdir(tmp_path_factory) -> pathlib.Path:
+    return untrained(tmp_path_factory.mktemp("mel"), "conv_transformer", {"melspectrogram": 64})
+
+
+@pytest.fixture(scope="module")
+def audio_workdir(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "loudness", Loudness)
+        yield untrained(tmp_path_factory.mktemp("audio"), "loudness", {"audio": 1920})
+
+
+@pytest.fixture(scope="module")
+def detectors(mel_workdir, audio_workdir):
+    return {"melspectrogram": sedjax.load(mel_workdir), "audio": sedjax.load(audio_workdir)}
+
+
+def rows_of(path: pathlib.Path, delimiter: str = ",") -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter=delimiter))
+
+
+@pytest.mark.parametrize("key", ["melspectrogram", "audio"])
+def test_a_recording_alone_beside_others_and_as_an_array(detectors, folder, key):
+    detector, paths = detectors[key], sorted(folder.iterdir())
+    together = list(detector.detect(paths))
+    assert [found.recording for found in together] == [str(path) for path in paths]
+    for path, found in zip(paths, together):
+        samples = LENGTHS.get(path.name, 13 * 16000)
+        assert found.seconds == samples / 16000
+        assert found.frames.shape == (-(-samples // 1920), 3)
+        assert found.segments.shape == (-(-samples // 19200), 3)
+        alone = detector(path)
+        from_array = detector(*soundfile.read(path))
+        for other in (alone, from_array):
+            assert other.seconds == found.seconds
+            np.testing.assert_allclose(other.frames, found.frames, atol=1e-5)
+            np.testing.assert_allclose(other.segments, found.segments, atol=1e-5)
+    assert detector(str(path)).recording == str(path)
+    assert detector(np.zeros(1), 8000).recording == ""
+
+
+def test_the_same_as_from_features_in_a_directory(detectors, mel_workdir, folder, tmp_path):
+    extract.extract(folder, tmp_path / "dir", ("melspectrogram",))
+    expected = predict.predict_directory(detectors["melspectrogram"], tmp_path / "dir")
+    for found in detectors["melspectrogram"].detect(sorted(folder.iterdir())):
+        other = expected[pathlib.Path(found.recording).name]
+        np.testing.assert_allclose(found.frames, other.frames, atol=1e-5)
+        np.testing.assert_array_equal(found.active, other.active)
+    run_command(predict, f"--workdir={mel_workdir}", f"--source={tmp_path / 'dir'}", f"--output={tmp_path / 'a.csv'}")
+    run_command(predict, f"--workdir={mel_workdir}", str(folder), f"--output={tmp_path / 'out'}", "--formats=csv")
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "out" / "predictions.csv").read_text()
+
+
+def test_a_sound_is_where_it_is_heard(detectors):
+    """Also in the thousandth clip, and at the end, which is in the middle of a frame."""
+    samples = np.zeros(1_000_000, np.float32)
+    for start, end in ((0, 1920), (19_200, 40_000), (900_480, 902_400), (998_400, 1_000_000)):
+        samples[start:end] = 0.5
+    found = detectors["audio"](samples, 16000)
+    drums = [(event.onset, event.offset) for event in found if event.label == "Drum"]
+    assert drums == [(0.0, 0.12), (1.2, 2.52), (56.28, 56.4), (62.4, 62.5)]
+    assert [tuple(event) for event in found][:2] == [
+        (0.0, 0.12, "Bell", pytest.approx(1)), (0.0, 0.12, "Crow", pytest.approx(1))]
+
+
+def test_memory_holds_some_clips_however_long_the_recording(detectors, monkeypatch):
+    detectors["audio"](np.zeros(10**6), 16000)  # what is compiled stays
+    monkeypatch.setattr(audio, "blocks", lambda *_: (np.zeros(160_000, np.float32) for _ in range(180)))
+    tracemalloc.start()
+    try:
+        assert detectors["audio"]("half_an_hour.wav").seconds == 1800
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 0.4 * 1800 * 16000 * 2  # bytes of its 16-bit samples
+
+
+@given(st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=6), min_size=1, max_size=4), st.integers(1, 12),
+       st.data())
+def test_clips_are_the_same_frames(pieces, frames, data):
+    """Whatever the pieces of each recording are; of some the last never comes."""
+    ends = [data.draw(st.booleans()) for _ in pieces]
+    given, expected = [], {}
+    for number, (lengths, is_whole) in enumerate(zip(pieces, ends)):
+        values = np.split(np.arange(sum(lengths))[:, None], np.cumsum(lengths)[:-1])
+        given += [clips.Clip(number, {"x": value}, 5.0 if is_whole and i == len(lengths) - 1 else None)
+                  for i, value in enumerate(values)]
+        if is_whole:
+            expected[number] = sum(lengths)
+    found = list(clips.recut(given, frames))
+    assert [clip.recording for clip in found if clip.is_last] == list(expected)
+    for number, total in expected.items():
+        parts = [clip for clip in found if clip.recording == number]
+        assert [len(clip) for clip in parts[:-1]] == [frames] * (len(parts) - 1)
+        assert 1 <= len(parts[-1]) <= frames
+        np.testing.assert_array_equal(np.concatenate([clip.features["x"] for clip in parts])[:, 0], np.arange(total))
+
+
+def detection(frames: np.ndarray, pooling: str = "max", thresholds: float = 0.5, seconds: float | None = None,
+              task=TINY_TASK, features=None) -> Detection:
+    padded = grid.by_segment(grid.pad_to_segments(frames, task, np.nan), task)
+    segments = np.nanmax(padded, axis=1) if pooling == "max" else np.nanmean(padded, axis=1)
+    return Detection("a.wav", task, np.full(frames.shape[1], thresholds, np.float32),
+                     len(frames) * task.frame_seconds if seconds is None else seconds, frames,
+                     segments.astype(np.float32), features or {})
+
+
+@given(st.integers(1, 45), st.integers(0, 2**32 - 1), st.sampled_from(["max", "mean"]), st.floats(0.05, 0.95),
+       st.integers(0, 1919))
+def test_events_and_segments_agree(length, seed, pooling, threshold, missing):
+    frames = np.random.default_rng(seed).random((length, 3)).astype(np.float32)
+    found = detection(frames, pooling, threshold, length * 0.12 - missing / 16000)
+    marked = np.zeros((length, 3), bool)
+    for event in found:
+        label = TINY_TASK.classes.index(event.label)
+        rows = grid.event_frames(event.onset, event.offset, length, TINY_TASK)
+        assert 0 <= event.onset < event.offset <= found.seconds + 1e-7
+        assert event.score == frames[rows, label].max()
+        assert found.active[rows.start // 10 : (rows.stop - 1) // 10 + 1, label].all()
+        assert not marked[rows, label].any()
+        marked[rows, label] = True
+    in_active = found.active.repeat(10, axis=0)[:length]
+    np.testing.assert_array_equal(marked, (frames > np.float32(threshold)) & in_active)
+    if pooling == "max":
+        np.testing.assert_array_equal(grid.any_frame(grid.pad_to_segments(marked, TINY_TASK), TINY_TASK), found.active)
+    assert [event.onset for event in found] == sorted(event.onset for event in found)
+
+
+def test_every_output_reads_back(detectors, audio_workdir, folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    run_command(predict, f"--workdir={audio_workdir}", folder / "one.wav", str(folder), f"--output={out}",
+                "--formats=csv,tsv,audacity,json,png", "--frames")
+    found = {pathlib.Path(one.recording).name: one for one in detectors["audio"].detect(sorted(folder.iterdir()))}
+    events = [(name, event) for name in ["one.wav", *sorted(set(found) - {"one.wav"})] for event in found[name]]
+    assert len({event.label for _, event in events}) == 3
+    assert f"Found {len(events)} events in 6 recordings" in capsys.readouterr().out
+
+    rows = rows_of(out / "events.tsv", "\t")
+    assert [(row["filename"], float(row["onset"]), float(row["offset"]), row["event_label"]) for row in rows] == [
+        (name, event.onset, event.offset, event.label) for name, event in events]
+    assert [float(row["score"]) for row in rows] == pytest.approx([event.score for _, event in events], abs=1e-4)
+    assert all(len(row["onset"].split(".")[1]) >= 3 for row in rows)
+    read = sedjax.submission.read_submission(out / "predictions.csv", TINY_TASK)
+    assert list(read) == ["one.wav", *sorted(set(found) - {"one.wav"})]
+    for name, one in found.items():
+        np.testing.assert_array_equal(read[name], one.active)
+        stem = out / pathlib.Path(name).stem
+        labels = [line.split("\t") for line in stem.with_suffix(".txt").read_text().splitlines()]
+        assert [(float(onset), float(offset), label) for onset, offset, label in labels] == [
+            tuple(event[:3]) for event in one]
+        content = json.loads(stem.with_suffix(".json").read_text())
+        assert content["model"] == {"workdir": str(audio_workdir), "name": "loudness", "step": 0}
+        assert list(content["task"]["costs"]) == list(content["thresholds"]) == list(TINY_TASK.classes)
+        assert content["seconds"] == pytest.approx(one.seconds, abs=1e-7)
+        assert [(each["onset"], each["offset"], each["label"]) for each in content["events"]] == [
+            tuple(event[:3]) for event in one]
+        for segment, active, row in zip(content["segments"], one.active, one.segments, strict=True):
+            assert segment["active"] == [TINY_TASK.classes[i] for i in np.flatnonzero(active)]
+            assert list(segment["probabilities"].values()) == pytest.approx(row, abs=1e-4)
+        with np.load(stem.with_suffix(".npz"), allow_pickle=False) as archive:
+            np.testing.assert_allclose(archive["probabilities"], one.frames, atol=1e-5)
+            assert archive["classes"].tolist() == list(TINY_TASK.classes)
+            assert archive["frame_seconds"] == 0.12
+        assert plt.imread(stem.with_suffix(".png")).shape[1] == 1000
+    assert len(list(out.iterdir())) == 2 + 4 * len(found)
+
+
+def test_the_command_and_the_loop_of_the_readme(audio_workdir, folder, tmp_path, monkeypatch, capsys):
+    section = README.split("## From a recording to events")[1].split("\n## ")[0]
+    words = shlex.split(re.search(r"```sh\n(.*?)```", section, re.DOTALL)[1])
+    samples, rate_hz = soundfile.read(folder / "above.flac")
+    for name in ("street.mp3", "yard.wav"):
+        soundfile.write(tmp_path / name, samples, rate_hz)
+    (tmp_path / "WORKDIR").symlink_to(audio_workdir)
+    (tmp_path / "RECORDINGS").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    assert words[:4] == ["python", "-m", "sedjax", "predict"]
+    run_command(predict, *words[4:])
+    assert {path.suffix for path in (tmp_path / "EVENTS").glob("street.*")} == {".json", ".png", ".txt"}
+    capsys.readouterr()
+    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], {})
+    *events, first, second = capsys.readouterr().out.splitlines()
+    assert events
+    assert all(re.fullmatch(r"[0-9.]+ to [0-9.]+ s: (Bell|Crow|Drum) \([0-9.]+\)", line) for line in events)
+    assert (first.split()[0], second.split()[0]) == ("street.mp3", "yard.wav")
+
+
+def test_a_class_of_any_name_is_read_back(tmp_path):
+    task = dataclasses.replace(TINY_TASK, classes=('Dog "big"\tbark', "Crow", "Drum"))
+    found = detection(np.ones((3, 3), np.float32), task=task)
+    outputs.write_tables(tmp_path, task, {}, {"a\tb.wav": found.events}, ("tsv",))
+    assert [(row["filename"], row["event_label"]) for row in rows_of(tmp_path / "events.tsv", "\t")] == [
+        ("a\tb.wav", name) for name in task.classes]
+
+
+def test_damaged_files_among_good_ones(detectors, audio_workdir, folder, tmp_path, capfd):
+    for name in ("half.flac", "ten.wav"):
+        shutil.copy(folder / name, tmp_path / name)
+    whole = (folder / "above.flac").read_bytes()
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    flags = [f"--workdir={audio_workdir}", tmp_path, f"--output={tmp_path / 'out'}"]
+    commands._log_to_stderr()
+    with pytest.raises(SystemExit) as end:
+        run_command(predict, *flags)
+    assert end.value.code == commands.SOME_BAD_STATUS
+    printed = capfd.readouterr()
+    listed = {row["filename"]: row["reason"] for row in rows_of(tmp_path / "out" / "bad_recordings.csv")}
+    assert set(listed) == {"empty.wav", "cut.flac"}
+    for name, reason in listed.items():
+        assert sum(f"{name}: {reason}" in line for line in printed.err.splitlines()) == 1
+    assert "in 2 recordings, written to" in printed.out
+    assert "2 cannot be read, listed in" in printed.out
+    read = sedjax.submission.read_submission(tmp_path / "out" / "predictions.csv", TINY_TASK)
+    assert set(read) == {"half.flac", "ten.wav"}
+    for name, active in read.items():
+        np.testing.assert_array_equal(active, detectors["audio"](folder / name).active)
+    with pytest.raises(UserError, match=r"cut\.flac is"):
+        list(detectors["audio"].detect([tmp_path / "ten.wav", tmp_path / "cut.flac"]))
+    for name in listed:
+        (tmp_path / name).unlink()
+    run_command(predict, *flags)
+    assert not (tmp_path / "out" / "bad_recordings.csv").exists()
+
+
+def test_recordings_of_one_name(audio_workdir, folder, tmp_path):
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        shutil.copy(folder / "half.flac", tmp_path / name)
+    soundfile.write(tmp_path / "y" / "half.wav", np.zeros(100), 16000)
+    run_command(predict, f"--workdir={audio_workdir}", tmp_path / "x", tmp_path / "y", tmp_path / "x" / "half.flac",
+                f"--output={tmp_path / 'out'}")
+    assert {path.name for path in (tmp_path / "out").glob("*.json")} == {
+        "x_half.flac.json", "y_half.flac.json", "y_half.wav.json"}
+    assert {row["filename"] for row in rows_of(tmp_path / "out" / "predictions.csv")} == {
+        "x/half.flac", "y/half.flac", "y/half.wav"}
+    with pytest.raises(UserError, match=r"x/half\.flac and x_half\.flac would have the same names"):
+        outputs.stems(["x/half.flac", "y/half.flac", "x_half.flac"])
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    ((), "Name either recordings"), (("a.wav", "--source=d"), "Name either recordings"),
+    (("nowhere.wav",), "There is no recording and no folder nowhere.wav"),
+    (("tests",), "There are no recordings in tests"), (("a.wav", "--split=test"), "--split is for --source"),
+    (("--source=d", "--formats=csv"), "--formats is for recordings"), (("--source=d", "--frames"), "--frames is for"),
+    (("--source=d", "--embeddings_from=w"), "--embeddings_from is for"),
+    (("a.wav", "--formats=csv,wav"), "--formats takes any of csv, .*, not 'wav'")])
+def test_arguments_that_do_not_fit(audio_workdir, tmp_path, arguments, words):
+    with pytest.raises(UserError, match=words):
+        run_command(predict, f"--workdir={audio_workdir}", f"--output={tmp_path / 'out'}", *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be(audio_workdir, folder, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="Cannot make the folder"):
+        run_command(predict, f"--workdir={audio_workdir}", folder / "half.flac", f"--output={tmp_path / 'file'}")
+
+
+# The extractor of embeddings.
+
+
+def embedding_workdir(path: pathlib.Path, width: int, extractor: dict | None) -> pathlib.Path:
+    folder = untrained(path, "embedding_transformer", {"embeddings": width})
+    features = {"embeddings": {"width": width} | ({"extractor": extractor} if extractor else {})}
+    (folder / "features.json").write_text(json.dumps(features))
+    return folder
+
+
+@pytest.fixture
+def chain(mel_workdir, folder, tmp_path):
+    """A model of the embeddings of one that takes embeddings of the mel model; and a directory with its features."""
+    shutil.copytree(mel_workdir, tmp_path / "mel")
+    run_command(extract, f"--audio={folder}", f"--output={tmp_path / 'dir'}", "--features=embeddings",
+                f"--embeddings_from={tmp_path / 'mel'}")
+    entry = json.loads((tmp_path / "dir" / "extractors.json").read_text())["embeddings"]
+    embedding_workdir(tmp_path, 16, entry).rename(tmp_path / "middle")
+    run_command(extract, f"--source={tmp_path / 'dir'}", f"--embeddings_from={tmp_path / 'middle'}")
+    entry = json.loads((tmp_path / "dir" / "extractors.json").read_text())["embeddings"]
+    embedding_workdir(tmp_path, 16, entry).rename(tmp_path / "last")
+    return tmp_path
+
+
+def test_embeddings_by_the_extractor_that_the_workdir_names(chain, folder, tmp_path_factory):
+    expected = predict.predict_directory(sedjax.load(chain / "last"), chain / "dir")
+
+    def assert_same(detector):
+        for found in detector.detect(sorted(folder.iterdir())):
+            np.testing.assert_allclose(found.frames, expected[pathlib.Path(found.recording).name].frames, atol=1e-4)
+
+    assert_same(sedjax.load(chain / "last"))
+    moved = tmp_path_factory.mktemp("elsewhere") / "runs"
+    chain.rename(moved)
+    assert sedjax.load(moved / "last")(folder / "half.flac").frames.shape == (5, 3)  # all of them moved together
+    (moved / "middle").rename(moved / "renamed")
+    with pytest.raises(UserError, match=r"takes embeddings \(16 wide\) that .*middle computes, which is not there any"):
+        sedjax.load(moved / "last")(folder / "half.flac")
+    assert sedjax.load(moved / "last", embeddings_from=moved / "renamed")(folder / "half.flac").frames.shape == (5, 3)
+    with pytest.raises(UserError, match="of another extractor than .*mel: 'embedding_transformer .*', not 'conv"):
+        run_command(predict, f"--workdir={moved / 'last'}", folder / "half.flac", f"--output={moved / 'out'}",
+                    f"--embeddings_from={moved / 'mel'}")
+    assert not (moved / "out").exists()
+
+
+def test_embeddings_of_unknown_origin(mel_workdir, folder, tmp_path):
+    workdir = embedding_workdir(tmp_path, 16, None)
+    with pytest.raises(UserError, match=r"takes embeddings \(16 wide\), and it is not known what computes them"):
+        sedjax.load(workdir).detect([])
+    run_command(predict, f"--workdir={workdir}", folder / "half.flac", f"--output={tmp_path / 'out'}",
+                f"--embeddings_from={mel_workdir}")
+    assert len(rows_of(tmp_path / "out" / "predictions.csv")) == 1
+    (tmp_path / "wide").mkdir()
+    workdir = embedding_workdir(tmp_path / "wide", 24, None)
+    with pytest.raises(UserError, match=r"\(24 wide\), but .* gives embeddings that are 16 wide"):
+        sedjax.load(workdir, embeddings_from=str(mel_workdir)).detect([])
+
+
+class Flux(Loudness):
+    features: ClassVar[tuple[str, ...]] = ("flux",)
+
+
+def test_embeddings_of_atst_frame(folder, tmp_path):
+    encoder = atst_frame.AtstFrame(layers=1, width=64, feed_forward=32)
+    params = encoder.init(jax.random.key(0), jnp.zeros((1, 1001, 64)))["params"]
+    flat = {"/".join(str(key.key) for key in keys): np.asarray(leaf)
+            for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    np.savez(tmp_path / "atst.npz", **{f"params/atst/{name}": leaf for name, leaf in flat.items()})
+    detector = sedjax.load(embedding_workdir(tmp_path, 64, None), embeddings_from=tmp_path / "atst.npz")
+    paths = [folder / "half.flac", folder / "above.flac"]
+    embeddings = [detector.extractor.embed_recording(path, dtype=np.float16) for path in paths]
+    expected = detector.predict(InMemory(TINY_TASK, [{"embeddings": each} for each in embeddings]))
+    for found, other in zip(detector.detect(paths, keep=("mfcc",)), expected, strict=True):
+        np.testing.assert_allclose(found.frames, other.frames, atol=1e-5)
+        assert found.features["mfcc"].shape == (len(found.frames), 32)
+
+
+def test_a_model_that_takes_what_no_recording_gives(detectors):
+    detector = dataclasses.replace(detectors["audio"], model=Flux(num_classes=3), features={"flux": {"width": 1}})
+    with pytest.raises(UserError, match="a recording has no feature 'flux', which the model needs"):
+        detector.detect([])
+
+
+def test_a_model_that_takes_nothing(folder, tmp_path):
+    found = sedjax.load(untrained(tmp_path, "naive", {}))(folder / "half.flac")
+    assert (found.frames.shape, found.seconds, found.events) == ((5, 3), 0.5, ())
+
+
+def test_the_origin_of_embeddings_is_only_noted_if_it_is_that_of_all(mel_workdir, folder, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    flags = [f"--audio={folder}", f"--output={out}", f"--embeddings_from={mel_workdir}"]
+    run_command(extract, *flags, "--features=embeddings")
+    noted = json.loads((out / "extractors.json").read_text())["embeddings"]
+    assert noted["path"] == str(mel_workdir)
+    assert noted["parameters"] == extractors.of(str(mel_workdir), 9.6, 0).parameters
+    with open(out / "metadata.csv", "a") as file:
+        file.write("from_somebody.wav,1.0\n")
+    run_command(extract, *flags, "--features=embeddings")
+    assert not (out / "extractors.json").exists()
+
+
+# The picture.
+
+
+@pytest.mark.parametrize(("seconds", "label"), [(0.3, "0.2"), (5, "3.0"), (600, "5:00"), (10_000, "1:00:00")])
+def test_a_picture_of_any_length(seconds, label):
+    rng = np.random.default_rng(0)
+    frames = -(-round(seconds * 16000) // 1920)
+    found = detection(rng.random((frames, 10)).astype(np.float32) ** 99, task=MLPC_2025, seconds=seconds)
+    figure = figures.draw_recording(rng.exponential(size=(frames, 64)).astype(np.float32), found)
+    figure.canvas.draw()
+    top, bottom = figure.axes
+    assert top.images[0].get_array().shape[1] <= 2400
+    assert bottom.get_xlim() == (0, seconds)
+    ticks = [tick.get_text() for tick in bottom.get_xticklabels()]
+    assert label in ticks
+    assert 3 <= len(ticks) < 60
+    bars = sum(len(collection.get_paths()) for collection in bottom.collections[1:])
+    assert bars == len(found.events)
+    plt.close(figure)
