@@ -74,8 +74,8 @@ def define_flags() -> None:
     flags.DEFINE_enum("network", None, ["atst_frame"], "Instead of --config: PretrainedSED's ATST-Frame.")
     flags.DEFINE_bool("strong_head", False, "With ATST-Frame's head for the classes of AudioSet Strong.")
     flags.DEFINE_string("workdir", None, "New folder for the sedjax checkpoint of a whole model.")
-    flags.DEFINE_string("output", None, "npz file for part of a model: a ResNet-34 stem, to be trained from with "
-                                        "--config.train.initial_weights, or ATST-Frame.")
+    flags.DEFINE_string("output", None, "npz file for part of a model, to be trained from with "
+                                        "--config.train.initial_weights: a ResNet-34 stem or ATST-Frame.")
     flags.DEFINE_string("costs", None, "costs.json of the task, its classes in the order of the checkpoint's outputs; "
                                        "MLPC 2025 if not given.")
 
