@@ -126,7 +126,7 @@ def extractor_of(detector: Detector) -> Extractor:
             raise UserError(f"{said} that {entry['path']} computes, which is not there any more: {say_where}.")
     else:
         raise UserError(f"{said}, and it is not known what computes them: {say_where}.")
-    options = entry or {"hop_seconds": 9.6, "drop_layers": 0}
+    options = {"hop_seconds": 9.6, "drop_layers": 0, **(entry or {})}
     if place.suffix == ".npz":
         extractor = extractors.of(str(place), options["hop_seconds"], options["drop_layers"])
     else:

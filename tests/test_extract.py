@@ -280,7 +280,7 @@ def untrained(path: pathlib.Path, name: str, widths: dict[str, int]) -> pathlib.
     """The workdir of a model."""
     config = tiny_config(name)
     model = models.build_from(config, TINY_TASK)
-    variables = model.init(jax.random.key(0), *models.example_inputs(model, widths))
+    variables = jax.jit(model.init)(jax.random.key(0), *models.example_inputs(model, widths))
     workdir.prepare(path / "w", config, TINY_TASK, {key: {"width": width} for key, width in widths.items()})
     params = variables.pop("params", {})
     state = TrainState(step=np.zeros((), np.int32), params=params, ema=None, model_state=variables, opt_state={})

@@ -100,19 +100,20 @@ def test_a_recording_alone_beside_others_and_as_an_array(detectors, folder, key)
             np.testing.assert_allclose(other.frames, found.frames, atol=1e-5)
             np.testing.assert_allclose(other.segments, found.segments, atol=1e-5)
     assert detector(str(path)).recording == str(path)
+    if key == "audio":
+        pmap = dataclasses.replace(detector, config=dataclasses.replace(detector.config, parallel="pmap"))
+        for found, other in zip(together, pmap.detect(paths), strict=True):
+            np.testing.assert_allclose(found.frames, other.frames, atol=1e-5)
     assert detector(np.zeros(1), 8000).recording == ""
 
 
-def test_the_same_as_from_features_in_a_directory(detectors, mel_workdir, folder, tmp_path):
+def test_the_same_as_from_features_in_a_directory(detectors, folder, tmp_path):
     extract.extract(folder, tmp_path / "dir", ("melspectrogram",))
     expected = predict.predict_directory(detectors["melspectrogram"], tmp_path / "dir")
     for found in detectors["melspectrogram"].detect(sorted(folder.iterdir())):
         other = expected[pathlib.Path(found.recording).name]
         np.testing.assert_allclose(found.frames, other.frames, atol=1e-5)
         np.testing.assert_array_equal(found.active, other.active)
-    run_command(predict, f"--workdir={mel_workdir}", f"--source={tmp_path / 'dir'}", f"--output={tmp_path / 'a.csv'}")
-    run_command(predict, f"--workdir={mel_workdir}", str(folder), f"--output={tmp_path / 'out'}", "--formats=csv")
-    assert (tmp_path / "a.csv").read_text() == (tmp_path / "out" / "predictions.csv").read_text()
 
 
 def test_a_sound_is_where_it_is_heard(detectors):
@@ -260,9 +261,10 @@ def test_a_class_of_any_name_is_read_back(tmp_path):
 def test_damaged_files_among_good_ones(detectors, audio_workdir, folder, tmp_path, capfd):
     for name in ("half.flac", "ten.wav"):
         shutil.copy(folder / name, tmp_path / name)
-    whole = (folder / "above.flac").read_bytes()
     (tmp_path / "empty.wav").touch()
-    (tmp_path / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    soundfile.write(tmp_path / "cut.flac", np.random.default_rng(0).uniform(-1, 1, 40 * 16000), 16000)
+    whole = (tmp_path / "cut.flac").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(whole[: len(whole) // 2])  # found out only after some clips
     flags = [f"--workdir={audio_workdir}", tmp_path, f"--output={tmp_path / 'out'}"]
     commands._log_to_stderr()
     with pytest.raises(SystemExit) as end:
@@ -331,6 +333,16 @@ def embedding_workdir(path: pathlib.Path, width: int, extractor: dict | None) ->
     return folder
 
 
+def write_atst(path: pathlib.Path) -> None:
+    """A small ATST-Frame as data_prep.import_weights would write it."""
+    encoder = atst_frame.AtstFrame(layers=1, width=64, feed_forward=32)
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 1001, 64)))["params"]
+    rng = np.random.default_rng(0)
+    np.savez(path, **{"params/atst/" + "/".join(str(key.key) for key in keys):
+                      0.1 * rng.standard_normal(leaf.shape).astype(np.float32)
+                      for keys, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]})
+
+
 @pytest.fixture
 def chain(mel_workdir, folder, tmp_path):
     """A model of the embeddings of one that takes embeddings of the mel model; and a directory with its features."""
@@ -346,35 +358,36 @@ def chain(mel_workdir, folder, tmp_path):
 
 
 def test_embeddings_by_the_extractor_that_the_workdir_names(chain, folder, tmp_path_factory):
-    expected = predict.predict_directory(sedjax.load(chain / "last"), chain / "dir")
+    detector = sedjax.load(chain / "last")
+    expected = predict.predict_directory(detector, chain / "dir")
+    for found in detector.detect(sorted(folder.iterdir())):
+        np.testing.assert_allclose(found.frames, expected[pathlib.Path(found.recording).name].frames, atol=1e-4)
 
-    def assert_same(detector):
-        for found in detector.detect(sorted(folder.iterdir())):
-            np.testing.assert_allclose(found.frames, expected[pathlib.Path(found.recording).name].frames, atol=1e-4)
-
-    assert_same(sedjax.load(chain / "last"))
     moved = tmp_path_factory.mktemp("elsewhere") / "runs"
     chain.rename(moved)
-    assert sedjax.load(moved / "last")(folder / "half.flac").frames.shape == (5, 3)  # all of them moved together
+    extractor = sedjax.load(moved / "last").extractor  # all of them moved together
+    assert extractor.detector.workdir == moved / "middle"
+    assert extractor.detector.extractor.detector.workdir == moved / "mel"
     (moved / "middle").rename(moved / "renamed")
     with pytest.raises(UserError, match=r"takes embeddings \(16 wide\) that .*middle computes, which is not there any"):
         sedjax.load(moved / "last")(folder / "half.flac")
-    assert sedjax.load(moved / "last", embeddings_from=moved / "renamed")(folder / "half.flac").frames.shape == (5, 3)
+    renamed = sedjax.load(moved / "last", embeddings_from=moved / "renamed")
+    assert renamed.extractor.parameters == extractor.parameters
+    write_atst(moved / "atst.npz")
+    with pytest.raises(UserError, match="of another extractor than .*npz: 'embedding_transformer .*', not 'atst"):
+        sedjax.load(moved / "last", embeddings_from=moved / "atst.npz").detect([])
     with pytest.raises(UserError, match="of another extractor than .*mel: 'embedding_transformer .*', not 'conv"):
         run_command(predict, f"--workdir={moved / 'last'}", folder / "half.flac", f"--output={moved / 'out'}",
                     f"--embeddings_from={moved / 'mel'}")
     assert not (moved / "out").exists()
 
 
-def test_embeddings_of_unknown_origin(mel_workdir, folder, tmp_path):
+def test_embeddings_of_unknown_origin(mel_workdir, tmp_path):
     workdir = embedding_workdir(tmp_path, 16, None)
     with pytest.raises(UserError, match=r"takes embeddings \(16 wide\), and it is not known what computes them"):
         sedjax.load(workdir).detect([])
-    run_command(predict, f"--workdir={workdir}", folder / "half.flac", f"--output={tmp_path / 'out'}",
-                f"--embeddings_from={mel_workdir}")
-    assert len(rows_of(tmp_path / "out" / "predictions.csv")) == 1
-    (tmp_path / "wide").mkdir()
-    workdir = embedding_workdir(tmp_path / "wide", 24, None)
+    assert list(sedjax.load(workdir, embeddings_from=mel_workdir).detect([])) == []
+    (workdir / "features.json").write_text('{"embeddings": {"width": 24}}')
     with pytest.raises(UserError, match=r"\(24 wide\), but .* gives embeddings that are 16 wide"):
         sedjax.load(workdir, embeddings_from=str(mel_workdir)).detect([])
 
@@ -383,16 +396,12 @@ class Flux(Loudness):
     features: ClassVar[tuple[str, ...]] = ("flux",)
 
 
-def test_embeddings_of_atst_frame(folder, tmp_path):
-    encoder = atst_frame.AtstFrame(layers=1, width=64, feed_forward=32)
-    params = encoder.init(jax.random.key(0), jnp.zeros((1, 1001, 64)))["params"]
-    flat = {"/".join(str(key.key) for key in keys): np.asarray(leaf)
-            for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
-    np.savez(tmp_path / "atst.npz", **{f"params/atst/{name}": leaf for name, leaf in flat.items()})
+def test_embeddings_of_an_atst_frame(folder, tmp_path):
+    write_atst(tmp_path / "atst.npz")
     detector = sedjax.load(embedding_workdir(tmp_path, 64, None), embeddings_from=tmp_path / "atst.npz")
     paths = [folder / "half.flac", folder / "above.flac"]
-    embeddings = [detector.extractor.embed_recording(path, dtype=np.float16) for path in paths]
-    expected = detector.predict(InMemory(TINY_TASK, [{"embeddings": each} for each in embeddings]))
+    embeddings = extractors.features_of(paths, ("embeddings",), detector.extractor)
+    expected = detector.predict(InMemory(TINY_TASK, [features for features, _ in embeddings]))
     for found, other in zip(detector.detect(paths, keep=("mfcc",)), expected, strict=True):
         np.testing.assert_allclose(found.frames, other.frames, atol=1e-5)
         assert found.features["mfcc"].shape == (len(found.frames), 32)
@@ -402,6 +411,18 @@ def test_a_model_that_takes_what_no_recording_gives(detectors):
     detector = dataclasses.replace(detectors["audio"], model=Flux(num_classes=3), features={"flux": {"width": 1}})
     with pytest.raises(UserError, match="a recording has no feature 'flux', which the model needs"):
         detector.detect([])
+
+
+class Both(Loudness):
+    features: ClassVar[tuple[str, ...]] = ("mfcc", "audio")
+
+
+def test_a_model_that_takes_sound_and_spectral_features(detectors, folder):
+    detector = dataclasses.replace(detectors["audio"], model=Both(num_classes=3),
+                                   features={"audio": {"width": 1920}, "mfcc": {"width": 32}})
+    found, expected = detector(folder / "above.flac"), detectors["audio"](folder / "above.flac")
+    np.testing.assert_allclose(found.frames, expected.frames, atol=1e-5)
+    assert found.events == expected.events
 
 
 def test_a_model_that_takes_nothing(folder, tmp_path):
