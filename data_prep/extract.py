@@ -81,8 +81,15 @@ def add_embeddings(source: str, embeddings_from: str) -> None:
     layout, detector = read_layout(source), load(embeddings_from)
     frames = detector.embed(Features.of(layout, detector.task, detector.model.features, detector.widths))
     origin.forget(layout.path)
+    journal = Journal(layout.path / JOURNAL) if (layout.path / JOURNAL).exists() else None
     for filename, value in zip(tqdm(layout.filenames, "writing", disable=None), frames):
+        path = layout.features_path(filename)
+        noted = journal and journal.vouches(filename, path)
         add_features(layout, filename, {"embeddings": value.astype(np.float16)})
+        if noted:
+            # Not that they were made of the recording: they were made of whatever features are there.
+            parameters = {key: made_with for key, made_with in noted["parameters"].items() if key != "embeddings"}
+            journal.note(noted | {"features_bytes": path.stat().st_size, "parameters": parameters})
     origin.note(layout.path, embeddings_from, DetectorExtractor(detector).parameters)
     print(f"Wrote embeddings of {len(frames):,} recordings, {frames[0].shape[1]} wide, to {layout.path}.")
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 import soundfile
-from tiny import TINY_TASK, change_npz, run_command, tiny_config
+from tiny import TINY_TASK, run_command, tiny_config
 
 from data_prep import extract
 from data_prep.spectral import spectral_features
@@ -311,16 +311,20 @@ def test_embeddings_of_a_trained_model(folder, tmp_path, mel_workdir):
     found = {name: arrays(layout.features_path(name)) for name in layout.filenames}
     assert {name: value["embeddings"].shape for name, value in found.items()} == {
         name: (layout.num_frames(name), 16) for name in SECONDS}
-    shutil.copytree(output, tmp_path / "again")
-    for name in SECONDS:
-        change_npz(read_layout(tmp_path / "again").features_path(name), embeddings=None)
+    again = [f"--audio={folder}", f"--output={tmp_path / 'again'}", "--features=melspectrogram"]
+    run_command(extract, *again)
     run_command(extract, f"--source={tmp_path / 'again'}", f"--embeddings_from={mel_workdir}")
-    for name, value in found.items():
-        again = arrays(read_layout(tmp_path / "again").features_path(name))
-        np.testing.assert_allclose(value["embeddings"], again["embeddings"], atol=2e-3)
-    times = {path: path.stat().st_mtime_ns for path in (output / "audio_features").iterdir()}
+    times = {path: path.stat().st_mtime_ns for place in (output, tmp_path / "again")
+             for path in (place / "audio_features").iterdir()}
     run_command(extract, *flags, f"--embeddings_from={mel_workdir}")
-    assert {path: path.stat().st_mtime_ns for path in (output / "audio_features").iterdir()} == times
+    soundfile.write(folder / "e.wav", np.zeros(5000), 16000)
+    run_command(extract, *again)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    for name, value in found.items():
+        added = arrays(read_layout(tmp_path / "again").features_path(name))
+        np.testing.assert_allclose(value["embeddings"], added["embeddings"], atol=2e-3)
+    run_command(extract, *again[:2], "--features=mfcc")
+    assert set(arrays(tmp_path / "again" / "audio_features" / "a.npz")) == {"melspectrogram", "mfcc", "embeddings"}
     assert predict.load(mel_workdir).model.features == ("melspectrogram",)
 
 
