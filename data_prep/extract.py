@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from data_prep import origin
+from data_prep import extraction, origin
 from data_prep.extraction import Job, Waiting, outcomes
 from data_prep.journal import Journal, recording_state
 from sedjax import audio, commands
@@ -95,10 +95,14 @@ def add_embeddings(source: str, embeddings_from: str) -> None:
 
 
 def add_features(layout: Layout, filename: str, features: dict[str, np.ndarray]) -> None:
-    """Adds features to the file of a recording, in place of those with the same names, all of them or none."""
+    """Adds features to the file of a recording, in place of those with the same names, all of them or none.
+
+    Makes the file if there is none. Raises UserError if it is damaged, or of a recording of another length.
+    """
     path = layout.features_path(filename)
-    with np.load(path, allow_pickle=False) as archive:
-        everything = {**archive, **features}
+    others = {name: value for name, value in extraction.arrays_in(path).items() if name not in features}
+    everything = others | extraction.fit(features, others, path)
+    path.parent.mkdir(exist_ok=True)
     with commands.atomic_output(path) as temporary:
         np.savez(temporary, **everything)
 

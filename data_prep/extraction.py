@@ -83,9 +83,9 @@ def outcomes(job: Job, extractor, waiting: Sequence[Waiting]) -> Iterator[dict]:
             if isinstance(found, UserError):
                 raise found
             features, seconds = found
-            held = {} if one.kept is None else _load(path)
+            held = {} if one.kept is None else arrays_in(path)
             labels = job.output / "labels" / f"{one.path.stem}_labels.npz"
-            features = held | _fit(_fit(features, held, path), _load(labels), labels)
+            features = held | fit(fit(features, held, path), arrays_in(labels), labels)
         except UserError as error:
             yield {"filename": one.path.name, "reason": str(error)}
             continue
@@ -94,7 +94,7 @@ def outcomes(job: Job, extractor, waiting: Sequence[Waiting]) -> Iterator[dict]:
         yield journal.entry(one.path, one.state, path, seconds, (one.kept or {}) | parameters)
 
 
-def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
+def arrays_in(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays of a file that is there already; none if it is not. Raises UserError if it is damaged."""
     if not path.exists():
         return {}
@@ -105,7 +105,7 @@ def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is damaged, and was not made by this command: delete it ({error}).") from error
 
 
-def _fit(features: dict[str, np.ndarray], held: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, np.ndarray]:
+def fit(features: dict[str, np.ndarray], held: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, np.ndarray]:
     """Features with as many rows as what others made of the recording, who may have rounded its length down.
 
     Raises UserError if `held`, the arrays in the file `path`, are those of another recording.

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 import soundfile
-from tiny import TINY_TASK, run_command, tiny_config
+from tiny import TINY_TASK, run_command, tiny_config, write_layout
 
 from data_prep import extract
 from data_prep.spectral import spectral_features
@@ -326,6 +326,24 @@ def test_embeddings_of_a_trained_model(folder, tmp_path, mel_workdir):
     run_command(extract, *again[:2], "--features=mfcc")
     assert set(arrays(tmp_path / "again" / "audio_features" / "a.npz")) == {"melspectrogram", "mfcc", "embeddings"}
     assert predict.load(mel_workdir).model.features == ("melspectrogram",)
+
+
+def test_features_are_added_where_there_are_none_and_beside_others(tmp_path):
+    """A model that takes the sound embeds recordings that have no features file yet."""
+    layout = write_layout(tmp_path / "source", recordings={"a.wav": 20, "b.wav": 30})
+    shutil.rmtree(layout.path / "audio_features")
+    path = layout.features_path("a.wav")
+    extract.add_features(layout, "a.wav", {"embeddings": np.ones((20, 4))})
+    np.testing.assert_array_equal(arrays(path)["embeddings"], np.ones((20, 4)))
+    extract.add_features(layout, "a.wav", {"mfcc": np.ones((21, 4))})
+    extract.add_features(layout, "a.wav", {"embeddings": np.zeros((19, 4))})
+    assert {name: (len(value), value.sum()) for name, value in arrays(path).items()} == {
+        "mfcc": (20, 80), "embeddings": (20, 0)}
+    with pytest.raises(UserError, match=r"a\.npz is of a recording of 20 frames, but this one has 22"):
+        extract.add_features(layout, "a.wav", {"embeddings": np.zeros((22, 4))})
+    path.write_bytes(b"half")
+    with pytest.raises(UserError, match=r"a\.npz is damaged"):
+        extract.add_features(layout, "a.wav", {"embeddings": np.ones((20, 4))})
 
 
 def test_a_recording_is_read_once_and_only_for_what_is_wanted(folder, tmp_path, mel_workdir, monkeypatch):
