@@ -133,9 +133,9 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
         remains.unlink()
     journal = Journal(output / JOURNAL)
 
-    def is_done(path: pathlib.Path) -> bool:
+    def done(path: pathlib.Path) -> dict | None:
         entry = journal.entry(path, job.features_path(path))
-        return entry is not None and parameters.items() <= entry["parameters"].items()
+        return entry if entry and parameters.items() <= entry["parameters"].items() else None
 
     waiting = []
     for path in paths:
@@ -144,7 +144,7 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
         except OSError as error:
             bad[path.name] = f"Cannot read {path}: {error.strerror}."
             continue
-        if not is_done(path):
+        if not done(path):
             waiting.append(Waiting(path, state, journal.kept(path, job.features_path(path))))
     if extractor:
         origin.forget(output)
@@ -159,8 +159,14 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
             bad[outcome["filename"]] = outcome["reason"]
         else:
             journal.note(outcome)
-    seconds = {path.name: journal.entry(path, job.features_path(path))["seconds"]
-               for path in paths if path.name not in bad and is_done(path)}
+    seconds = {}
+    for path in paths:
+        if path.name in bad:
+            continue
+        if entry := done(path):
+            seconds[path.name] = entry["seconds"]
+        else:
+            bad[path.name] = f"{path} changed while it was read, or is gone: start again."
     if seconds:
         _write_metadata(output / "metadata.csv", seconds)
     if extractor and seconds and seconds.keys() >= {row["filename"] for row in read_csv(output / "metadata.csv", ())}:

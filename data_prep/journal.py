@@ -29,9 +29,12 @@ class Journal:
             each.unlink(missing_ok=True)
 
     def entry(self, recording: pathlib.Path, features: pathlib.Path) -> dict | None:
-        """The line of a recording, None unless it and its features file are still those that were noted."""
+        """The line of a recording, None unless it and its features file are still there as they were noted."""
         found = self.vouches(recording.name, features)
-        return found if found and recording_state(recording).items() <= found.items() else None
+        try:
+            return found if found and recording_state(recording).items() <= found.items() else None
+        except OSError:
+            return None
 
     def vouches(self, filename: str, features: pathlib.Path) -> dict | None:
         """The line of a recording of that name, whatever it is now, None unless its features file was noted."""

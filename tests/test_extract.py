@@ -217,6 +217,26 @@ def test_200_good_and_40_damaged_files_of_ten_kinds(tmp_path):
     assert after == before
 
 
+def test_recordings_that_change_or_go_while_they_are_read(folder, tmp_path, monkeypatch):
+    def changing(paths, *more):
+        for path, found in zip(SECONDS, original(paths, *more)):
+            if path == "a.wav":
+                (folder / path).unlink()
+            if path == "c.ogg":
+                os.utime(folder / path, ns=(1, 1))
+            yield found
+
+    original = extractors.features_of
+    with monkeypatch.context() as patch:
+        patch.setattr(extractors, "features_of", changing)
+        assert extract.extract(folder, tmp_path / "out", ("mfcc",)) == (2, 2)
+    listed = rows_of(tmp_path / "out" / "bad_recordings.csv")
+    assert [row["filename"] for row in listed] == ["a.wav", "c.ogg"]
+    assert all("changed while it was read, or is gone: start again" in row["reason"] for row in listed)
+    assert read_layout(tmp_path / "out").filenames == ("b.flac", "d.wav")
+    assert extract.extract(folder, tmp_path / "out", ("mfcc",)) == (3, 0)
+
+
 def test_what_others_wrote_is_kept(folder, tmp_path):
     """An output that is somebody's data set: its columns, its rows, its features."""
     output = tmp_path / "out"
