@@ -51,9 +51,11 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("Give either --audio=FOLDER, to make features of recordings, or --source=DIR, to add "
                         "embeddings to features.")
     if options.source:
-        if not options.embeddings_from or options.output or options.beam_options is not None:
-            raise UserError("--source takes --embeddings_from=WORKDIR, no --output and no --beam_options: embeddings "
-                            "are added to the features there.")
+        if not options.embeddings_from:
+            raise UserError("--source takes --embeddings_from=WORKDIR: embeddings are added to the features there.")
+        for flag in ("output", "features", "hop_seconds", "drop_layers", "beam_options"):
+            if options[flag].present:
+                raise UserError(f"--{flag} is for --audio: --source takes --embeddings_from=WORKDIR only.")
         add_embeddings(options.source, options.embeddings_from)
         return
     if not options.output:
@@ -63,6 +65,10 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--features takes some of {', '.join(FEATURES)}, not {', '.join(unknown) or 'none'}.")
     if ("embeddings" in options.features) != bool(options.embeddings_from):
         raise UserError("The feature embeddings takes --embeddings_from=WORKDIR, and nothing else does.")
+    for flag in ("hop_seconds", "drop_layers"):
+        if options[flag].present and not _is_atst_frame(options.embeddings_from):
+            raise UserError(f"--{flag} is for the windows of ATST-Frame, with --embeddings_from=FILE.npz: a workdir "
+                            "says itself how its model takes recordings.")
     done, bad = extract(commands.file_path(options.audio), commands.file_path(options.output),
                         tuple(options.features), options.embeddings_from, float(options.hop_seconds),
                         options.drop_layers, options.beam_options)
@@ -70,6 +76,10 @@ def main(argv: Sequence[str]) -> None:
     print(f"{options.output} holds {', '.join(options.features)} of {done:,} recordings{listed}.")
     if bad:
         sys.exit(SOME_BAD_STATUS)
+
+
+def _is_atst_frame(embeddings_from: str | None) -> bool:
+    return bool(embeddings_from) and embeddings_from.endswith(".npz")
 
 
 def add_embeddings(source: str, embeddings_from: str) -> None:
@@ -170,7 +180,8 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
     if seconds:
         _write_metadata(output / "metadata.csv", seconds)
     if extractor and seconds and seconds.keys() >= {row["filename"] for row in read_csv(output / "metadata.csv", ())}:
-        origin.note(output, embeddings_from, extractor.parameters, hop_seconds=hop_seconds, drop_layers=drop_layers)
+        windows = {"hop_seconds": hop_seconds, "drop_layers": drop_layers} if _is_atst_frame(embeddings_from) else {}
+        origin.note(output, embeddings_from, extractor.parameters, **windows)
     write_bad(output, bad)
     return len(seconds), len(bad)
 

@@ -388,12 +388,19 @@ def test_recordings_that_are_embedded_together_fit_into_memory(mel_workdir):
 
 @pytest.mark.parametrize(("flags", "words"), [
     ((), "either --audio"), (("--audio=a", "--source=b"), "either --audio"), (("--source=b",), "--source takes"),
-    (("--source=b", "--embeddings_from=w", "--output=o"), "--source takes"), (("--audio=a",), "takes --output"),
+    (("--source=b", "--embeddings_from=w", "--output=o"), "--output is for --audio"),
+    (("--source=b", "--embeddings_from=w", "--beam_options="), "--beam_options is for --audio"),
+    (("--source=b", "--embeddings_from=w", "--features=mfcc"), "--features is for --audio"),
+    (("--source=b", "--embeddings_from=w", "--hop_seconds=9.6"), "--hop_seconds is for --audio"),
+    (("--source=b", "--embeddings_from=w", "--drop_layers=0"), "--drop_layers is for --audio"),
+    (("--audio=a", "--output=o", "--drop_layers=7"), "--drop_layers is for the windows of ATST-Frame"),
+    (("--audio=a", "--output=o", "--features=embeddings", "--embeddings_from=w", "--hop_seconds=4.8"),
+     "--hop_seconds is for the windows of ATST-Frame"),
+    (("--audio=a",), "takes --output"),
     (("--audio=a", "--output=o", "--features=mel"), "--features takes some of .*, not mel"),
     (("--audio=a", "--output=o", "--features="), "not none"),
     (("--audio=a", "--output=o", "--features=embeddings"), "takes --embeddings_from"),
     (("--audio=a", "--output=o", "--embeddings_from=w"), "takes --embeddings_from"),
-    (("--source=b", "--embeddings_from=w", "--beam_options="), "no --beam_options"),
     (("--audio=a", "--output=gs://o"), "gs://o is not a path"),
     (("--audio=a", "--output=o"), "There is no directory a")])
 def test_flags_that_do_not_fit(flags, words):
