@@ -85,7 +85,8 @@ def outcomes(job: Job, extractor, waiting: Sequence[Waiting]) -> Iterator[dict]:
             features, seconds = found
             held = {} if one.kept is None else arrays_in(path)
             labels = job.output / "labels" / f"{one.path.stem}_labels.npz"
-            features = held | fit(fit(features, held, path), arrays_in(labels), labels)
+            as_held, as_labels = fit(features, held, path), fit(features, arrays_in(labels), labels)
+            features = held | (as_held if held.keys() - features.keys() else as_labels)
         except UserError as error:
             yield {"filename": one.path.name, "reason": str(error)}
             continue
@@ -110,10 +111,10 @@ def fit(features: dict[str, np.ndarray], held: dict[str, np.ndarray], path: path
 
     Raises UserError if `held`, the arrays in the file `path`, are those of another recording.
     """
-    frames, wanted = len(next(iter(features.values()))), {len(value) for value in held.values() if value.ndim}
-    if any(abs(frames - rows) > 1 for rows in wanted):
-        raise UserError(f"{path} is of a recording of {max(wanted)} frames, but this one has {frames}: delete it, or "
-                        "choose another --output.")
-    rows = min(wanted, default=frames)
+    frames, lengths = len(next(iter(features.values()))), {name: len(x) for name, x in held.items() if x.ndim}
+    if any(abs(frames - rows) > 1 for rows in lengths.values()):
+        raise UserError(f"{path} is of a recording of {max(lengths.values())} frames, but this one has {frames}: "
+                        "delete it, or choose another --output.")
+    rows = min((rows for name, rows in lengths.items() if name not in features), default=frames)
     return {name: value[:rows] if rows <= frames else np.concatenate([value, value[-1:]])
             for name, value in features.items()}

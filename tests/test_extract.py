@@ -252,6 +252,16 @@ def test_what_others_wrote_is_kept(folder, tmp_path):
         ("z.mp3", "Linz"), ("b.flac", "Graz"), ("a.wav", ""), ("d.wav", "")]
 
 
+def test_the_arrays_of_a_file_have_as_many_rows_whatever_the_labels_have(folder, tmp_path):
+    for name in ("audio_features", "labels"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+    np.savez(tmp_path / "out" / "audio_features" / "a.npz", flux=np.ones((8, 1)))
+    np.savez(tmp_path / "out" / "labels" / "a_labels.npz", Bell=np.ones((9, 2)))
+    assert extract.extract(folder, tmp_path / "out", ("mfcc",)) == (4, 0)
+    found = arrays(tmp_path / "out" / "audio_features" / "a.npz")
+    assert {name: len(value) for name, value in found.items()} == {"flux": 8, "mfcc": 8}
+
+
 @pytest.mark.parametrize("others", [-2, -1, 0, 1, 2])
 def test_rows_are_as_many_as_labels_have(folder, tmp_path, others):
     """Others may round the length of a recording otherwise; what is longer or shorter is another recording."""
