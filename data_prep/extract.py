@@ -80,10 +80,11 @@ def add_embeddings(source: str, embeddings_from: str) -> None:
 
     layout, detector = read_layout(source), load(embeddings_from)
     frames = detector.embed(Features.of(layout, detector.task, detector.model.features, detector.widths))
-    origin.forget(layout.path)
+    origin.forget(layout.path, ("embeddings",))
     for filename, value in zip(tqdm(layout.filenames, "writing", disable=None), frames):
         add_features(layout, filename, {"embeddings": value.astype(np.float16)})
-    origin.note(layout.path, embeddings_from, DetectorExtractor(detector).parameters)
+    parameters = DetectorExtractor(detector).parameters
+    origin.note(layout.path, {"embeddings": origin.of_extractor(embeddings_from, parameters)})
     print(f"Wrote embeddings of {len(frames):,} recordings, {frames[0].shape[1]} wide, to {layout.path}.")
 
 
@@ -102,7 +103,7 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
     """Makes features of the recordings in a folder, of those only that are not done yet.
 
     Writes audio_features, metadata.csv, what is done (extracted.jsonl), what cannot be read (bad_recordings.csv), and
-    which extractor all embeddings are of (extractors.json).
+    what all features of a kind were computed by (extractors.json).
 
     Returns:
       how many recordings have all features now, and how many cannot be read.
@@ -135,8 +136,7 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
             continue
         if not is_done(path):
             waiting.append(Waiting(path, state, journal.kept(path, job.features_path(path))))
-    if extractor:
-        origin.forget(output)
+    origin.forget(output, wanted)
     if beam_options is None or not waiting:
         found = outcomes(job, extractor, waiting)
     else:
@@ -152,8 +152,12 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
                for path in paths if path.name not in bad and is_done(path)}
     if seconds:
         _write_metadata(output / "metadata.csv", seconds)
-    if extractor and seconds and seconds.keys() >= {row["filename"] for row in read_csv(output / "metadata.csv", ())}:
-        origin.note(output, embeddings_from, extractor.parameters, hop_seconds=hop_seconds, drop_layers=drop_layers)
+    if seconds and seconds.keys() >= {row["filename"] for row in read_csv(output / "metadata.csv", ())}:
+        origins = {name: {"parameters": value} for name, value in parameters.items()}
+        if extractor:
+            origins["embeddings"] = origin.of_extractor(embeddings_from, extractor.parameters,
+                                                        hop_seconds=hop_seconds, drop_layers=drop_layers)
+        origin.note(output, origins)
     write_bad(output, bad)
     return len(seconds), len(bad)
 

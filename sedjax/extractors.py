@@ -17,13 +17,12 @@ import numpy as np
 from sedjax import audio, frontend, grid, input_pipeline
 from sedjax.detector import Detector, load
 from sedjax.errors import UserError
-from sedjax.mel import MFCC_COEFFICIENTS, MLPC
+from sedjax.mel import MFCC_COEFFICIENTS, MLPC, SPECTRAL_VERSION
 from sedjax.models import atst_frame
 
 SPECTRAL = ("melspectrogram", "mfcc", "mfcc_delta", "mfcc_delta2")
 WIDTHS = {"melspectrogram": MLPC.bands, **dict.fromkeys(SPECTRAL[1:], MFCC_COEFFICIENTS)}
 DELTAS = {"mfcc_delta": 1, "mfcc_delta2": 2}  # and their order
-SPECTRAL_VERSION = "1"  # raise it whenever the same recording gives other numbers
 CHUNK_FRAMES = 100
 FRAME = MLPC.frame_samples
 PIECE_SAMPLES = (CHUNK_FRAMES + 2) * FRAME
@@ -204,7 +203,8 @@ class DetectorExtractor:
 
     @functools.cached_property
     def parameters(self) -> str:
-        return f"{self.detector.config.model['name']} {fingerprint(self.detector.variables)}"
+        spectral = f" of spectral features {SPECTRAL_VERSION}" if self.features else ""
+        return f"{self.detector.config.model['name']} {fingerprint(self.detector.variables)}{spectral}"
 
     @property
     def width(self) -> int:
@@ -212,7 +212,7 @@ class DetectorExtractor:
 
     @property
     def features(self) -> tuple[str, ...]:
-        return tuple(self.detector.model.features)
+        return tuple(key for key in self.detector.model.features if key in SPECTRAL)
 
     def embed(self, passes: Iterator[Pass], dtype: type = np.float32) -> Iterator[np.ndarray | UserError]:
         for group in self._groups(passes):

@@ -25,7 +25,7 @@ from sedjax.detector import Detector, load
 from sedjax.errors import UserError
 from sedjax.input_pipeline import Features
 from sedjax.layout import SPLITS, read_layout, read_splits
-from sedjax.recordings import find
+from sedjax.recordings import find, warn_of_others
 
 FORMATS = {"csv": "predictions.csv", "tsv": "events.tsv", "audacity": "labels", "json": "everything but frames",
            "png": "picture"}
@@ -91,6 +91,7 @@ def of_recordings(detector: Detector, paths: Sequence[pathlib.Path], folder: pat
     kinds, bad, active, events = set(kinds), {}, {}, {}
     found = detector.detect(paths, keep=("melspectrogram",) if "png" in kinds else (), bad=bad)
     if parallel.is_first():
+        warn_of_others(detector)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

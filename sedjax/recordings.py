@@ -1,6 +1,7 @@
 """From recordings to clips of what a model takes, which are computed here, embeddings by the right extractor."""
 
 import dataclasses
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from sedjax.extractors import DetectorExtractor, Extractor
 EMBEDDINGS = "embeddings"
 WIDTHS = {**extractors.WIDTHS, audio.FEATURE: audio.FRAME_SAMPLES}
 CLIPS_AHEAD = 32
+log = logging.getLogger("sedjax")
 
 
 def find(places: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
@@ -104,6 +106,25 @@ def _sound(number: int, blocks: extractors.Pass) -> Iterator[Clip]:
             yield Clip(number, {audio.FEATURE: held})
         held = rows
     yield Clip(number, {audio.FEATURE: held}, blocks.seconds, blocks.features)
+
+
+def warn_of_others(detector: Detector) -> None:
+    """Warns if a model, or one whose embeddings it takes, was trained on features unlike those that are computed here.
+
+    Or may have been: what is not noted in its workdir is taken for another's.
+    """
+    others = []
+    while detector:
+        keys = [key for key in detector.model.features if key in extractors.SPECTRAL
+                and detector.features[key].get("extractor", {}).get("parameters") != extractors.SPECTRAL_VERSION]
+        if keys:
+            others.append(f"{' and '.join(keys)} of the model in {detector.workdir}")
+        extractor = detector.extractor if EMBEDDINGS in detector.model.features else None
+        detector = extractor.detector if isinstance(extractor, DetectorExtractor) else None
+    if others:
+        log.warning("Trained on features that may be unlike those computed here, as their data set does not note the "
+                    "same origin: %s. Where they differ it hears worse: make the features with `python -m "
+                    "data_prep.extract --audio`, and train on those.", "; ".join(others))
 
 
 def extractor_of(detector: Detector) -> Extractor:

@@ -25,7 +25,7 @@ from tiny import TINY_TASK, run_command
 
 import sedjax
 from data_prep import extract
-from sedjax import audio, clips, commands, extractors, figures, grid, models, outputs, predict
+from sedjax import audio, clips, commands, extractors, figures, grid, models, outputs, predict, recordings
 from sedjax.detection import Detection
 from sedjax.errors import UserError
 from sedjax.input_pipeline import InMemory
@@ -442,6 +442,38 @@ def test_the_origin_of_embeddings_is_only_noted_if_it_is_that_of_all(mel_workdir
         file.write("from_somebody.wav,1.0\n")
     run_command(extract, *flags, "--features=embeddings")
     assert not (out / "extractors.json").exists()
+
+
+def test_the_parameters_of_an_extractor_say_which_spectral_features_it_takes(mel_workdir, monkeypatch):
+    before = extractors.of(str(mel_workdir), 9.6, 0).parameters
+    monkeypatch.setattr(extractors, "SPECTRAL_VERSION", "another")
+    assert extractors.of(str(mel_workdir), 9.6, 0).parameters != before
+
+
+def test_features_of_another_origin_are_warned_of_once(mel_workdir, folder, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(recordings.log, "warning", lambda text, *words: said.append(text % words))
+    extract.extract(folder, tmp_path / "dir", ("melspectrogram",))
+    noted = json.loads((tmp_path / "dir" / "extractors.json").read_text())
+    assert noted == {"melspectrogram": {"parameters": extractors.SPECTRAL_VERSION}}
+    shutil.copytree(mel_workdir, tmp_path / "mel")
+    entry = {"path": str(tmp_path / "mel"), "parameters": extractors.of(str(mel_workdir), 9.6, 0).parameters}
+    head = embedding_workdir(tmp_path, 16, entry)
+    for origin, words in ((noted["melspectrogram"], []), (None, ["melspectrogram of the model in"]),
+                          ({"parameters": "0"}, ["melspectrogram of the model in"])):
+        (tmp_path / "mel" / "features.json").write_text(json.dumps(
+            {"melspectrogram": {"width": 64} | ({"extractor": origin} if origin else {})}))
+        for workdir in (tmp_path / "mel", head):
+            said.clear()
+            run_command(predict, f"--workdir={workdir}", folder / "half.flac", f"--output={tmp_path / 'out'}",
+                        "--formats=tsv")
+            assert len(said) == len(words)
+            assert all(f"{word} {tmp_path / 'mel'}" in text for word, text in zip(words, said))
+    np.savez(tmp_path / "dir" / "audio_features" / "from_somebody.npz", melspectrogram=np.ones((9, 64), np.float32))
+    with open(tmp_path / "dir" / "metadata.csv", "a") as file:
+        file.write("from_somebody.wav,1.0\n")
+    extract.extract(folder, tmp_path / "dir", ("melspectrogram",))
+    assert not (tmp_path / "dir" / "extractors.json").exists()
 
 
 # The picture.
