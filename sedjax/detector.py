@@ -212,7 +212,9 @@ def load(folder: str | os.PathLike, which: str = "best",
     Raises:
       UserError: it is no workdir, or has no such checkpoint.
     """
-    config, task, features = workdir.read(folder)
+    with parallel.together():
+        config, task, features = workdir.read(folder)
+        checkpoint.require_some(folder)
     variables, progress, step = checkpoint.load_weights(folder, which)
     thresholds = progress.thresholds or decisions.candidates(config.decision, task)[0]
     return Detector(pathlib.Path(folder), config, task, features, models.build_from(config, task), variables,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from sedjax import audio, extractors, input_pipeline
+from sedjax import audio, extractors, input_pipeline, parallel
 from sedjax.clips import Clip, ahead, recut
 from sedjax.detector import Detector, load
 from sedjax.errors import UserError
@@ -137,24 +137,28 @@ def extractor_of(detector: Detector) -> Extractor:
     entry, width = detector.features[EMBEDDINGS].get("extractor"), detector.widths[EMBEDDINGS]
     said = f"The model in {detector.workdir} takes embeddings ({width} wide)"
     say_where = "name it with --embeddings_from=PATH, a workdir or the npz file of an ATST-Frame"
-    if detector.embeddings_from:
-        place = pathlib.Path(detector.embeddings_from)
-    elif entry:
+
+    def place_of() -> pathlib.Path:
+        if detector.embeddings_from:
+            return pathlib.Path(detector.embeddings_from)
+        if not entry:
+            raise UserError(f"{said}, and it is not known what computes them: {say_where}.")
         place = pathlib.Path(entry["path"])
-        if not place.exists():
-            place = detector.workdir.absolute().parent / place.name
+        place = place if place.exists() else detector.workdir.absolute().parent / place.name
         if not place.exists():
             raise UserError(f"{said} that {entry['path']} computes, which is not there any more: {say_where}.")
-    else:
-        raise UserError(f"{said}, and it is not known what computes them: {say_where}.")
+        return place
+
     options = {"hop_seconds": 9.6, "drop_layers": 0, **(entry or {})}
-    if place.suffix == ".npz":
-        extractor = extractors.of(str(place), options["hop_seconds"], options["drop_layers"])
-    else:
-        extractor = DetectorExtractor(load(place))
-    if entry and extractor.parameters != entry["parameters"]:
-        raise UserError(f"{said} of another extractor than {place}: {entry['parameters']!r}, not "
-                        f"{extractor.parameters!r}; {say_where}.")
-    if extractor.width != width:
-        raise UserError(f"{said}, but {place} gives embeddings that are {extractor.width} wide; {say_where}.")
+    with parallel.together():
+        place = place_of()
+        is_atst = place.suffix == ".npz"
+        atst = extractors.of(str(place), options["hop_seconds"], options["drop_layers"]) if is_atst else None
+    extractor = atst or DetectorExtractor(load(place))  # in which the processes work together
+    with parallel.together():
+        if entry and extractor.parameters != entry["parameters"]:
+            raise UserError(f"{said} of another extractor than {place}: {entry['parameters']!r}, not "
+                            f"{extractor.parameters!r}; {say_where}.")
+        if extractor.width != width:
+            raise UserError(f"{said}, but {place} gives embeddings that are {extractor.width} wide; {say_where}.")
     return extractor
