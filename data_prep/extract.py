@@ -168,7 +168,9 @@ def recordings(folder: pathlib.Path) -> tuple[list[pathlib.Path], dict[str, str]
     first: dict[str, pathlib.Path] = {}
     bad = {}
     for path in paths:
-        if first.setdefault(path.stem, path) is not path:
+        if commands.printable(path.name) != path.name:
+            bad[path.name] = f"The name of {path} is not UTF-8, which metadata.csv is: rename it."
+        elif first.setdefault(path.stem, path) is not path:
             bad[path.name] = f"{path} would share its features file with {first[path.stem].name}: rename one of them."
     return list(first.values()), bad
 

@@ -141,17 +141,19 @@ def spoil(folder: pathlib.Path) -> set[str]:
 def test_bad_files_are_listed_and_the_others_done(folder, tmp_path, capsys):
     bad, output = spoil(folder), tmp_path / "out"
     (folder / "link.wav").symlink_to(tmp_path / "nowhere")
+    shutil.copy(folder / "a.wav", os.fsencode(folder) + b"/caf\xe9.wav")
     with pytest.raises(SystemExit) as end:
         run_command(extract, f"--audio={folder}", f"--output={output}")
     assert end.value.code == extract.SOME_BAD_STATUS
-    assert "of 4 recordings; 8 cannot be read, listed in" in capsys.readouterr().out
+    assert "of 4 recordings; 9 cannot be read, listed in" in capsys.readouterr().out
     assert read_layout(output).filenames == tuple(SECONDS)
     assert {path.name for path in (output / "audio_features").iterdir()} == {"a.npz", "b.npz", "c.npz", "d.npz"}
     listed = {row["filename"]: row["reason"] for row in rows_of(output / "bad_recordings.csv")}
+    assert "is not UTF-8" in listed.pop("caf\\udce9.wav")
     assert set(listed) == bad | {"link.wav"}
     assert all(name in reason and "\n" not in reason for name, reason in listed.items())
     assert "share its features file with b.flac" in listed["b.wav"]
-    for name in listed:
+    for name in (*listed, os.fsdecode(b"caf\xe9.wav")):
         (folder / name).unlink()
     run_command(extract, f"--audio={folder}", f"--output={output}")
     assert not (output / "bad_recordings.csv").exists()

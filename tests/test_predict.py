@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -302,6 +303,19 @@ def test_recordings_of_one_name(audio_workdir, folder, tmp_path):
         "x/half.flac", "y/half.flac", "y/half.wav"}
     with pytest.raises(UserError, match=r"x/half\.flac and x_half\.flac would have the same names"):
         outputs.stems(["x/half.flac", "y/half.flac", "x_half.flac"])
+
+
+def test_names_that_are_not_utf_8(detectors, audio_workdir, folder, tmp_path):
+    shutil.copy(folder / "half.flac", os.fsencode(tmp_path) + b"/caf\xe9.flac")
+    pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xe9.wav")).touch()
+    with pytest.raises(SystemExit):
+        run_command(predict, f"--workdir={audio_workdir}", tmp_path, f"--output={tmp_path / 'out'}",
+                    "--formats=csv,tsv,audacity,json,png", "--frames")
+    assert [row["filename"] for row in rows_of(tmp_path / "out" / "bad_recordings.csv")] == ["bad\\udce9.wav"]
+    read = sedjax.submission.read_submission(tmp_path / "out" / "predictions.csv", TINY_TASK)
+    np.testing.assert_array_equal(read["caf\\udce9.flac"], detectors["audio"](folder / "half.flac").active)
+    assert {path.name for path in (tmp_path / "out").glob("caf*")} == {
+        f"caf\\udce9.{suffix}" for suffix in ("txt", "json", "png", "npz")}
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
