@@ -105,8 +105,7 @@ def of_recordings(detector: Detector, paths: Sequence[pathlib.Path], folder: pat
     reasons = {names[str(paths[number])]: reason for number, reason in bad.items()}
 
     def end() -> None:
-        if active:
-            outputs.write_tables(folder, detector.task, active, events, kinds)
+        outputs.write_tables(folder, detector.task, active, events, kinds)
         write_bad(folder, reasons)
         listed = f"; {len(bad):,} cannot be read, listed in {folder / BAD_LIST}" if bad else ""
         print(f"Found {sum(map(len, events.values())):,} events in {len(active):,} recordings, written to "

@@ -288,6 +288,13 @@ def test_damaged_files_among_good_ones(detectors, audio_workdir, folder, tmp_pat
         (tmp_path / name).unlink()
     run_command(predict, *flags)
     assert not (tmp_path / "out" / "bad_recordings.csv").exists()
+    for path in tmp_path.glob("*.*"):
+        path.write_bytes(b"")
+    with pytest.raises(SystemExit):
+        run_command(predict, *flags)
+    for name, delimiter in (("predictions.csv", ","), ("events.tsv", "\t")):
+        assert (tmp_path / "out" / name).read_text().startswith(f"filename{delimiter}onset")
+        assert rows_of(tmp_path / "out" / name, delimiter) == [], "those of an earlier run"
 
 
 def test_recordings_of_one_name(audio_workdir, folder, tmp_path):
