@@ -22,10 +22,10 @@ from tqdm import tqdm
 from sedjax import outputs, parallel, submission
 from sedjax.commands import BAD_LIST, SOME_BAD_STATUS, distinct_names, write_bad
 from sedjax.detection import Detection
-from sedjax.detector import Detector, load
+from sedjax.detector import EMBEDDINGS, Detector, load
 from sedjax.errors import UserError
 from sedjax.input_pipeline import Features
-from sedjax.layout import SPLITS, read_layout, read_splits
+from sedjax.layout import SPLITS, Layout, read_layout, read_splits
 from sedjax.recordings import find, warn_of_others
 
 FORMATS = {"csv": "predictions.csv", "tsv": "events.tsv", "audacity": "labels", "json": "everything but frames",
@@ -142,14 +142,26 @@ def predict_directory(detector: Detector, path: str | os.PathLike, split: str | 
       split: only the recordings of this split; all if None.
 
     Raises:
-      UserError: the directory is damaged, or of another task or feature width than the model.
+      UserError: the directory is damaged, or of another task, feature width or extractor than the model.
     """
     with parallel.together():
         layout = read_layout(path)
         if (layout.path / "costs.json").exists():
             detector.task.require_same(layout.task, where=str(layout.path / "costs.json"))
+        _require_same_extractor(detector, layout)
         if split:
             layout = dataclasses.replace(layout, filenames=read_splits(layout)[split])
         source = Features.of(layout, detector.task, detector.model.features, detector.widths)
     return {name: dataclasses.replace(found, recording=name)
             for name, found in zip(layout.filenames, detector.predict(source))}
+
+
+def _require_same_extractor(detector: Detector, layout: Layout) -> None:
+    """Raises UserError if the embeddings in a directory are known to be of another extractor than those trained on."""
+    if EMBEDDINGS not in detector.model.features:
+        return
+    expected, found = detector.features[EMBEDDINGS].get("extractor"), layout.extractor(EMBEDDINGS)
+    if expected and found and expected["parameters"] != found["parameters"]:
+        raise UserError(f"The embeddings in {layout.path} are of the extractor {found['parameters']!r} "
+                        f"({found['path']}), but the model in {detector.workdir} was trained on those of "
+                        f"{expected['parameters']!r} ({expected['path']}): make them with that one.")

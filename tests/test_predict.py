@@ -331,6 +331,7 @@ def test_names_that_are_not_utf_8(detectors, audio_workdir, folder, tmp_path):
     (("tests",), "There are no recordings in tests"), (("a.wav", "--split=test"), "--split is for --source"),
     (("--source=d", "--formats=csv"), "--formats is for recordings"), (("--source=d", "--frames"), "--frames is for"),
     (("--source=d", "--embeddings_from=w"), "--embeddings_from is for"),
+    ((__file__, "--embeddings_from=/no/such"), "takes no embeddings: leave out --embeddings_from=/no/such"),
     (("a.wav", "--formats=csv,wav"), "--formats takes any of csv, .*, not 'wav'")])
 def test_arguments_that_do_not_fit(audio_workdir, tmp_path, arguments, words):
     with pytest.raises(UserError, match=words):
@@ -380,6 +381,13 @@ def chain(mel_workdir, folder, tmp_path):
 
 def test_embeddings_by_the_extractor_that_the_workdir_names(chain, folder, tmp_path_factory):
     detector = sedjax.load(chain / "last")
+    path = chain / "dir" / "extractors.json"
+    noted = json.loads(path.read_text())
+    changed = noted["embeddings"] | {"parameters": "another one"}
+    path.write_text(json.dumps(noted | {"embeddings": changed}))
+    with pytest.raises(UserError, match="of the extractor 'another one' .*trained on those of 'embedding_transformer"):
+        predict.predict_directory(detector, chain / "dir")
+    path.write_text(json.dumps(noted))
     expected = predict.predict_directory(detector, chain / "dir")
     for found in detector.detect(sorted(folder.iterdir())):
         np.testing.assert_allclose(found.frames, expected[pathlib.Path(found.recording).name].frames, atol=1e-4)
