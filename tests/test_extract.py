@@ -337,15 +337,6 @@ def test_a_recording_is_read_once_and_only_for_what_is_wanted(folder, tmp_path, 
     assert set(computed) == {"power"}
 
 
-def test_recordings_that_are_embedded_together_fit_into_memory(mel_workdir):
-    extractor = extractors.DetectorExtractor(predict.load(mel_workdir), group=3, group_samples=1000)
-    sounds = [np.zeros(samples, np.float32) for samples in (1, 1, 1, 1, 999, 5000, 1, 1)]
-    sounds[6][0] = np.nan
-    groups = list(extractor._groups(extractors.Pass(audio.blocks(sound, 16000), ()) for sound in sounds))
-    assert [len(group) for group in groups] == [3, 2, 1, 2]
-    assert [error is not None for group in groups for _, error in group] == [False] * 6 + [True, False]
-
-
 @pytest.mark.parametrize(("flags", "words"), [
     ((), "either --audio"), (("--audio=a", "--source=b"), "either --audio"), (("--source=b",), "--source takes"),
     (("--source=b", "--embeddings_from=w", "--output=o"), "--source takes"), (("--audio=a",), "takes --output"),

@@ -421,6 +421,50 @@ def test_embeddings_of_unknown_origin(mel_workdir, tmp_path):
         sedjax.load(workdir, embeddings_from=str(mel_workdir)).detect([])
 
 
+class Level(Loudness):
+    """Its head sees the root mean square of each frame."""
+
+    @nn.compact
+    def __call__(self, features, frame_mask, *, train=False, clip_id=None):
+        x = jnp.sqrt(((features["audio"].astype(jnp.float32) / 32767) ** 2).mean(-1, keepdims=True)).repeat(16, axis=-1)
+        self.sow("intermediates", "embeddings", x)
+        return nn.Dense(self.num_classes)(x)
+
+
+def test_embeddings_of_a_model_that_takes_the_sound(folder, tmp_path, monkeypatch):
+    """In features and in a chain: in turn, decoded once, in bounded memory, beside what cannot be read."""
+    monkeypatch.setitem(models.MODELS, "level", Level)
+    level, sounds, opened = untrained(tmp_path / "level", "level", {"audio": 1920}), tmp_path / "sounds", []
+    shutil.copytree(folder, sounds)
+    for name in ("a.wav", "p.wav", "z.wav"):
+        soundfile.write(sounds / name, np.append(np.zeros(700_000), np.nan), 16000, subtype="FLOAT")
+    blocks = audio.blocks
+    monkeypatch.setattr(audio, "blocks", lambda path, *more: opened.append(path.name) or blocks(path, *more))
+    names = ("melspectrogram", "embeddings")
+    assert extract.extract(sounds, tmp_path / "dir", names, str(level)) == (6, 3)
+    assert opened == sorted(path.name for path in sounds.iterdir())
+    layout = sedjax.layout.read_layout(tmp_path / "dir")
+    for name in layout.filenames:
+        found, rows = layout.features(name, names), audio.frames(folder / name)
+        expected = np.sqrt(((rows / np.float32(32767)) ** 2).mean(-1))
+        assert found["embeddings"].shape == (len(rows), 16)
+        np.testing.assert_allclose(found["embeddings"][:, 5], expected, atol=1e-3)
+    head = sedjax.load(embedding_workdir(tmp_path, 16, layout.extractor("embeddings")))
+    expected = predict.predict_directory(head, tmp_path / "dir")
+    for found in head.detect(sorted(folder.iterdir())):
+        np.testing.assert_allclose(found.frames, expected[pathlib.Path(found.recording).name].frames, atol=1e-4)
+
+    half_hour = extractors.Pass((np.zeros(160_000, np.float32) for _ in range(180)), ())
+    tracemalloc.start()
+    try:
+        (embedded,) = head.extractor.embed(iter([half_hour]))
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert embedded.shape == (15_000, 16)
+    assert most < 0.6 * 1800 * 16000 * 2  # bytes of its 16-bit samples
+
+
 class Flux(Loudness):
     features: ClassVar[tuple[str, ...]] = ("flux",)
 
