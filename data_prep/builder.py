@@ -16,8 +16,8 @@ class SedRecords(tfds.core.GeneratorBasedBuilder):
 
     A record holds `filename`, `features/<key>` (T, D_k) and `votes` (T, C): the fraction of annotators that marked the
     frame. The dataset's metadata holds the task, and per feature, and for the labels, the width and the statistics
-    of the training frames; of audio, whose columns are one sample each, the width only. Embeddings name their
-    extractor, if it is known.
+    of the training frames; of audio, whose columns are one sample each, the width only. Each names what
+    computed it, if that is known.
 
     Args:
       layout: where the recordings are.

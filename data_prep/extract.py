@@ -90,7 +90,7 @@ def add_embeddings(source: str, embeddings_from: str) -> None:
 
     layout, detector = read_layout(source), load(embeddings_from)
     frames = detector.embed(Features.of(layout, detector.task, detector.model.features, detector.widths))
-    origin.forget(layout.path)
+    origin.forget(layout.path, ("embeddings",))
     journal = Journal(layout.path / JOURNAL) if (layout.path / JOURNAL).exists() else None
     for filename, value in zip(tqdm(layout.filenames, "writing", disable=None), frames):
         path = layout.features_path(filename)
@@ -100,7 +100,8 @@ def add_embeddings(source: str, embeddings_from: str) -> None:
             # Not that they were made of the recording: they were made of whatever features are there.
             parameters = {key: made_with for key, made_with in noted["parameters"].items() if key != "embeddings"}
             journal.note(noted | {"features_bytes": path.stat().st_size, "parameters": parameters})
-    origin.note(layout.path, embeddings_from, DetectorExtractor(detector).parameters)
+    parameters = DetectorExtractor(detector).parameters
+    origin.note(layout.path, {"embeddings": origin.of_extractor(embeddings_from, parameters)})
     print(f"Wrote embeddings of {len(frames):,} recordings, {frames[0].shape[1]} wide, to {layout.path}.")
 
 
@@ -123,7 +124,7 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
     """Makes features of the recordings in a folder, of those only that are not done yet.
 
     Writes audio_features, metadata.csv, what is done (extracted.jsonl), what cannot be read (bad_recordings.csv), and
-    which extractor all embeddings are of (extractors.json).
+    what all features of a kind were computed by (extractors.json).
 
     Returns:
       how many recordings have all features now, and how many cannot be read.
@@ -156,8 +157,7 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
             continue
         if not done(path):
             waiting.append(Waiting(path, state, journal.kept(path, job.features_path(path))))
-    if extractor:
-        origin.forget(output)
+    origin.forget(output, wanted)
     if beam_options is None or not waiting:
         found = outcomes(job, extractor, waiting)
     else:
@@ -179,9 +179,13 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
             bad[path.name] = f"{path} changed while it was read, or is gone: start again."
     if seconds:
         _write_metadata(output / "metadata.csv", seconds)
-    if extractor and seconds and seconds.keys() >= {row["filename"] for row in read_csv(output / "metadata.csv", ())}:
-        windows = {"hop_seconds": hop_seconds, "drop_layers": drop_layers} if _is_atst_frame(embeddings_from) else {}
-        origin.note(output, embeddings_from, extractor.parameters, **windows)
+    if seconds and seconds.keys() >= {row["filename"] for row in read_csv(output / "metadata.csv", ())}:
+        origins = {name: {"parameters": value} for name, value in parameters.items()}
+        if extractor:
+            windows = ({"hop_seconds": hop_seconds, "drop_layers": drop_layers} if _is_atst_frame(embeddings_from)
+                       else {})
+            origins["embeddings"] = origin.of_extractor(embeddings_from, extractor.parameters, **windows)
+        origin.note(output, origins)
     write_bad(output, bad)
     return len(seconds), len(bad)
 
@@ -192,7 +196,9 @@ def recordings(folder: pathlib.Path) -> tuple[list[pathlib.Path], dict[str, str]
     first: dict[str, pathlib.Path] = {}
     bad = {}
     for path in paths:
-        if first.setdefault(path.stem, path) is not path:
+        if commands.printable(path.name) != path.name:
+            bad[path.name] = f"The name of {path} is not UTF-8, which metadata.csv is: rename it."
+        elif first.setdefault(path.stem, path) is not path:
             bad[path.name] = f"{path} would share its features file with {first[path.stem].name}: rename one of them."
     return list(first.values()), bad
 

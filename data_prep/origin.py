@@ -1,26 +1,46 @@
-"""Notes which extractor computed the embeddings in a directory, for models that are trained on them to name it."""
+"""Notes what computed the features in a directory, for models that are trained on them to compute them again."""
 
 import json
 import pathlib
+from collections.abc import Iterable
 
 from sedjax.commands import atomic_output
 from sedjax.layout import EXTRACTORS
 
 
-def note(directory: pathlib.Path, path: str, parameters: str, **options) -> None:
-    """Notes that all embeddings in a directory are of one extractor.
+def note(directory: pathlib.Path, origins: dict[str, dict]) -> None:
+    """Notes that all features of these keys in a directory are of one origin; what is noted of others stays.
 
     Args:
       directory: in MLPC layout.
-      path: of the extractor.
-      parameters: those of the sedjax.extractors.Extractor, by which it is known again.
-      options: with which it was made.
+      origins: by key; `parameters` are what the numbers depend on, of embeddings from `of_extractor`.
     """
-    entry = {"path": str(pathlib.Path(path).absolute()), "parameters": parameters, **options}
+    _write(directory, _read(directory) | origins)
+
+
+def of_extractor(path: str, parameters: str, **options) -> dict:
+    """The origin of embeddings: where the sedjax.extractors.Extractor lies, its parameters, and how it was made."""
+    return {"path": str(pathlib.Path(path).absolute()), "parameters": parameters, **options}
+
+
+def forget(directory: pathlib.Path, keys: Iterable[str]) -> None:
+    """Notes that nothing is known of these features: they may now be of several origins."""
+    known = _read(directory)
+    if known.keys() & set(keys):
+        _write(directory, {key: value for key, value in known.items() if key not in set(keys)})
+
+
+def _read(directory: pathlib.Path) -> dict[str, dict]:
+    try:
+        found = json.loads((directory / EXTRACTORS).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # a damaged one is written anew
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(directory: pathlib.Path, origins: dict[str, dict]) -> None:
+    if not origins:
+        (directory / EXTRACTORS).unlink(missing_ok=True)
+        return
     with atomic_output(directory / EXTRACTORS) as temporary:
-        temporary.write_text(json.dumps({"embeddings": entry}, indent=1), encoding="utf-8")
-
-
-def forget(directory: pathlib.Path) -> None:
-    """Notes that nothing is known: embeddings may now be of several."""
-    (directory / EXTRACTORS).unlink(missing_ok=True)
+        temporary.write_text(json.dumps(origins, indent=1), encoding="utf-8")

@@ -24,16 +24,18 @@ from absl import flags
 from tqdm import tqdm
 
 import sedjax.commands
+from data_prep import origin
 from data_prep.spectral import spectral_features
 from data_prep.synthesis import MILLISECOND_SAMPLES, SOURCES, Rng, render, render_background
 from sedjax import grid
 from sedjax.audio import SAMPLE_RATE_HZ
 from sedjax.errors import UserError
 from sedjax.layout import SPLITS
+from sedjax.mel import SPECTRAL_VERSION
 from sedjax.task import MLPC_2025, OUTCOMES
 
 TASK = MLPC_2025
-FORMAT_VERSION = 1  # raise it whenever the same parameters give other files
+FORMAT_VERSION = 2  # raise it whenever the same parameters give other files
 MANIFEST = "soundscapes.json"
 EVENT_COUNT_ODDS = (0.06, 0.16, 0.24, 0.26, 0.17, 0.11)  # of 0, 1, ... 5 events in a recording
 MAXIMUM_EVENT_SHARE = 0.6  # of a recording
@@ -184,6 +186,7 @@ def _write_all(folder: pathlib.Path, parameters: Parameters, workers: int) -> No
     _write_csv(folder / "splits.csv", ("filename", "split"), [(row[0], split) for row, split in zip(metadata, splits)])
     costs = {label: dict(zip(OUTCOMES, row)) for label, row in zip(TASK.classes, TASK.costs)}
     (folder / "costs.json").write_text(json.dumps(costs, indent=1), encoding="utf-8")
+    origin.note(folder, {key: {"parameters": SPECTRAL_VERSION} for key in ("melspectrogram", "mfcc")})
     (folder / MANIFEST).write_text(json.dumps(_manifest(parameters), indent=1), encoding="utf-8")
 
 

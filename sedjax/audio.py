@@ -179,7 +179,7 @@ def _file_chunks(path: pathlib.Path) -> Iterator[np.ndarray]:
     try:
         if not path.stat().st_size:
             raise UserError(f"{path} is empty.")
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:  # a name need not be UTF-8
             _require_whole_container(path, file)
             yield from _resampled(_read_chunks(path, file), file.samplerate, str(path))
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a suffix that means samples without a header

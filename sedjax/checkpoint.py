@@ -144,8 +144,7 @@ def load_weights(workdir: str | os.PathLike, which: str = "best") -> tuple[dict,
     Raises:
       UserError: there is no such checkpoint, or it is damaged.
     """
-    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
-        raise UserError(f"There are no checkpoints in {workdir}: train with --workdir={workdir} first.")
+    require_some(workdir)
     with open_manager(workdir) as manager:
         steps = {str(step): step for step in sorted(manager.all_steps(), reverse=True)}
         chosen = {"best": manager.best_step(), "last": manager.latest_step(), **steps}.get(which)
@@ -160,6 +159,12 @@ def load_weights(workdir: str | os.PathLike, which: str = "best") -> tuple[dict,
                 log.warning("The checkpoint of step %d in %s is damaged (%s).", step, workdir, error)
         raise UserError(f"The checkpoint {which!r} in {workdir} is damaged: choose another with --checkpoint "
                         f"(there are {sorted(steps.values())}), or train on.")
+
+
+def require_some(workdir: str | os.PathLike) -> None:
+    """Raises UserError if a workdir has no checkpoints."""
+    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
+        raise UserError(f"There are no checkpoints in {workdir}: train with --workdir={workdir} first.")
 
 
 class _Damaged(Exception):

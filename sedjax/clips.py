@@ -54,7 +54,7 @@ def recut(clips: Iterable[Clip], frames: int) -> Iterator[Clip]:
             yield dataclasses.replace(clip, features=held)
 
 
-def ahead(items: Iterable[Item], count: int) -> Iterator[Item]:
+def ahead(items: Iterable[Item], count: int = 32) -> Iterator[Item]:
     """The same items, of which a thread makes `count` before they are asked for."""
     end, items = object(), iter(items)
     with ThreadPoolExecutor(1) as thread:

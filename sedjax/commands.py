@@ -46,7 +46,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         text = _sentence(error)
         if text is None:
             raise
-        print(f"Error: {text}", file=sys.stderr)
+        print(f"Error: {printable(text)}", file=sys.stderr)
         sys.exit(USER_ERROR_STATUS)
 
 
@@ -94,6 +94,7 @@ def write_bad(folder: pathlib.Path, bad: dict[str, str]) -> None:
     for name, reason in sorted(bad.items()):
         log.warning("%s: %s", name, reason)
     path = folder / BAD_LIST
+    bad = {printable(name): printable(reason) for name, reason in bad.items()}
     if not bad:
         path.unlink(missing_ok=True)
         return
@@ -101,12 +102,20 @@ def write_bad(folder: pathlib.Path, bad: dict[str, str]) -> None:
         csv.writer(file, lineterminator="\n").writerows([("filename", "reason"), *sorted(bad.items())])
 
 
+def printable(text: str) -> str:
+    """The same text with an escape for each byte that is not UTF-8, of which names of files may hold some."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def distinct_names(paths: Sequence[str | os.PathLike]) -> list[str]:
-    """The last part of each path, or as many as tell them all apart. Raises UserError if one comes twice."""
-    real = [os.path.realpath(path) for path in paths]
-    if twice := [path for i, path in enumerate(paths) if real[i] in real[:i]]:
-        raise UserError(f"{twice[0]} is given twice.")
-    parts = [pathlib.Path(os.path.abspath(path)).parts for path in paths]
+    """The last part of each path, or as many as tell them apart, `printable`. Raises UserError if one comes twice."""
+    real: set[str] = set()
+    for path in paths:
+        place = os.path.realpath(path)
+        if place in real:
+            raise UserError(f"{path} is given twice.")
+        real.add(place)
+    parts = [pathlib.Path(printable(os.path.abspath(path))).parts for path in paths]
     depth = next(n for n in itertools.count(1) if len({part[-n:] for part in parts}) == len(parts))
     return [str(pathlib.PurePath(*part[-depth:])) for part in parts]
 

@@ -21,6 +21,7 @@ from sedjax.errors import UserError
 from sedjax.steps import Batch
 from sedjax.task import Task
 
+EMBEDDINGS = "embeddings"
 Found = dict[str, np.ndarray]  # `frames` and `segments` of clips or of one
 
 
@@ -210,12 +211,18 @@ def load(folder: str | os.PathLike, which: str = "best",
         says, or the workdir does not say: a workdir, or the npz file of an ATST-Frame.
 
     Raises:
-      UserError: it is no workdir, or has no such checkpoint.
+      UserError: it is no workdir, has no such checkpoint, or takes no embeddings although an extractor is given.
     """
-    config, task, features = workdir.read(folder)
+    with parallel.together():
+        config, task, features = workdir.read(folder)
+        checkpoint.require_some(folder)
+        model = models.build_from(config, task)
+        if embeddings_from and EMBEDDINGS not in model.features:
+            raise UserError(f"The model in {folder} takes no embeddings: leave out --embeddings_from="
+                            f"{embeddings_from}.")
     variables, progress, step = checkpoint.load_weights(folder, which)
     thresholds = progress.thresholds or decisions.candidates(config.decision, task)[0]
-    return Detector(pathlib.Path(folder), config, task, features, models.build_from(config, task), variables,
+    return Detector(pathlib.Path(folder), config, task, features, model, variables,
                     np.asarray(thresholds, np.float32), step, embeddings_from)
 
 

@@ -15,15 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from sedjax import audio, frontend, grid, input_pipeline
+from sedjax.clips import Clip, ahead, recut
 from sedjax.detector import Detector, load
 from sedjax.errors import UserError
-from sedjax.mel import MFCC_COEFFICIENTS, MLPC
+from sedjax.mel import MFCC_COEFFICIENTS, MLPC, SPECTRAL_VERSION
 from sedjax.models import atst_frame
 
 SPECTRAL = ("melspectrogram", "mfcc", "mfcc_delta", "mfcc_delta2")
-WIDTHS = {"melspectrogram": MLPC.bands, **dict.fromkeys(SPECTRAL[1:], MFCC_COEFFICIENTS)}
+WIDTHS = {"melspectrogram": MLPC.bands, **dict.fromkeys(SPECTRAL[1:], MFCC_COEFFICIENTS),
+          audio.FEATURE: audio.FRAME_SAMPLES}
 DELTAS = {"mfcc_delta": 1, "mfcc_delta2": 2}  # and their order
-SPECTRAL_VERSION = "1"  # raise it whenever the same recording gives other numbers
 CHUNK_FRAMES = 100
 FRAME = MLPC.frame_samples
 PIECE_SAMPLES = (CHUNK_FRAMES + 2) * FRAME
@@ -182,29 +183,55 @@ def _whole_frames(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     yield np.zeros(-samples % FRAME, np.float32)
 
 
+def clips_of(number: int, one: Pass, keys: Sequence[str], keep: Sequence[str] = ()) -> Iterator[Clip]:
+    """A recording in clips of any length, decoded once; those of its sound alone while it is read.
+
+    Args:
+      number: of the recording.
+      one: not begun, with the spectral features among `keys` and `keep`.
+      keys: features to be had in each clip: spectral ones, and the sound.
+      keep: spectral features to be had besides, of the whole recording.
+
+    Raises:
+      UserError: it cannot be read, maybe after clips were given.
+    """
+    if tuple(keys) == (audio.FEATURE,):
+        held = None
+        for rows in audio.rows(one):
+            if held is not None:
+                yield Clip(number, {audio.FEATURE: held})
+            held = rows
+        found = {audio.FEATURE: held}
+    elif audio.FEATURE in keys:
+        found = {audio.FEATURE: np.concatenate(list(audio.rows(one)))} | one.features
+    else:
+        for _ in one:
+            pass
+        found = one.features
+    yield Clip(number, {key: found[key] for key in keys}, one.seconds, {key: one.features[key] for key in keep})
+
+
 @dataclasses.dataclass(frozen=True)
 class DetectorExtractor:
-    """What the head of a trained sedjax model sees, of a model that takes spectral features."""
+    """What the head of a trained sedjax model sees, of a model that takes spectral features or the sound."""
 
     detector: Detector
-    # As much is embedded together, each time after compiling anew.
-    group: int = 64
-    group_samples: int = 3600 * audio.SAMPLE_RATE_HZ
 
     @classmethod
     def of(cls, workdir: str) -> "DetectorExtractor":
         """Raises UserError if it is no workdir, or its model takes what is not extracted from audio."""
         detector = load(workdir)
         for key in detector.model.features:
-            if key not in SPECTRAL:
+            if key not in WIDTHS:
                 raise UserError(f"The model in {workdir} takes {key!r}, which it cannot also give: name one that takes "
-                                f"some of {list(SPECTRAL)}.")
+                                f"some of {list(WIDTHS)}.")
         input_pipeline.require_features(WIDTHS, detector.model.features, detector.widths, where="a recording")
         return cls(detector)
 
     @functools.cached_property
     def parameters(self) -> str:
-        return f"{self.detector.config.model['name']} {fingerprint(self.detector.variables)}"
+        spectral = f" of spectral features {SPECTRAL_VERSION}" if self.features else ""
+        return f"{self.detector.config.model['name']} {fingerprint(self.detector.variables)}{spectral}"
 
     @property
     def width(self) -> int:
@@ -212,26 +239,31 @@ class DetectorExtractor:
 
     @property
     def features(self) -> tuple[str, ...]:
-        return tuple(self.detector.model.features)
+        return tuple(key for key in self.detector.model.features if key in SPECTRAL)
 
     def embed(self, passes: Iterator[Pass], dtype: type = np.float32) -> Iterator[np.ndarray | UserError]:
-        for group in self._groups(passes):
-            read = [one.features for one, error in group if error is None]
-            embedded = iter(self.detector.embed(input_pipeline.InMemory(self.detector.task, read)) if read else ())
-            for _, error in group:
-                yield error or next(embedded).astype(dtype, copy=False)
+        errors: list[UserError | None] = []  # of the recordings that were begun
 
-    def _groups(self, passes: Iterator[Pass]) -> Iterator[list[tuple[Pass, UserError | None]]]:
-        """Passes that are over, and why if before the end, in groups that fit into memory."""
-        group, samples = [], 0
-        for one in passes:
-            group.append((one, _finish(one)))
-            samples += one.samples
-            if len(group) == self.group or samples >= self.group_samples:
-                yield group
-                group, samples = [], 0
-        if group:
-            yield group
+        def clips() -> Iterator[Clip]:
+            for number, one in enumerate(passes):
+                errors.append(None)
+                try:
+                    yield from clips_of(number, one, self.detector.model.features)
+                except UserError as error:
+                    errors[number] = error
+
+        parts: list[np.ndarray] = []
+        given, number = 0, None
+        cut = ahead(recut(clips(), self.detector.config.data.max_frames))
+        for clip, rows in self.detector.embed_clips(cut):
+            if clip.recording != number:  # what was there of one that turned out to be damaged is dropped
+                number, parts = clip.recording, []
+            parts.append(rows.astype(dtype, copy=False))
+            if clip.is_last:
+                yield from errors[given:number]
+                given = number + 1
+                yield np.concatenate(parts)
+        yield from errors[given:]
 
 
 @dataclasses.dataclass(frozen=True)

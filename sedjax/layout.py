@@ -78,7 +78,7 @@ class Layout:
         return {key: found[key] for key in keys}
 
     def extractor(self, key: str) -> dict | None:
-        """Path and parameters of the extractor that made a feature of all recordings, None if that is not known.
+        """Parameters of what computed a feature of all recordings, of embeddings also the path; None if unknown.
 
         Raises UserError if the file that notes it is damaged.
         """
@@ -86,7 +86,7 @@ class Layout:
         try:
             return json.loads(path.read_text(encoding="utf-8")).get(key) if path.exists() else None
         except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"{path} is damaged: delete it, or extract the embeddings again ({error}).") from error
+            raise UserError(f"{path} is damaged: delete it, or extract the features again ({error}).") from error
 
     def _frames_in_headers(self, filename: str, keys: tuple[str, ...]) -> int | None:
         paths = [self.features_path(filename), self.labels_path(filename)]

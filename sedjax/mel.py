@@ -8,6 +8,9 @@ from jaxtyping import Float
 
 from sedjax.audio import SAMPLE_RATE_HZ
 
+# Of MLPC and the MFCC made of it: raise it whenever the same recording gives other numbers.
+SPECTRAL_VERSION = "1"
+
 
 @dataclasses.dataclass(frozen=True)
 class Mel:

@@ -10,6 +10,7 @@ directory in MLPC layout, and writes the submission only.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 import sys
@@ -21,11 +22,11 @@ from tqdm import tqdm
 from sedjax import outputs, parallel, submission
 from sedjax.commands import BAD_LIST, SOME_BAD_STATUS, distinct_names, write_bad
 from sedjax.detection import Detection
-from sedjax.detector import Detector, load
+from sedjax.detector import EMBEDDINGS, Detector, load
 from sedjax.errors import UserError
 from sedjax.input_pipeline import Features
-from sedjax.layout import SPLITS, read_layout, read_splits
-from sedjax.recordings import find
+from sedjax.layout import SPLITS, Layout, read_layout, read_splits
+from sedjax.recordings import find, warn_of_others
 
 FORMATS = {"csv": "predictions.csv", "tsv": "events.tsv", "audacity": "labels", "json": "everything but frames",
            "png": "picture"}
@@ -63,7 +64,8 @@ def main(argv: Sequence[str]) -> None:
     if options.source:
         of_directory(load(options.workdir, options.checkpoint), options.source, options.split, options.output)
         return
-    paths = find(places)
+    with parallel.together():
+        paths = find(places)
     detector = load(options.workdir, options.checkpoint, options.embeddings_from)
     bad = of_recordings(detector, paths, pathlib.Path(options.output), (*formats, *["frames"] * options.frames))
     if bad:
@@ -90,38 +92,45 @@ def of_recordings(detector: Detector, paths: Sequence[pathlib.Path], folder: pat
     stems = dict(zip(names, outputs.stems(list(names.values()))))
     kinds, bad, active, events = set(kinds), {}, {}, {}
     found = detector.detect(paths, keep=("melspectrogram",) if "png" in kinds else (), bad=bad)
-    if parallel.is_first():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"Cannot make the folder {folder}: {error.strerror}.") from error
+    parallel.on_first(lambda: _begin(detector, folder))
     with tqdm(total=len(paths), unit="recording", disable=None if parallel.is_first() else True) as progress:
         for detection in found:
             name = names[detection.recording]
             active[name], events[name] = detection.active, detection.events
-            if parallel.is_first():
-                outputs.write_files(folder, stems[detection.recording], detection, detector,
-                                    [kind for kind in outputs.FILES if kind in kinds])
+            parallel.on_first(functools.partial(
+                outputs.write_files, folder, stems[detection.recording], detection, detector,
+                [kind for kind in outputs.FILES if kind in kinds]))
             progress.update(len(active) + len(bad) - progress.n)
         progress.update(len(paths) - progress.n)
     reasons = {names[str(paths[number])]: reason for number, reason in bad.items()}
-    if parallel.is_first():
-        if active:
-            outputs.write_tables(folder, detector.task, active, events, kinds)
+
+    def end() -> None:
+        outputs.write_tables(folder, detector.task, active, events, kinds)
         write_bad(folder, reasons)
         listed = f"; {len(bad):,} cannot be read, listed in {folder / BAD_LIST}" if bad else ""
         print(f"Found {sum(map(len, events.values())):,} events in {len(active):,} recordings, written to "
               f"{folder}{listed}.")
+
+    parallel.on_first(end)
     return reasons
+
+
+def _begin(detector: Detector, folder: pathlib.Path) -> None:
+    warn_of_others(detector)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot make the folder {folder}: {error.strerror}.") from error
 
 
 def of_directory(detector: Detector, source: str, split: str | None, output: str) -> None:
     """Writes the submission for the recordings of a directory in MLPC layout."""
     found = predict_directory(detector, source, split)
-    if not parallel.is_first():
-        return
-    submission.write_submission(output, detector.task, {name: one.active for name, one in found.items()})
-    print(f"Wrote {len(found):,} recordings, {sum(len(one.active) for one in found.values()):,} segments, to {output}.")
+    parallel.on_first(lambda: submission.write_submission(
+        output, detector.task, {name: one.active for name, one in found.items()}))
+    if parallel.is_first():
+        print(f"Wrote {len(found):,} recordings, {sum(len(one.active) for one in found.values()):,} segments, to "
+              f"{output}.")
 
 
 def predict_directory(detector: Detector, path: str | os.PathLike, split: str | None = None) -> dict[str, Detection]:
@@ -133,13 +142,26 @@ def predict_directory(detector: Detector, path: str | os.PathLike, split: str | 
       split: only the recordings of this split; all if None.
 
     Raises:
-      UserError: the directory is damaged, or of another task or feature width than the model.
+      UserError: the directory is damaged, or of another task, feature width or extractor than the model.
     """
-    layout = read_layout(path)
-    if (layout.path / "costs.json").exists():
-        detector.task.require_same(layout.task, where=str(layout.path / "costs.json"))
-    if split:
-        layout = dataclasses.replace(layout, filenames=read_splits(layout)[split])
-    source = Features.of(layout, detector.task, detector.model.features, detector.widths)
+    with parallel.together():
+        layout = read_layout(path)
+        if (layout.path / "costs.json").exists():
+            detector.task.require_same(layout.task, where=str(layout.path / "costs.json"))
+        _require_same_extractor(detector, layout)
+        if split:
+            layout = dataclasses.replace(layout, filenames=read_splits(layout)[split])
+        source = Features.of(layout, detector.task, detector.model.features, detector.widths)
     return {name: dataclasses.replace(found, recording=name)
             for name, found in zip(layout.filenames, detector.predict(source))}
+
+
+def _require_same_extractor(detector: Detector, layout: Layout) -> None:
+    """Raises UserError if the embeddings in a directory are known to be of another extractor than those trained on."""
+    if EMBEDDINGS not in detector.model.features:
+        return
+    expected, found = detector.features[EMBEDDINGS].get("extractor"), layout.extractor(EMBEDDINGS)
+    if expected and found and expected["parameters"] != found["parameters"]:
+        raise UserError(f"The embeddings in {layout.path} are of the extractor {found['parameters']!r} "
+                        f"({found['path']}), but the model in {detector.workdir} was trained on those of "
+                        f"{expected['parameters']!r} ({expected['path']}): make them with that one.")

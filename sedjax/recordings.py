@@ -1,21 +1,20 @@
 """From recordings to clips of what a model takes, which are computed here, embeddings by the right extractor."""
 
 import dataclasses
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from sedjax import audio, extractors, input_pipeline
+from sedjax import audio, extractors, input_pipeline, parallel
 from sedjax.clips import Clip, ahead, recut
-from sedjax.detector import Detector, load
+from sedjax.detector import EMBEDDINGS, Detector, load
 from sedjax.errors import UserError
 from sedjax.extractors import DetectorExtractor, Extractor
 
-EMBEDDINGS = "embeddings"
-WIDTHS = {**extractors.WIDTHS, audio.FEATURE: audio.FRAME_SAMPLES}
-CLIPS_AHEAD = 32
+log = logging.getLogger("sedjax")
 
 
 def find(places: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
@@ -45,7 +44,7 @@ def clips(detector: Detector, read: Callable[..., Iterator[Clip]], further: Sequ
     """
     keys = detector.model.features
     extractor = detector.extractor if EMBEDDINGS in keys else None
-    widths = WIDTHS | ({EMBEDDINGS: extractor.width} if extractor else {})
+    widths = extractors.WIDTHS | ({EMBEDDINGS: extractor.width} if extractor else {})
     input_pipeline.require_features(widths, keys, detector.widths, where="a recording")
     needed = tuple(dict.fromkeys([*further, *(key for key in keys if key != EMBEDDINGS)]))
     frames = detector.config.data.max_frames
@@ -54,20 +53,23 @@ def clips(detector: Detector, read: Callable[..., Iterator[Clip]], further: Sequ
         return recut((dataclasses.replace(clip, features={**{key: clip.features[key] for key in needed},
                                                           EMBEDDINGS: rows.astype(np.float16)})
                       for clip, rows in embedded), frames)
+    if extractor and audio.FEATURE in needed:
+        raise UserError(f"The model in {detector.workdir} takes the sound beside embeddings, which cannot be computed "
+                        "together.")
     if not needed and not extractor:  # a model that takes nothing must still know how many frames there are
         needed = ("melspectrogram",)
-    return ahead(recut(read(needed, extractor), frames), CLIPS_AHEAD)
+    return ahead(recut(read(needed, extractor), frames))
 
 
 def read(recordings: Sequence[audio.Recording], sample_rate_hz: int | None, keep: tuple[str, ...],
          bad: dict[int, str] | None, keys: tuple[str, ...], extractor: Extractor | None = None) -> Iterator[Clip]:
     """Recordings in clips of any length.
 
-    Of raw audio alone, memory holds some seconds; otherwise the features of a recording, which are small.
+    Of the sound alone, memory holds some seconds; otherwise the features of a recording, maybe with its sound.
 
     Args:
       recordings, sample_rate_hz, keep, bad: as for Detector.detect.
-      keys: features to be had in each clip, besides embeddings if there is an extractor of them.
+      keys: features to be had in each clip, besides embeddings if there is an extractor of them; then not the sound.
       extractor: of the sound.
     """
     def unreadable(number: int, error: UserError) -> None:
@@ -75,35 +77,42 @@ def read(recordings: Sequence[audio.Recording], sample_rate_hz: int | None, keep
             raise error
         bad[number] = str(error)
 
-    if keys == (audio.FEATURE,) and extractor is None:
+    if extractor is None:
+        wanted = tuple(key for key in dict.fromkeys([*keys, *keep]) if key != audio.FEATURE)
         for number, recording in enumerate(recordings):
+            one = extractors.Pass(audio.blocks(recording, sample_rate_hz), wanted)
             try:
-                yield from _sound(number, extractors.Pass(audio.blocks(recording, sample_rate_hz), keep))
+                yield from extractors.clips_of(number, one, keys, keep)
             except UserError as error:
                 unreadable(number, error)
         return
-    wanted = tuple(dict.fromkeys([*keys, *keep, *([EMBEDDINGS] if extractor else [])]))
-    spectral = tuple(key for key in wanted if key != audio.FEATURE)
-    found = extractors.features_of(recordings, spectral, extractor, sample_rate_hz)
-    for number, (recording, one) in enumerate(zip(recordings, found)):
+    wanted = tuple(dict.fromkeys([*keys, *keep, EMBEDDINGS]))
+    for number, one in enumerate(extractors.features_of(recordings, wanted, extractor, sample_rate_hz)):
         if isinstance(one, UserError):
             unreadable(number, one)
             continue
         features, seconds = one
-        if audio.FEATURE in keys:
-            features[audio.FEATURE] = audio.frames(recording, sample_rate_hz)
-        yield Clip(number, {key: value for key, value in features.items() if key not in keep or key in keys}, seconds,
+        yield Clip(number, {key: features[key] for key in (*keys, EMBEDDINGS)}, seconds,
                    {key: features[key] for key in keep})
 
 
-def _sound(number: int, blocks: extractors.Pass) -> Iterator[Clip]:
-    """Raw audio of a recording as it is read."""
-    held = None
-    for rows in audio.rows(blocks):
-        if held is not None:
-            yield Clip(number, {audio.FEATURE: held})
-        held = rows
-    yield Clip(number, {audio.FEATURE: held}, blocks.seconds, blocks.features)
+def warn_of_others(detector: Detector) -> None:
+    """Warns if a model, or one whose embeddings it takes, was trained on features unlike those that are computed here.
+
+    Or may have been: what is not noted in its workdir is taken for another's.
+    """
+    others = []
+    while detector:
+        keys = [key for key in detector.model.features if key in extractors.SPECTRAL
+                and detector.features[key].get("extractor", {}).get("parameters") != extractors.SPECTRAL_VERSION]
+        if keys:
+            others.append(f"{' and '.join(keys)} of the model in {detector.workdir}")
+        extractor = detector.extractor if EMBEDDINGS in detector.model.features else None
+        detector = extractor.detector if isinstance(extractor, DetectorExtractor) else None
+    if others:
+        log.warning("Trained on features that may be unlike those computed here, as their data set does not note the "
+                    "same origin: %s. Where they differ it hears worse: make the features with `python -m "
+                    "data_prep.extract --audio`, and train on those.", "; ".join(others))
 
 
 def extractor_of(detector: Detector) -> Extractor:
@@ -116,24 +125,28 @@ def extractor_of(detector: Detector) -> Extractor:
     entry, width = detector.features[EMBEDDINGS].get("extractor"), detector.widths[EMBEDDINGS]
     said = f"The model in {detector.workdir} takes embeddings ({width} wide)"
     say_where = "name it with --embeddings_from=PATH, a workdir or the npz file of an ATST-Frame"
-    if detector.embeddings_from:
-        place = pathlib.Path(detector.embeddings_from)
-    elif entry:
+
+    def place_of() -> pathlib.Path:
+        if detector.embeddings_from:
+            return pathlib.Path(detector.embeddings_from)
+        if not entry:
+            raise UserError(f"{said}, and it is not known what computes them: {say_where}.")
         place = pathlib.Path(entry["path"])
-        if not place.exists():
-            place = detector.workdir.absolute().parent / place.name
+        place = place if place.exists() else detector.workdir.absolute().parent / place.name
         if not place.exists():
             raise UserError(f"{said} that {entry['path']} computes, which is not there any more: {say_where}.")
-    else:
-        raise UserError(f"{said}, and it is not known what computes them: {say_where}.")
+        return place
+
     options = {"hop_seconds": 9.6, "drop_layers": 0, **(entry or {})}
-    if place.suffix == ".npz":
-        extractor = extractors.of(str(place), options["hop_seconds"], options["drop_layers"])
-    else:
-        extractor = DetectorExtractor(load(place))
-    if entry and extractor.parameters != entry["parameters"]:
-        raise UserError(f"{said} of another extractor than {place}: {entry['parameters']!r}, not "
-                        f"{extractor.parameters!r}; {say_where}.")
-    if extractor.width != width:
-        raise UserError(f"{said}, but {place} gives embeddings that are {extractor.width} wide; {say_where}.")
+    with parallel.together():
+        place = place_of()
+        is_atst = place.suffix == ".npz"
+        atst = extractors.of(str(place), options["hop_seconds"], options["drop_layers"]) if is_atst else None
+    extractor = atst or DetectorExtractor(load(place))  # in which the processes work together
+    with parallel.together():
+        if entry and extractor.parameters != entry["parameters"]:
+            raise UserError(f"{said} of another extractor than {place}: {entry['parameters']!r}, not "
+                            f"{extractor.parameters!r}; {say_where}.")
+        if extractor.width != width:
+            raise UserError(f"{said}, but {place} gives embeddings that are {extractor.width} wide; {say_where}.")
     return extractor

@@ -134,8 +134,11 @@ def test_two_processes_of_four_devices_are_one_of_eight(source, records, tmp_pat
         {name: found.active for name, found in predict.predict_directory(detector, source, "test").items()})
     assert (tmp_path / "one.csv").read_text() == (tmp_path / "0.csv").read_text()
 
-    assert "Process 1 stopped: its message says why." in outputs[0]
-    assert "There are no records in" in outputs[1]
+    assert outputs[0].count("Process 1 stopped: its message says why.") == 3
+    for words in ("There are no records in", "There is no recording and no folder", "is not the workdir of a training"):
+        assert words in outputs[1]
+    assert "Cannot write" in outputs[0]
+    assert "Process 0 stopped: its message says why." in outputs[1]
     split = input_pipeline.open_records(str(records), "train")
     config = predict.load(tmp_path / "one").config.data
     clips = input_pipeline.cut(split.lengths, config, split.task)

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -25,7 +26,7 @@ from tiny import TINY_TASK, run_command
 
 import sedjax
 from data_prep import extract
-from sedjax import audio, clips, commands, extractors, figures, grid, models, outputs, predict
+from sedjax import audio, clips, commands, extractors, figures, grid, models, outputs, predict, recordings
 from sedjax.detection import Detection
 from sedjax.errors import UserError
 from sedjax.input_pipeline import InMemory
@@ -287,6 +288,13 @@ def test_damaged_files_among_good_ones(detectors, audio_workdir, folder, tmp_pat
         (tmp_path / name).unlink()
     run_command(predict, *flags)
     assert not (tmp_path / "out" / "bad_recordings.csv").exists()
+    for path in tmp_path.glob("*.*"):
+        path.write_bytes(b"")
+    with pytest.raises(SystemExit):
+        run_command(predict, *flags)
+    for name, delimiter in (("predictions.csv", ","), ("events.tsv", "\t")):
+        assert (tmp_path / "out" / name).read_text().startswith(f"filename{delimiter}onset")
+        assert rows_of(tmp_path / "out" / name, delimiter) == [], "those of an earlier run"
 
 
 def test_recordings_of_one_name(audio_workdir, folder, tmp_path):
@@ -304,12 +312,26 @@ def test_recordings_of_one_name(audio_workdir, folder, tmp_path):
         outputs.stems(["x/half.flac", "y/half.flac", "x_half.flac"])
 
 
+def test_names_that_are_not_utf_8(detectors, audio_workdir, folder, tmp_path):
+    shutil.copy(folder / "half.flac", os.fsencode(tmp_path) + b"/caf\xe9.flac")
+    pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xe9.wav")).touch()
+    with pytest.raises(SystemExit):
+        run_command(predict, f"--workdir={audio_workdir}", tmp_path, f"--output={tmp_path / 'out'}",
+                    "--formats=csv,tsv,audacity,json,png", "--frames")
+    assert [row["filename"] for row in rows_of(tmp_path / "out" / "bad_recordings.csv")] == ["bad\\udce9.wav"]
+    read = sedjax.submission.read_submission(tmp_path / "out" / "predictions.csv", TINY_TASK)
+    np.testing.assert_array_equal(read["caf\\udce9.flac"], detectors["audio"](folder / "half.flac").active)
+    assert {path.name for path in (tmp_path / "out").glob("caf*")} == {
+        f"caf\\udce9.{suffix}" for suffix in ("txt", "json", "png", "npz")}
+
+
 @pytest.mark.parametrize(("arguments", "words"), [
     ((), "Name either recordings"), (("a.wav", "--source=d"), "Name either recordings"),
     (("nowhere.wav",), "There is no recording and no folder nowhere.wav"),
     (("tests",), "There are no recordings in tests"), (("a.wav", "--split=test"), "--split is for --source"),
     (("--source=d", "--formats=csv"), "--formats is for recordings"), (("--source=d", "--frames"), "--frames is for"),
     (("--source=d", "--embeddings_from=w"), "--embeddings_from is for"),
+    ((__file__, "--embeddings_from=/no/such"), "takes no embeddings: leave out --embeddings_from=/no/such"),
     (("a.wav", "--formats=csv,wav"), "--formats takes any of csv, .*, not 'wav'")])
 def test_arguments_that_do_not_fit(audio_workdir, tmp_path, arguments, words):
     with pytest.raises(UserError, match=words):
@@ -359,6 +381,13 @@ def chain(mel_workdir, folder, tmp_path):
 
 def test_embeddings_by_the_extractor_that_the_workdir_names(chain, folder, tmp_path_factory):
     detector = sedjax.load(chain / "last")
+    path = chain / "dir" / "extractors.json"
+    noted = json.loads(path.read_text())
+    changed = noted["embeddings"] | {"parameters": "another one"}
+    path.write_text(json.dumps(noted | {"embeddings": changed}))
+    with pytest.raises(UserError, match="of the extractor 'another one' .*trained on those of 'embedding_transformer"):
+        predict.predict_directory(detector, chain / "dir")
+    path.write_text(json.dumps(noted))
     expected = predict.predict_directory(detector, chain / "dir")
     for found in detector.detect(sorted(folder.iterdir())):
         np.testing.assert_allclose(found.frames, expected[pathlib.Path(found.recording).name].frames, atol=1e-4)
@@ -390,6 +419,50 @@ def test_embeddings_of_unknown_origin(mel_workdir, tmp_path):
     (workdir / "features.json").write_text('{"embeddings": {"width": 24}}')
     with pytest.raises(UserError, match=r"\(24 wide\), but .* gives embeddings that are 16 wide"):
         sedjax.load(workdir, embeddings_from=str(mel_workdir)).detect([])
+
+
+class Level(Loudness):
+    """Its head sees the root mean square of each frame."""
+
+    @nn.compact
+    def __call__(self, features, frame_mask, *, train=False, clip_id=None):
+        x = jnp.sqrt(((features["audio"].astype(jnp.float32) / 32767) ** 2).mean(-1, keepdims=True)).repeat(16, axis=-1)
+        self.sow("intermediates", "embeddings", x)
+        return nn.Dense(self.num_classes)(x)
+
+
+def test_embeddings_of_a_model_that_takes_the_sound(folder, tmp_path, monkeypatch):
+    """In features and in a chain: in turn, decoded once, in bounded memory, beside what cannot be read."""
+    monkeypatch.setitem(models.MODELS, "level", Level)
+    level, sounds, opened = untrained(tmp_path / "level", "level", {"audio": 1920}), tmp_path / "sounds", []
+    shutil.copytree(folder, sounds)
+    for name in ("a.wav", "p.wav", "z.wav"):
+        soundfile.write(sounds / name, np.append(np.zeros(700_000), np.nan), 16000, subtype="FLOAT")
+    blocks = audio.blocks
+    monkeypatch.setattr(audio, "blocks", lambda path, *more: opened.append(path.name) or blocks(path, *more))
+    names = ("melspectrogram", "embeddings")
+    assert extract.extract(sounds, tmp_path / "dir", names, str(level)) == (6, 3)
+    assert opened == sorted(path.name for path in sounds.iterdir())
+    layout = sedjax.layout.read_layout(tmp_path / "dir")
+    for name in layout.filenames:
+        found, rows = layout.features(name, names), audio.frames(folder / name)
+        expected = np.sqrt(((rows / np.float32(32767)) ** 2).mean(-1))
+        assert found["embeddings"].shape == (len(rows), 16)
+        np.testing.assert_allclose(found["embeddings"][:, 5], expected, atol=1e-3)
+    head = sedjax.load(embedding_workdir(tmp_path, 16, layout.extractor("embeddings")))
+    expected = predict.predict_directory(head, tmp_path / "dir")
+    for found in head.detect(sorted(folder.iterdir())):
+        np.testing.assert_allclose(found.frames, expected[pathlib.Path(found.recording).name].frames, atol=1e-4)
+
+    half_hour = extractors.Pass((np.zeros(160_000, np.float32) for _ in range(180)), ())
+    tracemalloc.start()
+    try:
+        (embedded,) = head.extractor.embed(iter([half_hour]))
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert embedded.shape == (15_000, 16)
+    assert most < 0.6 * 1800 * 16000 * 2  # bytes of its 16-bit samples
 
 
 class Flux(Loudness):
@@ -441,6 +514,38 @@ def test_the_origin_of_embeddings_is_only_noted_if_it_is_that_of_all(mel_workdir
         file.write("from_somebody.wav,1.0\n")
     run_command(extract, *flags, "--features=embeddings")
     assert not (out / "extractors.json").exists()
+
+
+def test_the_parameters_of_an_extractor_say_which_spectral_features_it_takes(mel_workdir, monkeypatch):
+    before = extractors.of(str(mel_workdir), 9.6, 0).parameters
+    monkeypatch.setattr(extractors, "SPECTRAL_VERSION", "another")
+    assert extractors.of(str(mel_workdir), 9.6, 0).parameters != before
+
+
+def test_features_of_another_origin_are_warned_of_once(mel_workdir, folder, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(recordings.log, "warning", lambda text, *words: said.append(text % words))
+    extract.extract(folder, tmp_path / "dir", ("melspectrogram",))
+    noted = json.loads((tmp_path / "dir" / "extractors.json").read_text())
+    assert noted == {"melspectrogram": {"parameters": extractors.SPECTRAL_VERSION}}
+    shutil.copytree(mel_workdir, tmp_path / "mel")
+    entry = {"path": str(tmp_path / "mel"), "parameters": extractors.of(str(mel_workdir), 9.6, 0).parameters}
+    head = embedding_workdir(tmp_path, 16, entry)
+    for origin, words in ((noted["melspectrogram"], []), (None, ["melspectrogram of the model in"]),
+                          ({"parameters": "0"}, ["melspectrogram of the model in"])):
+        (tmp_path / "mel" / "features.json").write_text(json.dumps(
+            {"melspectrogram": {"width": 64} | ({"extractor": origin} if origin else {})}))
+        for workdir in (tmp_path / "mel", head):
+            said.clear()
+            run_command(predict, f"--workdir={workdir}", folder / "half.flac", f"--output={tmp_path / 'out'}",
+                        "--formats=tsv")
+            assert len(said) == len(words)
+            assert all(f"{word} {tmp_path / 'mel'}" in text for word, text in zip(words, said))
+    np.savez(tmp_path / "dir" / "audio_features" / "from_somebody.npz", melspectrogram=np.ones((9, 64), np.float32))
+    with open(tmp_path / "dir" / "metadata.csv", "a") as file:
+        file.write("from_somebody.wav,1.0\n")
+    extract.extract(folder, tmp_path / "dir", ("melspectrogram",))
+    assert not (tmp_path / "dir" / "extractors.json").exists()
 
 
 # The picture.

@@ -16,7 +16,7 @@ from data_prep.spectral import spectral_features
 from data_prep.synthesis import SOURCES
 from sedjax import grid, layout
 from sedjax.errors import UserError
-from sedjax.mel import MLPC
+from sedjax.mel import MLPC, SPECTRAL_VERSION
 from sedjax.task import MLPC_2025
 
 PARAMETERS = Parameters(recordings=30, seconds_min=3, seconds_max=4, seed=1)
@@ -63,6 +63,7 @@ def test_layout_reads_every_recording(written):
     durations = {row["filename"]: float(row["duration"]) for row in rows_of(written / "metadata.csv")}
     assert tuple(durations) == data.filenames
     assert len(durations) == PARAMETERS.recordings
+    assert data.extractor("melspectrogram") == data.extractor("mfcc") == {"parameters": SPECTRAL_VERSION}
     for filename, duration in durations.items():
         audio, sample_rate = soundfile.read(data.audio_path(filename), dtype="float32")
         assert (sample_rate, audio.ndim) == (16000, 1)
@@ -295,6 +296,6 @@ def test_command_line(tmp_path):
     assert (done.returncode, done.stdout) == (0, f"Wrote 12 recordings to {tmp_path}/two.\n"), done.stderr
     write_soundscapes(tmp_path / "one", Parameters(recordings=12, seconds_min=2.0, seconds_max=2.5, seed=7), workers=1)
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
-    assert len(one) == 3 * 12 + 5
+    assert len(one) == 3 * 12 + 6
     assert list(one) == list(two)
     assert [name for name in one if one[name] != two[name]] == []

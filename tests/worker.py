@@ -60,11 +60,15 @@ def main(source: str, records: str, folder: str, *cluster: str) -> None:
     run_command(predict, f"--workdir={folder}/pmap", f"--source={source}", f"--output={folder}/{process}.csv",
                 "--split=test")
     nowhere = f"{folder}/nowhere"
-    try:
-        run_command(train, *SMALL, f"--config.data.path={nowhere if process == '1' else records}",
-                    f"--workdir={nowhere}")
-    except UserError as error:
-        print(error)
+    for command, *arguments in (
+            (train, *SMALL, f"--config.data.path={nowhere if process == '1' else records}", f"--workdir={nowhere}"),
+            (predict, nowhere if process == "1" else __file__, f"--workdir={nowhere}", f"--output={nowhere}"),
+            (predict, __file__, f"--workdir={folder}/{'nowhere' if process == '1' else 'jit'}", f"--output={nowhere}"),
+            (predict, f"--source={source}", f"--workdir={folder}/pmap", f"--output={nowhere}/a.csv", "--split=test")):
+        try:
+            run_command(command, *arguments)
+        except UserError as error:
+            print(error)
     print(json.dumps(sorted(read.elements())))
 
 
