@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from data_prep import origin
+from data_prep import extraction, origin
 from data_prep.extraction import Job, Waiting, outcomes
 from data_prep.journal import Journal, recording_state
 from sedjax import audio, commands
@@ -51,9 +51,11 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("Give either --audio=FOLDER, to make features of recordings, or --source=DIR, to add "
                         "embeddings to features.")
     if options.source:
-        if not options.embeddings_from or options.output or options.beam_options is not None:
-            raise UserError("--source takes --embeddings_from=WORKDIR, no --output and no --beam_options: embeddings "
-                            "are added to the features there.")
+        if not options.embeddings_from:
+            raise UserError("--source takes --embeddings_from=WORKDIR: embeddings are added to the features there.")
+        for flag in ("output", "features", "hop_seconds", "drop_layers", "beam_options"):
+            if options[flag].present:
+                raise UserError(f"--{flag} is for --audio: --source takes --embeddings_from=WORKDIR only.")
         add_embeddings(options.source, options.embeddings_from)
         return
     if not options.output:
@@ -63,6 +65,10 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--features takes some of {', '.join(FEATURES)}, not {', '.join(unknown) or 'none'}.")
     if ("embeddings" in options.features) != bool(options.embeddings_from):
         raise UserError("The feature embeddings takes --embeddings_from=WORKDIR, and nothing else does.")
+    for flag in ("hop_seconds", "drop_layers"):
+        if options[flag].present and not _is_atst_frame(options.embeddings_from):
+            raise UserError(f"--{flag} is for the windows of ATST-Frame, with --embeddings_from=FILE.npz: a workdir "
+                            "says itself how its model takes recordings.")
     done, bad = extract(commands.file_path(options.audio), commands.file_path(options.output),
                         tuple(options.features), options.embeddings_from, float(options.hop_seconds),
                         options.drop_layers, options.beam_options)
@@ -70,6 +76,10 @@ def main(argv: Sequence[str]) -> None:
     print(f"{options.output} holds {', '.join(options.features)} of {done:,} recordings{listed}.")
     if bad:
         sys.exit(SOME_BAD_STATUS)
+
+
+def _is_atst_frame(embeddings_from: str | None) -> bool:
+    return bool(embeddings_from) and embeddings_from.endswith(".npz")
 
 
 def add_embeddings(source: str, embeddings_from: str) -> None:
@@ -81,18 +91,29 @@ def add_embeddings(source: str, embeddings_from: str) -> None:
     layout, detector = read_layout(source), load(embeddings_from)
     frames = detector.embed(Features.of(layout, detector.task, detector.model.features, detector.widths))
     origin.forget(layout.path, ("embeddings",))
+    journal = Journal(layout.path / JOURNAL) if (layout.path / JOURNAL).exists() else None
     for filename, value in zip(tqdm(layout.filenames, "writing", disable=None), frames):
+        path = layout.features_path(filename)
+        noted = journal and journal.vouches(filename, path)
         add_features(layout, filename, {"embeddings": value.astype(np.float16)})
-    parameters = DetectorExtractor(detector).parameters
-    origin.note(layout.path, {"embeddings": origin.of_extractor(embeddings_from, parameters)})
+        if noted:
+            # Not that they were made of the recording: they were made of whatever features are there.
+            parameters = {key: made_with for key, made_with in noted["parameters"].items() if key != "embeddings"}
+            journal.note(noted | {"features_bytes": path.stat().st_size, "parameters": parameters})
+    made_by = origin.of_extractor(embeddings_from, DetectorExtractor(detector).parameters)
+    origin.note(layout.path, {"embeddings": made_by})
     print(f"Wrote embeddings of {len(frames):,} recordings, {frames[0].shape[1]} wide, to {layout.path}.")
 
 
 def add_features(layout: Layout, filename: str, features: dict[str, np.ndarray]) -> None:
-    """Adds features to the file of a recording, in place of those with the same names, all of them or none."""
+    """Adds features to the file of a recording, in place of those with the same names, all of them or none.
+
+    Makes the file if there is none. Raises UserError if it is damaged, or of a recording of another length.
+    """
     path = layout.features_path(filename)
-    with np.load(path, allow_pickle=False) as archive:
-        everything = {**archive, **features}
+    others = {name: value for name, value in extraction.arrays_in(path).items() if name not in features}
+    everything = others | extraction.fit(features, others, path)
+    path.parent.mkdir(exist_ok=True)
     with commands.atomic_output(path) as temporary:
         np.savez(temporary, **everything)
 
@@ -123,9 +144,9 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
         remains.unlink()
     journal = Journal(output / JOURNAL)
 
-    def is_done(path: pathlib.Path) -> bool:
+    def done(path: pathlib.Path) -> dict | None:
         entry = journal.entry(path, job.features_path(path))
-        return entry is not None and parameters.items() <= entry["parameters"].items()
+        return entry if entry and parameters.items() <= entry["parameters"].items() else None
 
     waiting = []
     for path in paths:
@@ -134,7 +155,7 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
         except OSError as error:
             bad[path.name] = f"Cannot read {path}: {error.strerror}."
             continue
-        if not is_done(path):
+        if not done(path):
             waiting.append(Waiting(path, state, journal.kept(path, job.features_path(path))))
     origin.forget(output, wanted)
     if beam_options is None or not waiting:
@@ -148,15 +169,22 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
             bad[outcome["filename"]] = outcome["reason"]
         else:
             journal.note(outcome)
-    seconds = {path.name: journal.entry(path, job.features_path(path))["seconds"]
-               for path in paths if path.name not in bad and is_done(path)}
+    seconds = {}
+    for path in paths:
+        if path.name in bad:
+            continue
+        if entry := done(path):
+            seconds[path.name] = entry["seconds"]
+        else:
+            bad[path.name] = f"{path} changed while it was read, or is gone: start again."
     if seconds:
         _write_metadata(output / "metadata.csv", seconds)
     if seconds and seconds.keys() >= {row["filename"] for row in read_csv(output / "metadata.csv", ())}:
         origins = {name: {"parameters": value} for name, value in parameters.items()}
         if extractor:
-            origins["embeddings"] = origin.of_extractor(embeddings_from, extractor.parameters,
-                                                        hop_seconds=hop_seconds, drop_layers=drop_layers)
+            windows = ({"hop_seconds": hop_seconds, "drop_layers": drop_layers} if _is_atst_frame(embeddings_from)
+                       else {})
+            origins["embeddings"] = origin.of_extractor(embeddings_from, extractor.parameters, **windows)
         origin.note(output, origins)
     write_bad(output, bad)
     return len(seconds), len(bad)

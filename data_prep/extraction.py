@@ -83,9 +83,10 @@ def outcomes(job: Job, extractor, waiting: Sequence[Waiting]) -> Iterator[dict]:
             if isinstance(found, UserError):
                 raise found
             features, seconds = found
-            held = {} if one.kept is None else _load(path)
+            held = {} if one.kept is None else arrays_in(path)
             labels = job.output / "labels" / f"{one.path.stem}_labels.npz"
-            features = held | _fit(_fit(features, held, path), _load(labels), labels)
+            as_held, as_labels = fit(features, held, path), fit(features, arrays_in(labels), labels)
+            features = held | (as_held if held.keys() - features.keys() else as_labels)
         except UserError as error:
             yield {"filename": one.path.name, "reason": str(error)}
             continue
@@ -94,7 +95,7 @@ def outcomes(job: Job, extractor, waiting: Sequence[Waiting]) -> Iterator[dict]:
         yield journal.entry(one.path, one.state, path, seconds, (one.kept or {}) | parameters)
 
 
-def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
+def arrays_in(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays of a file that is there already; none if it is not. Raises UserError if it is damaged."""
     if not path.exists():
         return {}
@@ -105,15 +106,15 @@ def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is damaged, and was not made by this command: delete it ({error}).") from error
 
 
-def _fit(features: dict[str, np.ndarray], held: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, np.ndarray]:
+def fit(features: dict[str, np.ndarray], held: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, np.ndarray]:
     """Features with as many rows as what others made of the recording, who may have rounded its length down.
 
     Raises UserError if `held`, the arrays in the file `path`, are those of another recording.
     """
-    frames, wanted = len(next(iter(features.values()))), {len(value) for value in held.values() if value.ndim}
-    if any(abs(frames - rows) > 1 for rows in wanted):
-        raise UserError(f"{path} is of a recording of {max(wanted)} frames, but this one has {frames}: delete it, or "
-                        "choose another --output.")
-    rows = min(wanted, default=frames)
+    frames, lengths = len(next(iter(features.values()))), {name: len(x) for name, x in held.items() if x.ndim}
+    if any(abs(frames - rows) > 1 for rows in lengths.values()):
+        raise UserError(f"{path} is of a recording of {max(lengths.values())} frames, but this one has {frames}: "
+                        "delete it, or choose another --output.")
+    rows = min((rows for name, rows in lengths.items() if name not in features), default=frames)
     return {name: value[:rows] if rows <= frames else np.concatenate([value, value[-1:]])
             for name, value in features.items()}

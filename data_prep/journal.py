@@ -29,12 +29,18 @@ class Journal:
             each.unlink(missing_ok=True)
 
     def entry(self, recording: pathlib.Path, features: pathlib.Path) -> dict | None:
-        """The line of a recording, None unless it and its features file are still those that were noted."""
-        found = self._entries.get(recording.name)
-        if found is None or not features.exists():
+        """The line of a recording, None unless it and its features file are still there as they were noted."""
+        found = self.vouches(recording.name, features)
+        try:
+            return found if found and recording_state(recording).items() <= found.items() else None
+        except OSError:
             return None
-        current = _state(recording, features)
-        return found if all(found[key] == value for key, value in current.items()) else None
+
+    def vouches(self, filename: str, features: pathlib.Path) -> dict | None:
+        """The line of a recording of that name, whatever it is now, None unless its features file was noted."""
+        found = self._entries.get(filename)
+        is_noted = found and features.exists() and features.stat().st_size == found["features_bytes"]
+        return found if is_noted else None
 
     def kept(self, recording: pathlib.Path, features: pathlib.Path) -> dict[str, str] | None:
         """With which parameters the features were made that a features file may keep, as far as they are known.
@@ -95,10 +101,6 @@ def _whole_lines(text: str) -> Iterator[dict]:
             continue
         if isinstance(found, dict):
             yield found
-
-
-def _state(recording: pathlib.Path, features: pathlib.Path) -> dict:
-    return {**recording_state(recording), "features_bytes": features.stat().st_size}
 
 
 _KEYS = {"filename", "bytes", "mtime_ns", "features_bytes", "seconds", "parameters"}

@@ -108,8 +108,9 @@ def sweep_over(config: Config, name: str, steps: int) -> list[dict[str, float]]:
         cases = [(n, config, n) for n in _doubling(1, devices)]
     else:
         largest = config.data.batch_size * 2
+        smallest = devices * max(config.optimizer.accumulate, 2 if config.train.mixup else 1)
         cases = [(n, dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=n)), None)
-                 for n in _doubling(max(devices * config.optimizer.accumulate, largest >> (SWEEP_VALUES - 1)), largest)]
+                 for n in _doubling(max(smallest, largest >> (SWEEP_VALUES - 1)), largest)]
     rows = []
     steps = _whole_calls(config, steps)
     for value, case, count in cases:

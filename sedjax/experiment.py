@@ -72,7 +72,8 @@ class Experiment:
       records: of the training split.
       model: the module.
       features: width and statistics of each feature that the model takes, and of the labels.
-      clips: of the training split; with data.crop_frames those of the first epoch: others have as many, as long.
+      clips: of the training split; with data.crop_frames those of the first epoch:
+        others have as many, and a crop that ends with its recording may be shorter.
       durations: in steps.
       optimizer: of the parameters.
     """

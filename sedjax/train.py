@@ -52,6 +52,9 @@ def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = N
     if (rows := config.model.get("positions", 0)) > config.data.max_frames:
         log.warning("Clips have %d frames at most but model.positions is %d: the optimizer carries rows that no clip "
                     "uses.", config.data.max_frames, rows)
+    if 0 < (crop := config.data.crop_frames) < min(rows, config.data.max_frames):
+        log.warning("Crops have %d frames but model.positions is %d: evaluation uses positions that no crop "
+                    "trains.", crop, rows)
 
     parallel.on_first(lambda: workdir.prepare(folder, config, task, setup.features))
     with parallel.together():

@@ -1,15 +1,19 @@
-"""Configs: every file builds and trains a step, every mistake is named."""
+"""Configs: every file builds and fits together, the small ones train a step, every mistake is named."""
 
 import importlib
 import pathlib
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 from tiny import small_fields, tiny_config
 
 from sedjax import config as config_lib
+from sedjax import experiment
 from sedjax.errors import UserError
+from sedjax.evaluate import Evaluator
 from sedjax.train import train
 
 CONFIGS = [path.stem for path in sorted((pathlib.Path(__file__).parent.parent / "configs").glob("[!_]*.py"))]
@@ -24,20 +28,44 @@ def test_every_config_builds_and_its_header_gives_the_command(name):
     assert "python -m sedjax train" in module.__doc__
 
 
+def config_for(name, records, audio_records):
+    """A config on tiny data, from scratch."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.data.path = str(audio_records if config.model.name.startswith("atst") else records)
+    config.train.initial_weights = ""
+    return config
+
+
+SMALL_CONFIGS = [name for name in CONFIGS if name.endswith("_small") or name in ("demo", "naive")]
+
+
+@pytest.mark.parametrize("name", sorted(set(CONFIGS) - set(SMALL_CONFIGS)))
+def test_configs_fit_together_at_their_full_size(name, records, audio_records):
+    """Model, optimizer, training and evaluation, traced without computing anything."""
+    config = config_lib.freeze(config_for(name, records, audio_records).to_dict())
+    setup = experiment.prepare(config)
+    state = jax.eval_shape(setup.initial_state)
+    found, scalars = jax.eval_shape(setup.step(config.optimizer.accumulate), state, setup.read(0), jax.random.key(0))
+    assert (jax.tree.structure(found), scalars.keys()) == (jax.tree.structure(state), {"loss", "gradient_norm"})
+    assert jax.tree.leaves(jax.tree.map(lambda x: (x.shape, x.dtype), found)) == jax.tree.leaves(
+        jax.tree.map(lambda x: (x.shape, x.dtype), state))
+    evaluate = Evaluator(setup.model, config, setup.task, setup.records, setup.mesh)
+    counts = jax.eval_shape(evaluate.eval_step, state.weights, evaluate.read(0), np.zeros((2, 3), np.float32))
+    assert counts["segments"].shape == (evaluate.plan.shape[1], 2, 3, 4)
+
+
 SMALL = {"data.batch_size": 16, "data.eval_batch_size": 8, "data.max_frames": 40, "data.bucket_frames": 40,
          "train.duration": "1 steps"}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_takes_a_step_on_tiny_data(name, records, audio_records, tmp_path):
-    config = importlib.import_module(f"configs.{name}").get_config()
-    path = audio_records if config.model.name.startswith("atst") else records
-    config.update_from_flattened_dict(SMALL | {"data.path": str(path)})
-    if config.train.duration == "0 epochs":
+@pytest.mark.parametrize("name", SMALL_CONFIGS)
+def test_small_configs_take_a_step_on_tiny_data(name, records, audio_records, tmp_path):
+    config = config_for(name, records, audio_records)
+    config.update_from_flattened_dict(SMALL)
+    if name == "naive":
         config.train.duration = "0 steps"
     if config.data.crop_frames:
         config.data.crop_frames = 20
-    config.train.initial_weights = ""
     config.model.update({key: value for key, value in small_fields(config.model.name).items() if config.model.get(key)})
     progress = train(config_lib.freeze(config.to_dict()), tmp_path / "run")
     assert progress.finished

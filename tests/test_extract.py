@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 import soundfile
-from tiny import TINY_TASK, change_npz, run_command, tiny_config
+from tiny import TINY_TASK, run_command, tiny_config, write_layout
 
 from data_prep import extract
 from data_prep.spectral import spectral_features
@@ -219,6 +219,26 @@ def test_200_good_and_40_damaged_files_of_ten_kinds(tmp_path):
     assert after == before
 
 
+def test_recordings_that_change_or_go_while_they_are_read(folder, tmp_path, monkeypatch):
+    def changing(paths, *more):
+        for path, found in zip(SECONDS, original(paths, *more)):
+            if path == "a.wav":
+                (folder / path).unlink()
+            if path == "c.ogg":
+                os.utime(folder / path, ns=(1, 1))
+            yield found
+
+    original = extractors.features_of
+    with monkeypatch.context() as patch:
+        patch.setattr(extractors, "features_of", changing)
+        assert extract.extract(folder, tmp_path / "out", ("mfcc",)) == (2, 2)
+    listed = rows_of(tmp_path / "out" / "bad_recordings.csv")
+    assert [row["filename"] for row in listed] == ["a.wav", "c.ogg"]
+    assert all("changed while it was read, or is gone: start again" in row["reason"] for row in listed)
+    assert read_layout(tmp_path / "out").filenames == ("b.flac", "d.wav")
+    assert extract.extract(folder, tmp_path / "out", ("mfcc",)) == (3, 0)
+
+
 def test_what_others_wrote_is_kept(folder, tmp_path):
     """An output that is somebody's data set: its columns, its rows, its features."""
     output = tmp_path / "out"
@@ -232,6 +252,16 @@ def test_what_others_wrote_is_kept(folder, tmp_path):
     assert "of a recording of 9 frames, but this one has 4" in rows_of(output / "bad_recordings.csv")[0]["reason"]
     assert [(row["filename"], row["place"]) for row in rows_of(output / "metadata.csv")] == [
         ("z.mp3", "Linz"), ("b.flac", "Graz"), ("a.wav", ""), ("d.wav", "")]
+
+
+def test_the_arrays_of_a_file_have_as_many_rows_whatever_the_labels_have(folder, tmp_path):
+    for name in ("audio_features", "labels"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+    np.savez(tmp_path / "out" / "audio_features" / "a.npz", flux=np.ones((8, 1)))
+    np.savez(tmp_path / "out" / "labels" / "a_labels.npz", Bell=np.ones((9, 2)))
+    assert extract.extract(folder, tmp_path / "out", ("mfcc",)) == (4, 0)
+    found = arrays(tmp_path / "out" / "audio_features" / "a.npz")
+    assert {name: len(value) for name, value in found.items()} == {"flux": 8, "mfcc": 8}
 
 
 @pytest.mark.parametrize("others", [-2, -1, 0, 1, 2])
@@ -313,17 +343,39 @@ def test_embeddings_of_a_trained_model(folder, tmp_path, mel_workdir):
     found = {name: arrays(layout.features_path(name)) for name in layout.filenames}
     assert {name: value["embeddings"].shape for name, value in found.items()} == {
         name: (layout.num_frames(name), 16) for name in SECONDS}
-    shutil.copytree(output, tmp_path / "again")
-    for name in SECONDS:
-        change_npz(read_layout(tmp_path / "again").features_path(name), embeddings=None)
+    again = [f"--audio={folder}", f"--output={tmp_path / 'again'}", "--features=melspectrogram"]
+    run_command(extract, *again)
     run_command(extract, f"--source={tmp_path / 'again'}", f"--embeddings_from={mel_workdir}")
-    for name, value in found.items():
-        again = arrays(read_layout(tmp_path / "again").features_path(name))
-        np.testing.assert_allclose(value["embeddings"], again["embeddings"], atol=2e-3)
-    times = {path: path.stat().st_mtime_ns for path in (output / "audio_features").iterdir()}
+    times = {path: path.stat().st_mtime_ns for place in (output, tmp_path / "again")
+             for path in (place / "audio_features").iterdir()}
     run_command(extract, *flags, f"--embeddings_from={mel_workdir}")
-    assert {path: path.stat().st_mtime_ns for path in (output / "audio_features").iterdir()} == times
+    soundfile.write(folder / "e.wav", np.zeros(5000), 16000)
+    run_command(extract, *again)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    for name, value in found.items():
+        added = arrays(read_layout(tmp_path / "again").features_path(name))
+        np.testing.assert_allclose(value["embeddings"], added["embeddings"], atol=2e-3)
+    run_command(extract, *again[:2], "--features=mfcc")
+    assert set(arrays(tmp_path / "again" / "audio_features" / "a.npz")) == {"melspectrogram", "mfcc", "embeddings"}
     assert predict.load(mel_workdir).model.features == ("melspectrogram",)
+
+
+def test_features_are_added_where_there_are_none_and_beside_others(tmp_path):
+    """A model that takes the sound embeds recordings that have no features file yet."""
+    layout = write_layout(tmp_path / "source", recordings={"a.wav": 20, "b.wav": 30})
+    shutil.rmtree(layout.path / "audio_features")
+    path = layout.features_path("a.wav")
+    extract.add_features(layout, "a.wav", {"embeddings": np.ones((20, 4))})
+    np.testing.assert_array_equal(arrays(path)["embeddings"], np.ones((20, 4)))
+    extract.add_features(layout, "a.wav", {"mfcc": np.ones((21, 4))})
+    extract.add_features(layout, "a.wav", {"embeddings": np.zeros((19, 4))})
+    assert {name: (len(value), value.sum()) for name, value in arrays(path).items()} == {
+        "mfcc": (20, 80), "embeddings": (20, 0)}
+    with pytest.raises(UserError, match=r"a\.npz is of a recording of 20 frames, but this one has 22"):
+        extract.add_features(layout, "a.wav", {"embeddings": np.zeros((22, 4))})
+    path.write_bytes(b"half")
+    with pytest.raises(UserError, match=r"a\.npz is damaged"):
+        extract.add_features(layout, "a.wav", {"embeddings": np.ones((20, 4))})
 
 
 def test_a_recording_is_read_once_and_only_for_what_is_wanted(folder, tmp_path, mel_workdir, monkeypatch):
@@ -339,12 +391,19 @@ def test_a_recording_is_read_once_and_only_for_what_is_wanted(folder, tmp_path, 
 
 @pytest.mark.parametrize(("flags", "words"), [
     ((), "either --audio"), (("--audio=a", "--source=b"), "either --audio"), (("--source=b",), "--source takes"),
-    (("--source=b", "--embeddings_from=w", "--output=o"), "--source takes"), (("--audio=a",), "takes --output"),
+    (("--source=b", "--embeddings_from=w", "--output=o"), "--output is for --audio"),
+    (("--source=b", "--embeddings_from=w", "--beam_options="), "--beam_options is for --audio"),
+    (("--source=b", "--embeddings_from=w", "--features=mfcc"), "--features is for --audio"),
+    (("--source=b", "--embeddings_from=w", "--hop_seconds=9.6"), "--hop_seconds is for --audio"),
+    (("--source=b", "--embeddings_from=w", "--drop_layers=0"), "--drop_layers is for --audio"),
+    (("--audio=a", "--output=o", "--drop_layers=7"), "--drop_layers is for the windows of ATST-Frame"),
+    (("--audio=a", "--output=o", "--features=embeddings", "--embeddings_from=w", "--hop_seconds=4.8"),
+     "--hop_seconds is for the windows of ATST-Frame"),
+    (("--audio=a",), "takes --output"),
     (("--audio=a", "--output=o", "--features=mel"), "--features takes some of .*, not mel"),
     (("--audio=a", "--output=o", "--features="), "not none"),
     (("--audio=a", "--output=o", "--features=embeddings"), "takes --embeddings_from"),
     (("--audio=a", "--output=o", "--embeddings_from=w"), "takes --embeddings_from"),
-    (("--source=b", "--embeddings_from=w", "--beam_options="), "no --beam_options"),
     (("--audio=a", "--output=gs://o"), "gs://o is not a path"),
     (("--audio=a", "--output=o"), "There is no directory a")])
 def test_flags_that_do_not_fit(flags, words):

@@ -2,12 +2,13 @@
 
 Command:  python -m sedjax sweep --config=configs/sweeps/report.py --config.data.path=DATA --workdir=WORKDIR
           configs/sweeps/report.py:small is the same study at a size for two CPU cores.
-          DATA holds the features embeddings, melspectrogram and mfcc.
-          The row from ImageNet weights needs resnet34.npz (see configs/resnet_transformer.py), or is listed as not run.
+          DATA holds the features embeddings, melspectrogram and mfcc, and audio for the end-to-end row.
+          The row from ImageNet weights needs resnet34.npz (see configs/resnet_transformer.py), the end-to-end row of
+          report.py atst_frame.npz (see configs/atst_frame.py): without them they are listed as not run.
 Time: report.py: not measured; report.py:small: 70 minutes for 360 recordings of 23 s on two CPU cores.
 """
 
-from configs import conv_transformer, embedding_transformer, naive
+from configs import atst_frame, atst_frame_small, conv_transformer, embedding_transformer, naive
 from sedjax.config import changed
 from sedjax.sweep import add, add_figure, new_sweep
 
@@ -19,6 +20,7 @@ SMALL = {"data__batch_size": 16, "model__layers": 2, "model__feed_forward": 384,
 
 def get_config(size="report"):
     mel, embeddings = conv_transformer.get_config(), embedding_transformer.get_config()
+    end_to_end = atst_frame_small.get_config() if size == "small" else atst_frame.get_config()
     narrow, wide, wide_for_six = 512, 1024, 1020
     if size == "small":
         narrow, wide, wide_for_six = 96, 192, 192
@@ -54,6 +56,8 @@ def get_config(size="report"):
     add(sweep, "heads_6", "6 heads", parent="head", published="no difference",
         model__heads=6, model__width=wide_for_six)
     add(sweep, "final", "final: linear projection", parent="head", published="better", model__stem="linear")
+    # The report's figure is void (SPEC section 5): its weights were never loaded, its labels not aligned.
+    add(sweep, "end_to_end", "ATST-Frame end to end, raw audio", base=end_to_end, parent="final")
 
     add_figure(sweep, "1_positions", "Learned positions", "validation_cost", ("conv", "positions"))
     add_figure(sweep, "2_resnet", "ResNet-34 in place of two convolutions", "validation_cost", ("positions", "resnet"))
