@@ -100,8 +100,8 @@ def add_embeddings(source: str, embeddings_from: str) -> None:
             # Not that they were made of the recording: they were made of whatever features are there.
             parameters = {key: made_with for key, made_with in noted["parameters"].items() if key != "embeddings"}
             journal.note(noted | {"features_bytes": path.stat().st_size, "parameters": parameters})
-    parameters = DetectorExtractor(detector).parameters
-    origin.note(layout.path, {"embeddings": origin.of_extractor(embeddings_from, parameters)})
+    made_by = origin.of_extractor(embeddings_from, DetectorExtractor(detector).parameters)
+    origin.note(layout.path, {"embeddings": made_by})
     print(f"Wrote embeddings of {len(frames):,} recordings, {frames[0].shape[1]} wide, to {layout.path}.")
 
 

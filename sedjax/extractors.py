@@ -298,14 +298,6 @@ class AtstExtractor:
         for _, windows in itertools.groupby(tokens, key=operator.itemgetter(0)):
             yield self._stitched(windows, dtype)
 
-    def embed_recording(self, recording: audio.Recording, sample_rate_hz: int | None = None,
-                        dtype: type = np.float32) -> np.ndarray:
-        """(T, width) of a file or an array, T = ceil(seconds / 0.12). Raises UserError if it cannot be read."""
-        found = next(self.embed(iter([Pass(audio.blocks(recording, sample_rate_hz), ())]), dtype))
-        if isinstance(found, UserError):
-            raise found
-        return found
-
     def _windows(self, passes: Iterator[Pass]) -> Iterator[tuple[int, np.ndarray | UserError, int]]:
         """The windows of all recordings: number of the recording, samples, how many are real.
 

@@ -7,6 +7,7 @@ import pytest
 import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny import embed_alone
 
 from sedjax import audio, extractors
 from sedjax.errors import UserError
@@ -66,7 +67,7 @@ def embedded(extractor, *sounds) -> list:
 def test_a_cut_at_the_start_of_a_window_is_felt_by_the_windows_that_see_it_only(extractor, cut):
     hop = extractor.hop_samples
     sound = noise(5 * hop + 30000)
-    whole, first, second = (extractor.embed_recording(x, 16000)
+    whole, first, second = (embed_alone(extractor, x, 16000)
                             for x in (sound, sound[: cut * hop], sound[cut * hop :]))
     frames = hop // FRAME
     # Windows begin at multiples of the hop: those before the cut that reach over it, and what they share.
@@ -85,8 +86,8 @@ def test_alone_or_with_others_from_a_file_or_an_array(extractor, tmp_path, lengt
     together = list(extractor.embed(extractors.Pass(audio.blocks(sound, 16000), ()) for sound in sounds))
     assert [len(found) for found in together] == [-(-samples // FRAME) for samples in lengths]
     soundfile.write(tmp_path / "a.wav", sounds[0], 16000, subtype="FLOAT")
-    np.testing.assert_allclose(extractor.embed_recording(tmp_path / "a.wav"), together[0], atol=1e-5)
-    np.testing.assert_allclose(extractor.embed_recording(sounds[-1], 16000), together[-1], atol=1e-5)
+    np.testing.assert_allclose(embed_alone(extractor, tmp_path / "a.wav"), together[0], atol=1e-5)
+    np.testing.assert_allclose(embed_alone(extractor, sounds[-1], 16000), together[-1], atol=1e-5)
 
 
 def test_what_cannot_be_read_costs_its_neighbours_nothing(extractor):

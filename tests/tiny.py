@@ -9,7 +9,9 @@ from unittest import mock
 import numpy as np
 from absl import flags
 
+from sedjax import audio
 from sedjax.config import Config, base_config, freeze
+from sedjax.extractors import Pass
 from sedjax.layout import Layout, read_layout
 from sedjax.task import MLPC_2025, OUTCOMES, Task
 
@@ -90,6 +92,12 @@ def change_npz(path: pathlib.Path, **arrays: np.ndarray | None) -> None:
         held = dict(archive)
     held |= arrays
     np.savez(path, **{name: value for name, value in held.items() if value is not None})
+
+
+def embed_alone(extractor, recording, sample_rate_hz: int | None = None) -> np.ndarray:
+    """What an extractor of the sound gives for one recording."""
+    (found,) = extractor.embed(iter([Pass(audio.blocks(recording, sample_rate_hz), ())]))
+    return found
 
 
 def run_command(module, *arguments: str) -> None:
