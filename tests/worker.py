@@ -51,10 +51,9 @@ def main(source: str, records: str, folder: str, *cluster: str) -> None:
                 "--config.train.duration=1 epochs", "--config.parallel=pmap", "--config.data.placement=device",
                 "--config.train.steps_per_call=2")
     process = cluster[-1][-1]
-    stopped = [f"--config.data.path={records}", f"--workdir={folder}/stopped", "--config.train.duration=2 epochs"]
-    resident = [*stopped, "--config.data.placement=device", "--config.train.steps_per_call=2"]
-    train_until(1 if process == "1" else 0, *stopped)  # one process is preempted, before the first step
-    train_until(2, *resident)  # both, so that the evaluation after the second step is cut off
+    resident = [f"--config.data.path={records}", f"--workdir={folder}/stopped", "--config.train.duration=2 epochs",
+                "--config.data.placement=device", "--config.train.steps_per_call=2"]
+    train_until(2 if process == "1" else 0, *resident)  # one is preempted, and the evaluation of both is cut off
     train_until(0, *resident)
     run_command(evaluate, f"--workdir={folder}/jit", f"--json={folder}/{process}.json", "--checkpoint=last")
     run_command(predict, f"--workdir={folder}/pmap", f"--source={source}", f"--output={folder}/{process}.csv",
