@@ -91,10 +91,10 @@ def _log_to_stderr() -> None:
 
 def write_bad(folder: pathlib.Path, bad: dict[str, str]) -> None:
     """Says which recordings cannot be read and why, also in the BAD_LIST of a folder; there is none if all can be."""
-    for name, reason in sorted(bad.items()):
-        log.warning("%s: %s", name, reason)
     path = folder / BAD_LIST
     bad = {printable(name): printable(reason) for name, reason in bad.items()}
+    for name, reason in sorted(bad.items()):
+        log.warning("%s: %s", name, reason)
     if not bad:
         path.unlink(missing_ok=True)
         return
