@@ -126,7 +126,7 @@ def test_lengths_come_from_labels_where_there_are_no_features(tmp_path):
     layout.features_path("2.mp3").unlink()
     assert score.expected_segments(layout) == expected
     layout.labels_path("2.mp3").unlink()
-    with pytest.raises(UserError, match=r"neither features nor labels of '2\.mp3'"):
+    with pytest.raises(UserError, match=r"neither features nor labels nor audio of '2\.mp3'"):
         score.expected_segments(layout)
     for content in (b"", b"no zip", layout.features_path("1.mp3").read_bytes()[:300]):
         layout.features_path("2.mp3").write_bytes(content)
