@@ -55,15 +55,20 @@ def mel_power(audio: Float[jax.Array, "clip sample"], sample_mask: Bool[jax.Arra
         samples = jnp.concatenate([hop_by_hop[:, k : k + count] for k in range(pieces)], axis=-1)[..., :size]
         spectrum = jnp.fft.rfft(samples * definition.window[None, None], axis=-1)
         power = spectrum.real**2 + spectrum.imag**2
-        power = power.reshape(clips, count // each, each, -1).mean(axis=2)
+        power = power.reshape(len(power), count // each, each, -1).mean(axis=2)
         return jnp.einsum("ctf,fm->ctm", power, definition.filters, precision=jax.lax.Precision.HIGHEST)
 
     def in_parts(hop_by_hop: jax.Array) -> jax.Array:
         part = min(-(-PART_WINDOWS // (clips * each)), frames) * each
         parts = -(-windows // part)
         hop_by_hop = jnp.pad(hop_by_hop, ((0, 0), (0, parts * part - windows), (0, 0)))
-        found = jax.lax.map(lambda first: of_hops(jax.lax.dynamic_slice_in_dim(
-            hop_by_hop, first, part + pieces - 1, axis=1)), jnp.arange(parts) * part)
+
+        def of_part(first: jax.Array) -> jax.Array:
+            found = jax.lax.dynamic_slice_in_dim(hop_by_hop, first, part + pieces - 1, axis=1)
+            # Halves run side by side; a transform alone keeps one core busy.
+            return jnp.concatenate([of_hops(half) for half in jnp.array_split(found, min(clips, 2))])
+
+        found = jax.lax.map(of_part, jnp.arange(parts) * part)
         return jnp.moveaxis(found, 0, 1).reshape(clips, -1, definition.bands)[:, :frames]
 
     # On a CPU, spectra that leave its cache take three times as long.
