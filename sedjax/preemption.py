@@ -22,7 +22,6 @@ class Stop:
 
     def __init__(self):
         self.signal: str | None = None
-
         self._answer: jax.Array | None = None
 
     def __bool__(self) -> bool:

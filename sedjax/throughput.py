@@ -1,5 +1,6 @@
 """How many real frames a second training and evaluation take, and what the device could do at best."""
 
+import abc
 import dataclasses
 import resource
 import sys
@@ -43,7 +44,7 @@ class Stretch:
         return self.real_frames / self.seconds
 
 
-class Loop:
+class Loop(abc.ABC):
     """Steps over the batches of a split, as the commands take them.
 
     A subclass sets `config`, `clips` and `batches`, the number of batches before all clips have been seen, and says
@@ -58,25 +59,25 @@ class Loop:
         self._next = 0
         self._flops: dict[int, float] = {}
 
+    @abc.abstractmethod
     def ids(self, number: int) -> np.ndarray:
         """The clips of batch `number`, -1 for padding."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def calls(self, first: int, last: int) -> Iterator[tuple]:
         """The inputs of each call that it takes to get from step `first` to `last`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def run(self, inputs: tuple) -> jax.Array:
         """Makes a call; returns something small that is ready when its steps are done."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def read(self, number: int) -> steps.Batch:
         """Batch `number`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def lower(self, batch: steps.Batch) -> jax.stages.Lowered:
         """A single step, not in parts, on a batch of this shape."""
-        raise NotImplementedError
 
     @property
     def padded_share(self) -> float:
