@@ -23,12 +23,13 @@ def spec_augment(key: Key[Array, ""], x: Float[Array, "clip frame band"], frame_
     """
     frames, bands = x.shape[1:]
     lengths = frame_mask.sum(1)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, clip_id)
+    keys = jax.vmap(lambda clip: jax.random.split(jax.random.fold_in(key, clip)))(clip_id)
+    time_keys, band_keys = keys[:, 0], keys[:, 1]
     longest = jnp.minimum(time_mask_frames, jnp.floor(time_mask_share * lengths).astype(lengths.dtype))
     masked = jax.vmap(lambda key, longest, length: _stretches(key, time_masks, longest, length, frames))(
-        keys, longest, lengths)[:, :, None]
-    masked |= jax.vmap(lambda key: _stretches(jax.random.fold_in(key, 1), band_masks, min(band_mask_width, bands),
-                                              bands, bands))(keys)[:, None, :]
+        time_keys, longest, lengths)[:, :, None]
+    masked |= jax.vmap(lambda key: _stretches(key, band_masks, min(band_mask_width, bands), bands, bands))(
+        band_keys)[:, None, :]
     real = frame_mask[..., None]
     mean = jnp.where(real, x, 0).sum((1, 2)) / jnp.maximum(lengths * bands, 1)
     return jnp.where(masked & real, mean[:, None, None].astype(x.dtype), x)

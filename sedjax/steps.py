@@ -44,13 +44,13 @@ def train_step(state: TrainState, batch: Batch, key: Key[Array, ""], *, model: n
     Returns:
       The state after the step, and scalars `loss` (mean per real frame) and `gradient_norm`.
     """
-    key = jax.random.fold_in(key, state.step)
-    streams = {"dropout": key, "augment": jax.random.fold_in(key, 1)}
+    dropout_key, augment_key, mixup_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
+    streams = {"dropout": dropout_key, "augment": augment_key}
     # Before the batch is split into parts, which would tear the pairs of mixup apart.
     features, targets = batch["features"], (batch["votes"] > 0).astype(jnp.float32)
     if mixup:
-        features, targets = augment.mixup(jax.random.fold_in(key, 2), features, targets, batch["frame_mask"],
-                                          batch["clip_id"], alpha=mixup)
+        features, targets = augment.mixup(mixup_key, features, targets, batch["frame_mask"], batch["clip_id"],
+                                          alpha=mixup)
     batch = {"features": features, "targets": targets, "frame_mask": batch["frame_mask"], "clip_id": batch["clip_id"]}
     mutable = [name for name in learned(state.params, state.model_state) if name != "params"]
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sedjax import decisions, experiment, input_pipeline, parallel, steps
+from sedjax import decisions, experiment, input_pipeline, parallel, steps, train_state
 from sedjax.config import Config
 from sedjax.evaluate import Evaluator
 from sedjax.models import DTYPES
@@ -147,7 +147,7 @@ class Training(Loop):
         self.experiment = setup = experiment.prepare(config, devices)
         self.mesh, self.clips, self.batches = setup.mesh, setup.clips, setup.durations.per_epoch
         self._state = parallel.replicate(setup.initial_state(), self.mesh)
-        self._key = parallel.replicate(jax.random.key(config.train.seed), self.mesh)
+        self._key = parallel.replicate(train_state.random_keys(config.train.seed)[1], self.mesh)
         self._call, self._calls = experiment.compile_training(setup)
 
     @property

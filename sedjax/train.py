@@ -62,7 +62,7 @@ def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = N
         if parallel.is_first():
             write_parameters(folder, state)
     state = parallel.replicate(state, mesh)
-    key = parallel.replicate(jax.random.key(config.train.seed), mesh)
+    key = parallel.replicate(train_state.random_keys(config.train.seed)[1], mesh)
     with parallel.together():
         train_call, calls = experiment.compile_training(setup)
         evaluate = Evaluator(setup.model, config, task, validation, mesh, resident=config.data.placement == "device")

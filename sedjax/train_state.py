@@ -40,6 +40,12 @@ def learned(params, model_state: dict) -> dict:
     return {"params": params, **{name: tree for name, tree in model_state.items() if name != "statistics"}}
 
 
+def random_keys(seed: int) -> tuple[jax.Array, jax.Array]:
+    """The keys of initialisation and of everything random in training, for `create` and steps.train_step."""
+    initial_key, training_key = jax.random.split(jax.random.key(seed))
+    return initial_key, training_key
+
+
 def create(model: nn.Module, optimizer: optax.GradientTransformation, features: dict[str, dict], ema: bool,
            seed: int, initial_weights: str = "") -> TrainState:
     """The state at step 0, a function of the seed.
@@ -53,7 +59,7 @@ def create(model: nn.Module, optimizer: optax.GradientTransformation, features: 
       initial_weights: file of the weights that a part of the model starts from, see models.fill_weights.
     """
     widths = {key: entry["width"] for key, entry in features.items()}
-    variables = jax.jit(model.init)(jax.random.key(seed), *models.example_inputs(model, widths))
+    variables = jax.jit(model.init)(random_keys(seed)[0], *models.example_inputs(model, widths))
     if initial_weights:
         variables = models.fill_weights(variables, initial_weights, getattr(model, "unused_weights", ()))
     params = variables.pop("params", {})
