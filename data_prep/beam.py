@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from data_prep.extraction import Job, Waiting, outcomes
 from data_prep.journal import append_line, read_lines, worker_file, worker_files
-from sedjax import commands
+from sedjax import files
 from sedjax.errors import UserError
 
 try:
@@ -119,7 +119,7 @@ def _groups(items: Sequence, size: int) -> list[Sequence]:
 
 def _save(items_and_file: tuple[Sequence, pathlib.Path], function: Callable) -> None:
     items, file = items_and_file
-    with commands.atomic_output(file) as temporary:
+    with files.atomic_output(file) as temporary:
         temporary.write_bytes(pickle.dumps([function(item) for item in items]))
 
 

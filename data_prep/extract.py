@@ -20,10 +20,11 @@ from tqdm import tqdm
 from data_prep import extraction, origin
 from data_prep.extraction import Job, Waiting, outcomes
 from data_prep.journal import Journal, recording_state
-from sedjax import audio, commands
+from sedjax import audio, commands, files
 from sedjax.commands import BAD_LIST, SOME_BAD_STATUS, write_bad
 from sedjax.errors import UserError
-from sedjax.layout import Layout, read_csv, read_layout
+from sedjax.files import read_csv
+from sedjax.layout import Layout, read_layout
 
 FEATURES = ("melspectrogram", "mfcc", "mfcc_delta", "mfcc_delta2", "embeddings")
 JOURNAL = "extracted.jsonl"
@@ -114,7 +115,7 @@ def add_features(layout: Layout, filename: str, features: dict[str, np.ndarray])
     others = {name: value for name, value in extraction.arrays_in(path).items() if name not in features}
     everything = others | extraction.fit(features, others, path)
     path.parent.mkdir(exist_ok=True)
-    with commands.atomic_output(path) as temporary:
+    with files.atomic_output(path, ours=True) as temporary:
         np.savez(temporary, **everything)
 
 
@@ -196,7 +197,7 @@ def recordings(folder: pathlib.Path) -> tuple[list[pathlib.Path], dict[str, str]
     first: dict[str, pathlib.Path] = {}
     bad = {}
     for path in paths:
-        if commands.printable(path.name) != path.name:
+        if files.printable(path.name) != path.name:
             bad[path.name] = f"The name of {path} is not UTF-8, which metadata.csv is: rename it."
         elif first.setdefault(path.stem, path) is not path:
             bad[path.name] = f"{path} would share its features file with {first[path.stem].name}: rename one of them."
@@ -211,7 +212,7 @@ def _write_metadata(path: pathlib.Path, seconds: dict[str, float]) -> None:
     new = [{"filename": name, "duration": value} for name, value in seconds.items() if name not in known]
     if rows and not new:
         return
-    with commands.atomic_output(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with files.atomic_output(path, ours=True) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows([*rows, *new])

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from data_prep import journal
-from sedjax import commands
+from sedjax import files
 from sedjax.errors import UserError
 
 
@@ -90,7 +90,7 @@ def outcomes(job: Job, extractor, waiting: Sequence[Waiting]) -> Iterator[dict]:
         except UserError as error:
             yield {"filename": one.path.name, "reason": str(error)}
             continue
-        with commands.atomic_output(path) as temporary:
+        with files.atomic_output(path, ours=True) as temporary:
             np.savez(temporary, **features)
         yield journal.entry(one.path, one.state, path, seconds, (one.kept or {}) | parameters)
 

@@ -16,7 +16,7 @@ from absl import flags
 from flax import linen as nn
 from flax import traverse_util
 
-from sedjax import checkpoint, commands, mel, models, workdir
+from sedjax import checkpoint, commands, files, mel, models, workdir
 from sedjax import config as config_lib
 from sedjax.errors import UserError
 from sedjax.models.atst_frame import PATCH_FRAMES, STRONG_CLASSES, AtstFrame
@@ -139,7 +139,7 @@ def import_stem(path: str, config: config_lib.Config, output: pathlib.Path) -> N
     channels = 1 + (len(config.model["mfcc"]) if config.model.get("mfcc_as") == "channels" else 0)
     tensors = read_state_dict(path)
     part = resnet34_part(tensors, channels, config.model["resnet_width"])
-    with commands.atomic_output(output) as temporary:
+    with files.atomic_output(output) as temporary:
         np.savez(temporary, **part)
     print(f"Loaded {len(part)} of {len(tensors)} tensors, all but the classifier and counters, into {output}. "
           f"Input channels: {channels}. Train from it with --config.train.initial_weights={output}.")
@@ -157,7 +157,7 @@ def import_atst(path: str, output: pathlib.Path, strong_head: bool = False) -> N
         shapes = {"kernel": (part["params/atst/norm_frame/bias"].size, STRONG_CLASSES), "bias": (STRONG_CLASSES,)}
         wanted = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
         part |= {f"params/strong_head/{name}": value for name, value in _place(head, wanted, "strong_head").items()}
-    with commands.atomic_output(output) as temporary:
+    with files.atomic_output(output) as temporary:
         np.savez(temporary, **part)
     print(f"Loaded {loaded} of {len(encoder)} tensors of the encoder, "
           f"{sum(value.size for value in encoder.values()):,} parameters, and {len(part) - loaded} of {len(heads)} "

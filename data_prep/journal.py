@@ -5,7 +5,7 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-from sedjax.commands import atomic_output
+from sedjax.files import atomic_output
 
 
 class Journal:
@@ -23,7 +23,7 @@ class Journal:
             lines += read_lines(each)
         self._entries = {line["filename"]: line for line in lines if line.keys() == _KEYS}
         # Without the half lines, to which the next line would be added.
-        with atomic_output(path) as temporary:
+        with atomic_output(path, ours=True) as temporary:
             temporary.write_text("".join(map(_line, self._entries.values())), encoding="utf-8")
         for each in workers:
             each.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ import json
 import pathlib
 from collections.abc import Iterable
 
-from sedjax.commands import atomic_output
+from sedjax.files import atomic_output
 from sedjax.layout import EXTRACTORS
 
 
@@ -42,5 +42,5 @@ def _write(directory: pathlib.Path, origins: dict[str, dict]) -> None:
     if not origins:
         (directory / EXTRACTORS).unlink(missing_ok=True)
         return
-    with atomic_output(directory / EXTRACTORS) as temporary:
+    with atomic_output(directory / EXTRACTORS, ours=True) as temporary:
         temporary.write_text(json.dumps(origins, indent=1), encoding="utf-8")

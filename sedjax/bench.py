@@ -13,9 +13,10 @@ from absl import flags
 
 from sedjax import bench_audio, bench_scoring, input_pipeline, throughput
 from sedjax import config as config_lib
-from sedjax.commands import atomic_output, require_no_arguments
+from sedjax.commands import require_no_arguments
 from sedjax.config import Config
 from sedjax.errors import UserError
+from sedjax.files import atomic_output
 from sedjax.turns import ratios, take_turns
 
 ROUNDS = 5

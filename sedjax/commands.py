@@ -1,6 +1,5 @@
 """What all commands share: flags, errors that a person can cause, outputs that are whole or not there."""
 
-import contextlib
 import csv
 import errno
 import itertools
@@ -8,13 +7,13 @@ import logging
 import os
 import pathlib
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from absl import flags
 from absl import logging as absl_logging
 
 from sedjax.errors import UserError
+from sedjax.files import atomic_output, printable
 
 USER_ERROR_STATUS = 2
 SOME_BAD_STATUS = 1
@@ -102,11 +101,6 @@ def write_bad(folder: pathlib.Path, bad: dict[str, str]) -> None:
         csv.writer(file, lineterminator="\n").writerows([("filename", "reason"), *sorted(bad.items())])
 
 
-def printable(text: str) -> str:
-    """The same text with an escape for each byte that is not UTF-8, of which names of files may hold some."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def distinct_names(paths: Sequence[str | os.PathLike]) -> list[str]:
     """The last part of each path, or as many as tell them apart, `printable`. Raises UserError if one comes twice."""
     real: set[str] = set()
@@ -118,28 +112,3 @@ def distinct_names(paths: Sequence[str | os.PathLike]) -> list[str]:
     parts = [pathlib.Path(printable(os.path.abspath(path))).parts for path in paths]
     depth = next(n for n in itertools.count(1) if len({part[-n:] for part in parts}) == len(parts))
     return [str(pathlib.PurePath(*part[-depth:])) for part in parts]
-
-
-@contextlib.contextmanager
-def atomic_output(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields a temporary path beside `path` and renames it to `path` when the block ends well.
-
-    Raises UserError if the folder is missing, read-only or full; nothing half-written stays.
-    """
-    path = pathlib.Path(path)
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror}.") from error
-    temporary = pathlib.Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)

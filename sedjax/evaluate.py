@@ -14,9 +14,10 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from sedjax import input_pipeline, losses, metrics, parallel, placement, preemption, steps
-from sedjax.commands import atomic_output, require_no_arguments
+from sedjax.commands import require_no_arguments
 from sedjax.config import Config
 from sedjax.detector import load
+from sedjax.files import atomic_output
 from sedjax.score import format_score
 from sedjax.task import Task
 

@@ -1,27 +1,18 @@
 """Reads a directory in MLPC layout (SPEC section 3): recordings, features, audio, labels, splits."""
 
-import csv
 import dataclasses
 import json
 import os
 import pathlib
-import threading
-import zipfile
-import zlib
 
 import numpy as np
 
-from sedjax import audio
+from sedjax import audio, files
 from sedjax.errors import UserError
 from sedjax.task import MLPC_2025, Task, read_task
 
 SPLITS = ("train", "validation", "test")
 EXTRACTORS = "extractors.json"
-
-# numpy parses array headers with ast.parse, which raises SystemError now and then when two threads of CPython 3.11 use
-# it at once (https://github.com/python/cpython/issues/106905).
-_ONE_READER = threading.Lock()
-
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -92,11 +83,12 @@ class Layout:
         paths = [self.features_path(filename), self.labels_path(filename)]
         if set(keys) == {audio.FEATURE}:
             paths.reverse()  # a features file that nobody asked for may be damaged
-        return next((_rows_of_first_array(path) for path in paths if path.exists()), None)
+        return next((_rows(path, keys if path == self.features_path(filename) else self.task.classes)
+                     for path in paths if path.exists()), None)
 
     def _stored_features(self, filename: str, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
         path = self.features_path(filename)
-        arrays = _load_npz(path, keys)
+        arrays = files.read_npz(path, keys)
         found = {}
         for key, value in arrays.items():
             value = value[:, None] if value.ndim == 1 else value
@@ -120,7 +112,7 @@ class Layout:
         Raises UserError that names the file for anything missing, unreadable, misshapen or outside 0 to 1.
         """
         path = self.labels_path(filename)
-        arrays = _load_npz(path, self.task.classes)
+        arrays = files.read_npz(path, self.task.classes)
         columns = []
         for label, marks in arrays.items():
             marks = marks[:, None] if marks.ndim == 1 else marks
@@ -146,7 +138,7 @@ def read_layout(path: str | os.PathLike, task: Task | None = None) -> Layout:
     path = pathlib.Path(path)
     if not path.is_dir():
         raise UserError(f"There is no directory {path}.")
-    rows = read_csv(path / "metadata.csv", ("filename",))
+    rows = files.read_csv(path / "metadata.csv", ("filename",))
     filenames = tuple(dict.fromkeys(row["filename"] for row in rows))
     if not filenames:
         raise UserError(f"{path / 'metadata.csv'} names no recording.")
@@ -176,7 +168,7 @@ def read_splits(layout: Layout, split_seed: int | None = None) -> dict[str, tupl
     path = layout.path / "splits.csv"
     if split_seed is None and path.exists():
         split_of: dict[str, str] = {}
-        for line, row in enumerate(read_csv(path, ("filename", "split")), start=2):
+        for line, row in enumerate(files.read_csv(path, ("filename", "split")), start=2):
             filename, split = row["filename"], row["split"]
             if split not in SPLITS:
                 raise UserError(f"{path}, line {line}: split {split!r} is none of {list(SPLITS)}.")
@@ -201,28 +193,17 @@ def read_splits(layout: Layout, split_seed: int | None = None) -> dict[str, tupl
     return {"train": tuple(train), "validation": tuple(validation), "test": tuple(test)}
 
 
-def read_csv(path: pathlib.Path, required: tuple[str, ...]) -> list[dict[str, str]]:
-    """Rows of a CSV file with a header. Raises UserError if it is missing, unreadable or lacks a column."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            missing = [column for column in required if column not in (reader.fieldnames or ())]
-            if missing:
-                raise UserError(f"{path}, line 1: the column {missing[0]!r} is missing.")
-            rows = []
-            for row in reader:
-                if None in row or None in row.values():
-                    raise UserError(f"{path}, line {reader.line_num}: the number of columns is not that of the header.")
-                rows.append(row)
-    except FileNotFoundError as error:
-        raise UserError(f"There is no file {path}.") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a readable CSV file: {error}.") from error
-    return rows
-
-
 def _stem(filename: str) -> str:
     return pathlib.PurePath(filename).stem
+
+
+def _rows(path: pathlib.Path, keys: tuple[str, ...]) -> int:
+    """Rows of the first array among `keys`, of all if there are none, that has any. Raises UserError."""
+    shapes = files.npz_shapes(path, [key for key in keys if key != audio.FEATURE] or None)
+    try:
+        return next(shape[0] for shape in shapes.values() if shape)
+    except StopIteration:
+        raise UserError(f"{path} holds no array with rows.") from None
 
 
 def _audio_frames(path: pathlib.Path, frames: int | None) -> np.ndarray:
@@ -233,29 +214,3 @@ def _audio_frames(path: pathlib.Path, frames: int | None) -> np.ndarray:
     if not frames or abs(frames - len(rows)) > 1:
         raise UserError(f"{path} has {len(rows)} frames, but the features or labels of the recording have {frames}.")
     return rows[:frames] if frames < len(rows) else np.pad(rows, [(0, 1), (0, 0)])
-
-
-def _load_npz(path: pathlib.Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
-    try:
-        # numpy leaves a damaged file open if it was the one to open it.
-        with _ONE_READER, open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            missing = [key for key in keys if key not in archive.files]
-            if missing:
-                raise UserError(f"{path}: {missing[0]!r} is missing; the file holds {sorted(archive.files)}.")
-            return {key: archive[key] for key in keys}
-    except FileNotFoundError as error:
-        raise UserError(f"There is no file {path}.") from error
-    except (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        # TypeError: a .npy file; RuntimeError: encrypted, or a compression that this Python does not know
-        raise UserError(f"{path} is damaged or not an npz file: {str(error).rstrip('.')}.") from error
-
-
-def _rows_of_first_array(path: pathlib.Path) -> int:
-    # numpy would decompress the whole array; its header alone tells the length.
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as file:
-            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            shape = read_header[np.lib.format.read_magic(file)](file)[0]
-        return shape[0]
-    except (OSError, ValueError, LookupError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is damaged or not an npz file: {str(error).rstrip('.')}.") from error

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 from sedjax import parallel
-from sedjax.commands import atomic_output
+from sedjax.files import atomic_output
 
 
 class MetricWriter:
@@ -23,7 +23,8 @@ class MetricWriter:
 
         path = workdir / "metrics.jsonl"
         kept = [entry for entry in read_metrics(workdir) if entry["step"] <= first_step]
-        with atomic_output(path) as new:  # whoever kills this process now must not take the older entries along
+        # Whoever kills this process now must not take the older entries along.
+        with atomic_output(path, ours=True, durable=True) as new:
             new.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
         self._file = path.open("a", buffering=1)
         self._time = time.monotonic()

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from sedjax import figures, grid
-from sedjax.commands import atomic_output
 from sedjax.detection import Detection, Event
 from sedjax.detector import Detector
 from sedjax.errors import UserError
+from sedjax.files import atomic_output
 from sedjax.submission import write_submission
 from sedjax.task import Task
 

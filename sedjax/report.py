@@ -16,9 +16,10 @@ from absl import flags
 from jaxtyping import Float, Int
 
 from sedjax import __version__, models, workdir
-from sedjax.commands import atomic_output, distinct_names
+from sedjax.commands import distinct_names
 from sedjax.errors import UserError
 from sedjax.evaluate import evaluate_workdir
+from sedjax.files import atomic_output
 from sedjax.metric_writer import read_metrics
 from sedjax.task import MLPC_2025, Task
 
@@ -142,7 +143,7 @@ def result_of(folder: pathlib.Path, split: str, step: int) -> dict:
     log.info("Evaluating %s on the %s split.", folder, split)
     result = evaluate_workdir(folder, split)
     _make_folder(path.parent)
-    with atomic_output(path) as temporary:
+    with atomic_output(path, ours=True) as temporary:
         temporary.write_text(json.dumps(result), encoding="utf-8")
     return result
 

@@ -7,8 +7,8 @@ import numpy as np
 from absl import flags
 
 from sedjax import grid, metrics
-from sedjax.commands import atomic_output
 from sedjax.errors import UserError
+from sedjax.files import atomic_output
 from sedjax.layout import SPLITS, Layout, read_layout, read_splits
 from sedjax.submission import Segments, read_submission, require_same_segments
 from sedjax.task import MLPC_2025, OUTCOMES, Task, read_task

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from sedjax import __version__, checkpoint, metrics, report
-from sedjax.commands import atomic_output
 from sedjax.config import Config
 from sedjax.errors import UserError
+from sedjax.files import atomic_output
 from sedjax.report import System
 
 SPLITS = ("validation", "test")

@@ -2,14 +2,14 @@
 
 import csv
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Bool
 
 from sedjax import grid
-from sedjax.commands import atomic_output
 from sedjax.errors import UserError
+from sedjax.files import atomic_output, csv_rows
 from sedjax.task import Task
 
 KEY_COLUMNS = ("filename", "onset")
@@ -27,7 +27,7 @@ def read_submission(path: str | os.PathLike, task: Task) -> Segments:
       UserError: it names the file, line and column of whatever is not as SPEC section 2 has it.
     """
     path = os.fspath(path)
-    lines = _lines(path)
+    lines = csv_rows(path)
     line, header = next(lines, (1, None))
     if header is None:
         raise UserError(f"{path} is empty.")
@@ -104,35 +104,6 @@ def require_same_segments(found: Mapping[str, int], expected: Mapping[str, int],
             onset = grid.onset_text(min(found[filename], segments), task)
             raise UserError(f"The number of segments of {filename!r} is {found[filename]} in {where_found} and "
                             f"{segments} in {where_expected}; the first {what} one starts at {onset}.")
-
-
-def _lines(path: str) -> Iterator[tuple[int, list[str]]]:
-    """Rows that are not blank, each with the number of its line."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            for row in reader:
-                if row:
-                    yield reader.line_num, row
-    except FileNotFoundError as error:
-        raise UserError(f"There is no file {path}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}, line {_undecodable_line(path)}: not UTF-8 text.") from error
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not a row of a CSV file ({error}).") from error
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
-
-
-def _undecodable_line(path: str) -> int:
-    # Text is decoded in blocks ahead of the rows, so only a second look tells the line.
-    with open(path, "rb") as file:
-        for line, raw in enumerate(file, start=1):
-            try:
-                raw.decode("utf-8")
-            except UnicodeDecodeError:
-                return line
-    return line
 
 
 def _check_header(header: list[str], task: Task, where: str) -> None:

@@ -14,10 +14,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sedjax import checkpoint, decisions, experiment, input_pipeline, parallel, preemption, train_state, workdir
 from sedjax import config as config_lib
-from sedjax.commands import atomic_output, require_no_arguments
+from sedjax.commands import require_no_arguments
 from sedjax.config import Config
 from sedjax.errors import UserError
 from sedjax.evaluate import Evaluator
+from sedjax.files import atomic_output
 from sedjax.metric_writer import MetricWriter, open_writer
 
 log = logging.getLogger("sedjax")
@@ -134,7 +135,7 @@ def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = N
 
 
 def write_parameters(folder: pathlib.Path, state: train_state.TrainState) -> None:
-    with atomic_output(folder / "parameters.txt") as path:
+    with atomic_output(folder / "parameters.txt", ours=True) as path:
         path.write_text(parameter_overview.get_parameter_overview(state.params) + "\n")
 
 

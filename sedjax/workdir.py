@@ -5,8 +5,8 @@ import os
 import pathlib
 
 from sedjax import config as config_lib
-from sedjax.commands import atomic_output
 from sedjax.errors import UserError
+from sedjax.files import atomic_output
 from sedjax.task import Task, read_task
 
 # What may change between two starts of one training: how it runs, not what it computes. Only precision changes
@@ -31,7 +31,7 @@ def prepare(workdir: pathlib.Path, config: config_lib.Config, task: Task, featur
     # config.json comes last: a folder that has it has the others.
     for name, text in (("features.json", json.dumps(features)), ("task.json", task.to_json()),
                        ("config.json", config.to_json())):
-        with atomic_output(workdir / name) as path:
+        with atomic_output(workdir / name, ours=True, durable=True) as path:
             path.write_text(text)
 
 

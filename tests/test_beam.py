@@ -106,7 +106,7 @@ def test_a_disk_that_is_full(beam, folder, tmp_path, monkeypatch):
     def full(path):
         raise UserError(f"Cannot write {path}: No space left on device.")
 
-    monkeypatch.setattr(extraction.commands, "atomic_output", full)
+    monkeypatch.setattr(extraction.files, "atomic_output", full)
     for options in (None, RUNNER):
         with pytest.raises(UserError, match=r"^Cannot write .*\.npz: No space left on device\.$"):
             extract.extract(folder, tmp_path / "out", ("mfcc",), beam_options=options)

@@ -7,7 +7,7 @@ import sys
 import pytest
 from tiny import write_layout
 
-from sedjax import commands
+from sedjax import commands, files
 from sedjax.errors import UserError
 
 
@@ -43,17 +43,17 @@ def test_help_lists_the_commands_and_their_flags():
 
 def test_an_output_is_whole_or_not_there(tmp_path):
     def write_half_and_fail():
-        with commands.atomic_output(tmp_path / "a.csv") as path:
+        with files.atomic_output(tmp_path / "a.csv") as path:
             path.write_text("half")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         write_half_and_fail()
     assert os.listdir(tmp_path) == []
-    with commands.atomic_output(tmp_path / "a.csv") as path:
+    with files.atomic_output(tmp_path / "a.csv") as path:
         path.write_text("whole")
-    assert os.listdir(tmp_path) == ["a.csv"]
-    with pytest.raises(UserError, match=r"Cannot write .*nowhere"), commands.atomic_output(tmp_path / "nowhere" / "b"):
+    assert sorted(os.listdir(tmp_path)) == [files.OUTPUTS, "a.csv"]
+    with pytest.raises(UserError, match=r"Cannot write .*nowhere"), files.atomic_output(tmp_path / "nowhere" / "b"):
         pass
 
 

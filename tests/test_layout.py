@@ -14,7 +14,8 @@ from tiny import TINY_TASK, change_npz, run_command, write_csv, write_layout
 
 from data_prep import layout as checker
 from sedjax.errors import UserError
-from sedjax.layout import read_csv, read_layout, read_splits
+from sedjax.files import read_csv
+from sedjax.layout import read_layout, read_splits
 from sedjax.task import MLPC_2025, Task
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -75,7 +76,7 @@ def test_filenames_of_several_rows_count_once(tiny):
     ("filename\n1.mp3\n1.wav\n", "would share one features file"),
     ("filename,title\n1.mp3,a\n\n2.mp3\n", r"metadata\.csv, line 4: the number of columns"),
     ("filename\n1.mp3,2\n", r"metadata\.csv, line 2: the number of columns"),
-    ("filename\n\xff.mp3\n", "not a readable CSV file"),
+    ("filename\n\xff.mp3\n", "line 2: not UTF-8"),
 ])
 def test_unusable_metadata_is_named(content, message, tmp_path):
     (tmp_path / "metadata.csv").write_bytes(content.encode("latin-1"))
@@ -130,7 +131,7 @@ def test_too_few_recordings_to_split_are_an_error(tmp_path):
 
 def test_csv_with_an_open_quote_is_an_error(tmp_path):
     (tmp_path / "a.csv").write_text('filename\n"1.mp3\n')
-    with pytest.raises(UserError, match=r"a\.csv is not a readable CSV file"):
+    with pytest.raises(UserError, match=r"a\.csv, line 2"):
         read_csv(tmp_path / "a.csv", ("filename",))
 
 

@@ -129,7 +129,7 @@ def test_each_mistake_is_named_with_its_place(text, message, tmp_path):
 def test_files_that_are_no_text_and_files_that_are_not_there(tmp_path):
     with pytest.raises(UserError, match=r"There is no file .*s\.csv"):
         read_submission(tmp_path / "s.csv", TINY_TASK)
-    with pytest.raises(UserError, match=r"Cannot read .*: Is a directory"):
+    with pytest.raises(UserError, match=r"not a regular file"):
         read_submission(tmp_path, TINY_TASK)
     (tmp_path / "s.csv").write_bytes(HEADER.encode() + b"a,0.0,0,0,0\n\xe9.mp3,0.0,0,0,0\n")
     with pytest.raises(UserError, match=r"s\.csv, line 3: not UTF-8"):
