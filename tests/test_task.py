@@ -23,7 +23,8 @@ def test_mlpc_task_is_the_one_of_the_challenge():
 ODD_NAMES = Task("odd", ('a,"b', "ک\u200cب", "x.npy", " ", "costs"), ((0, 1.5, -1, 5),) * 5)
 
 
-@pytest.mark.parametrize("task", [MLPC_2025, ODD_NAMES, dataclasses.replace(TINY_TASK, frame_seconds=0.1, frames_per_segment=4)])
+@pytest.mark.parametrize("task", [MLPC_2025, ODD_NAMES,
+                                  dataclasses.replace(TINY_TASK, frame_seconds=0.1, frames_per_segment=4)])
 def test_json_round_trip(task, tmp_path):
     (tmp_path / "task.json").write_text(task.to_json())
     assert read_task(tmp_path / "task.json") == task
