@@ -298,5 +298,4 @@ def _tensor_key(path: str, rules: tuple[tuple[str, str], ...]) -> str:
 
 
 if __name__ == "__main__":
-    define_flags()
-    commands.run(main)
+    commands.run(main, define_flags=define_flags)

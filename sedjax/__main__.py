@@ -28,8 +28,7 @@ def main() -> None:
         commands.run(overview, [sys.argv[0], "--", name])
         return
     command = importlib.import_module(f"sedjax.{name}")
-    command.define_flags()
-    commands.run(command.main, [f"sedjax {name}", *sys.argv[2:]])
+    commands.run(command.main, [f"sedjax {name}", *sys.argv[2:]], command.define_flags)
 
 
 def overview(argv: Sequence[str]) -> None:

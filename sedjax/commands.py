@@ -24,12 +24,14 @@ USER_ERROR_STATUS = 2
 SOME_BAD_STATUS = 1
 BROKEN_PIPE_STATUS = 141  # as of what SIGPIPE ends
 MAY_BE_EMPTY = {"beam_options"}  # a text, which is neither a path nor a name
+SHOWN_CHARACTERS = 300
 BAD_LIST = "bad_recordings.csv"
 log = logging.getLogger("sedjax")
 
 
-def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
-    """Parses absl flags, runs `main(remaining arguments)` and ends the process.
+def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None,
+        define_flags: Callable[[], None] | None = None) -> None:
+    """Defines flags, if they are not, parses them, runs `main(remaining arguments)` and ends the process.
 
     What a person can cause, such as a UserError, an unknown flag or a full disk, ends in one sentence on standard error
     and exit status 2; Ctrl-C ends in one line and status 130.
@@ -41,6 +43,8 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         if hasattr(sys.stdout, "reconfigure"):  # names of files and classes may hold what a terminal cannot show
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
+            if define_flags:
+                define_flags()  # here, as the flag --config reads files that --flagfile names
             if {"--help", "-h"} & set(argv[: argv.index("--")] if "--" in argv else argv):
                 print(help_text(main))
             else:
@@ -99,7 +103,10 @@ def _parse(argv: list[str]) -> list[str]:
         text = " ".join(str(error).split())
         if missing := re.search(r"Flag --(\w+) must have a value other than None", text):
             raise UserError(f"{command} needs --{missing[1]}: {known[missing[1]].help}") from error
-        raise UserError(text.replace("already defined as", "it is given twice, also as")) from error
+        if repeated := re.match(r"flag --([\w.]+)=.*: already defined as", text):
+            raise UserError(f"--{repeated[1]} is given twice.") from error
+        text = re.sub(r"invalid literal for int\(\) with base 10: .*", "it must be an integer", text)
+        raise UserError(text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}...") from error
     for name, flag in known.items():
         if flag.present and flag.value in ("", [], [""]) and name not in MAY_BE_EMPTY:
             raise UserError(f"--{name} is given without a value: {flag.help}")
@@ -133,6 +140,8 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     text = " ".join(str(error).split())
+    if isinstance(error, flags.Error):
+        return text
     # A disk fills up at any write; what writes checkpoints wraps the system's error in one of its own.
     if "No space left on device" in text:
         return "The disk is full: make room and start again; what was saved whole is still there."

@@ -223,12 +223,12 @@ def define_flag(required: bool = True) -> None:
     """Defines --config: a config file, any of whose keys the command line can change."""
     config_flags.DEFINE_config_file("config", None, "Experiment, for example configs/demo.py; any of its keys can be "
                                     "changed: --config.optimizer.learning_rate=1e-4.")
-    flags.FLAGS["config"].parser = _ConfigFile()
+    flags.FLAGS["config"].parser = ConfigFile()
     if required:
         flags.mark_flag_as_required("config")
 
 
-class _ConfigFile(flags.ArgumentParser):
+class ConfigFile(flags.ArgumentParser):
     """FILE or FILE:ARGUMENT -> the ConfigDict that the file's get_config() or get_config(ARGUMENT) returns."""
 
     def parse(self, argument: str) -> ConfigDict:
@@ -240,6 +240,8 @@ class _ConfigFile(flags.ArgumentParser):
         sys.modules[module.__name__] = module  # where dataclasses in it look for it
         try:
             exec(compile(text, path, "exec"), module.__dict__)
+            if not callable(getattr(module, "get_config", None)):
+                raise UserError("there is no function get_config in it.")
             config = module.get_config(*([choice] if colon else []))
         except UserError as error:
             raise UserError(f"{where}: {error}") from error

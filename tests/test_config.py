@@ -4,9 +4,8 @@ import importlib
 import json
 import logging
 import math
+import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -180,12 +179,12 @@ def test_values_that_mean_the_same_are_the_same_config():
     assert one.decision.thresholds == (0.5, 0.9)
 
 
-def test_the_config_of_an_old_workdir_is_read(caplog):
+def test_the_config_of_an_old_workdir_is_read(caplog, monkeypatch):
     old = json.loads(tiny_config().to_json())
     old["train"] |= {"patience": -1, "evaluate_every": "0 epochs"}
     old["optimizer"] |= {"beta1": 2}
     old["decision"]["thresholds"] = [0.7, 0.2]
-    logging.getLogger("sedjax").propagate = True
+    monkeypatch.setattr(logging.getLogger("sedjax"), "propagate", True)
     config = config_lib.from_json(json.dumps(old))
     assert (config.train, config.optimizer) == (tiny_config(train__evaluate_every="1 epochs").train,
                                                 tiny_config(optimizer__beta1=0.9).optimizer)
@@ -197,18 +196,40 @@ def test_the_config_of_an_old_workdir_is_read(caplog):
             config_lib.from_json(text, "w/config.json")
 
 
-@pytest.mark.parametrize(("flag", "words"), [
-    ("--config.optimizer.learning_rat=1", "learning_rat"),
-    ("--config=configs/none.py", "configs/none.py"),
-    ("--speed=3", "speed"),
-    ("--config.data.batch_size=many", "batch_size"),
-])
-def test_mistakes_on_the_command_line_are_one_sentence(flag, words, tmp_path):
-    arguments = [] if flag.startswith("--config=") else ["--config=configs/naive.py"]
-    result = subprocess.run([sys.executable, "-m", "sedjax", "train", *arguments, flag, f"--workdir={tmp_path / 'w'}"],
-                            capture_output=True, text=True)
-    assert result.returncode == 2
-    assert words in result.stderr
-    assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1
-    assert not (tmp_path / "w").exists()
+CONFIG_FILES = {
+    "syntax": ("def get_config(:\n", "line 1, .*SyntaxError"),
+    "raises": ("\n1 / 0\n", "line 2, .*ZeroDivisionError"),
+    "neighbour": ("import neighbour_that_is_not_there\n", "line 1, .*No module named 'neighbour_that_is_not_there'"),
+    "empty": ("", "no function get_config"),
+    "not callable": ("get_config = 3", "no function get_config"),
+    "dict": ("def get_config():\n  return {'a': 1}", "must return a ConfigDict.*{'a': 1}"),
+    "none": ("def get_config():\n  pass", "must return a ConfigDict.*None"),
+    "exit": ("import sys\nsys.exit(0)", "line 2, .*SystemExit"),
+    "endless": ("def get_config():\n  return get_config()", "RecursionError"),
+    "binary": (b"\xff\xfe\0\1", "not UTF-8"),
+    "zero": ("x = '\0'", "null bytes"),
+    "file": ("open('/nowhere')", "line 1, .*/nowhere"),
+    "lines": ("def get_config():\n  raise ValueError('a\\nb\\x1b[31m')", "line 2, .*ValueError: a b"),
+    "model": ("from sedjax.config import base_config\ndef get_config():\n  return base_config('cnn')", "'cnn'"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIG_FILES)
+def test_config_files_that_cannot_be_used(name, tmp_path):
+    path = tmp_path / f"{name}.py"
+    content, words = CONFIG_FILES[name]
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=f"{name}.py.*{words}") as error:
+        config_lib.ConfigFile().parse(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_config_files_that_are_not_files_and_arguments_that_are_not_known(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path, words in ((tmp_path, "not a regular file"), (tmp_path / "fifo", "not a regular file"),
+                        ("/dev/zero", "not a regular file"), ("configs/none.py", "no file configs/none.py"),
+                        ("", "no file"), ("configs/naive.py:x", "configs/naive.py.* takes 0 positional arguments"),
+                        ("configs/demo.py:x", "configs/demo.py.*MODEL"),
+                        ("configs/sweeps/report.py:tiny", "report.py.*'tiny'")):
+        with pytest.raises(UserError, match=words):
+            config_lib.ConfigFile().parse(str(path))

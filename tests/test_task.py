@@ -84,7 +84,7 @@ def with_class(name):
     (with_class("\\u001b[31m"), r"classes\[0\] must be without tabs"),
     (with_class("\\u2028"), r"classes\[0\] must be without tabs"),
     (with_class("\\ud800"), "damaged"),
-    (with_class("x" * 10**6), r"classes\[0\] must have at most 200 characters, not .{99}$"),
+    (with_class("x" * 10**6), r"classes\[0\] must have at most 200 characters, not .x{79}[^x]*$"),
     ("{" + ", ".join(f'"{i}": {ROW}' for i in range(20_001)) + "}", "classes must have at most 20,000 items"),
     (with_field("frame_seconds", 0), "frame_seconds must be greater"),
     (with_field("frame_seconds", "NaN"), "frame_seconds must be a finite number"),
