@@ -101,7 +101,7 @@ def test_preempted_in_training_and_in_evaluation(records, whole, tmp_path):
     folder = tmp_path / "run"
     log = finish(start(records, folder, signal_at="batch 5"))
     assert log.count("Stopped by SIGTERM after step") == 1
-    assert "the same command goes on from there" in log
+    assert "the same command resumes there" in log
     stopped = read_state(folder)[1]
     assert 1 <= stopped <= 6
     log = finish(start(records, folder, signal_at="evaluation 2"))

@@ -96,7 +96,7 @@ def test_the_weights_need_no_records_and_no_config(trained):
     detector = predict.load(trained)
     TINY_TASK.require_same(detector.task, where="the workdir")
     assert len(detector.thresholds) == 3
-    with pytest.raises(UserError, match="no checkpoint '77'"):
+    with pytest.raises(UserError, match="no checkpoint 77"):
         predict.load(trained, "77")
     with pytest.raises(UserError, match="is not the workdir of a training"):
         predict.load(trained / "nowhere")
@@ -109,8 +109,8 @@ def test_early_stopping(records, tmp_path):
     assert progress.finished
     entries = [entry for entry in read_metrics(tmp_path / "run") if "validation_cost" in entry]
     assert len(entries) == 3
-    with checkpoint.open_manager(tmp_path / "run") as manager:
-        assert set(manager.all_steps()) == {entry["step"] for entry in entries}  # the best, and the last two
+    # The best, and the last two.
+    assert checkpoint._steps(tmp_path / "run" / "checkpoints") == [entry["step"] for entry in entries]
 
 
 def test_a_loss_that_explodes_stops_with_the_last_good_checkpoint(records, tmp_path):
