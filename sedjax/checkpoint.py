@@ -2,8 +2,8 @@
 
 Which one is the best is said in one place, the progress of the newest checkpoint: the step whose validation cost was
 the lowest until then. "best" is the checkpoint of that step, as it was saved, or an error, and never another one. It is
-an error if the newest progress cannot be read, if metrics.jsonl knows a lower cost (the newest checkpoint is then gone),
-or if that checkpoint is missing or damaged. Where nothing has been evaluated yet, the newest is the best.
+an error if the newest progress cannot be read, if metrics.jsonl has a lower cost (so that the newest checkpoint is
+gone), or if the best checkpoint is missing or damaged. Where nothing has been evaluated yet, the newest is the best.
 
 A checkpoint is as it was saved if its progress has the digest that is in it and the step that its folder is called, and
 its arrays have the checksums that are in its progress. Checkpoints of older versions have checksums of arrays only.
@@ -14,6 +14,7 @@ kill at any moment leaves none that is not, and what is not whole has been damag
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -21,6 +22,7 @@ import logging
 import os
 import pathlib
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterator
 from typing import Any
@@ -80,6 +82,7 @@ class Manager:
     """
 
     def __init__(self, directory: pathlib.Path):
+        _silence_closed_loops()
         self.directory, self.steps = directory, _steps(directory)
         self._saved: Progress | None = None
         self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(
@@ -316,7 +319,8 @@ def _read_record(directory: pathlib.Path, step: int) -> tuple[Progress, dict[str
         if isinstance(error.__cause__, PermissionError):
             raise
         raise _Damaged(_reason(error)) from error
-    if "step" in fields and (record.step != step or record.digest != _digest(fields)):
+    older = not {"step", "digest", "best_step"} & fields.keys()
+    if not older and (record.step != step or record.digest != _digest(fields)):
         raise _Damaged("its progress is not what was saved")
     return progress, record.checksums
 
@@ -361,6 +365,7 @@ def _read(directory: pathlib.Path, step: int, wanted: dict[str, Any]) -> tuple[d
 
 def _from_disk(read):
     """What `read` returns of a handler of arrays. Raises _Damaged."""
+    _silence_closed_loops()
     try:
         # What TensorStore's threads write to standard error about a damaged file fills a screen.
         with contextlib.redirect_stderr(io.StringIO()), contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
@@ -369,6 +374,18 @@ def _from_disk(read):
         raise
     except Exception as error:  # Orbax, TensorStore and json raise many kinds
         raise _Damaged(_reason(error)) from error
+
+
+@functools.cache
+def _silence_closed_loops() -> None:
+    """Once in a process: drops what TensorStore's threads report to an event loop that Orbax closed after an error."""
+    shown = sys.unraisablehook
+
+    def hook(unraisable) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            shown(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _shapes(path: pathlib.Path) -> dict:

@@ -37,7 +37,8 @@ def train_step(state: TrainState, batch: Batch, key: Key[Array, ""], *, model: n
       key: of everything random in the training; an argument, so that all seeds share one compiled step.
       model, optimizer: as for train_state.create.
       weights: of the loss, from losses.class_weights.
-      accumulate: equal parts into which the batch is split, one after the other; the gradient is that of the whole.
+      accumulate: equal parts into which the batch is split, one after the other; the gradient is that of the whole,
+        unless the model has batch norm (experiment.prepare refuses that).
       mixup: alpha of augment.mixup, for which each device needs an even number of clips; 0 for none.
       ema: decay of the average of what is learned.
 
