@@ -208,7 +208,7 @@ def freeze(fields: dict) -> Config:
     """The checked, immutable form. Raises UserError that names a key which is unknown or has an unusable value."""
     fields = dict(fields)
     model = dict(fields.pop("model", {}))
-    if "name" not in model:
+    if not isinstance(model.get("name"), str):
         raise UserError("The config has no model.name.")
     name = model.pop("name")
     defaults = models.default_fields(name)

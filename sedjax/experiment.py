@@ -126,7 +126,7 @@ class Experiment:
 def prepare(config: Config, devices: int | None = None) -> Experiment:
     """Opens the training split and makes what the config says, on all devices or the first `devices`.
 
-    Raises UserError if there are no records, they lack a feature, the devices cannot share a batch, or a batch cannot be
+    Raises UserError if there are no records, they lack a feature, the devices cannot share a batch, or it cannot be
     accumulated.
     """
     records = input_pipeline.open_records(config.data.path, "train")
@@ -137,9 +137,9 @@ def prepare(config: Config, devices: int | None = None) -> Experiment:
     if config.optimizer.accumulate > 1:
         variables = jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model, widths))
         if "batch_stats" in variables:
-            raise UserError(f"optimizer.accumulate = {config.optimizer.accumulate} cannot be used with the batch norm of "
-                            f"the model {config.model['name']!r}, whose statistics are those of the whole batch: set "
-                            "optimizer.accumulate = 1, or choose a model without batch norm.")
+            raise UserError(f"optimizer.accumulate = {config.optimizer.accumulate} cannot be used with batch norm, "
+                            "which needs the whole batch at once: set optimizer.accumulate = 1, or choose a model "
+                            "without it.")
     mesh = parallel.make_mesh(devices)
     # Under pmap each device splits its own share; under jit the compiler moves clips where it must.
     parallel.require_divisible(config.data.batch_size, mesh, "data.batch_size",

@@ -7,6 +7,7 @@ import os
 import numpy as np
 
 from sedjax.errors import UserError
+from sedjax.files import read_text
 
 OUTCOMES = ("TP", "FP", "TN", "FN")
 
@@ -98,7 +99,7 @@ def task_from_json(text: str, name: str, where: str) -> Task:
             frame_seconds=float(fields.get("frame_seconds", Task.frame_seconds)),
             frames_per_segment=int(fields.get("frames_per_segment", Task.frames_per_segment)),
         )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{where} is not a task: expected JSON of the form "
                         f'{{"Speech": {{"TP": 0, "FP": 1, "TN": 0, "FN": 5}}, ...}} ({error}).') from error
 
@@ -114,11 +115,7 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def read_task(path: str | os.PathLike) -> Task:
     """The task in a task.json or costs.json file. Raises UserError if it cannot be read."""
     path = os.fspath(path)
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read the task file {path}: {error}.") from error
+    text = read_text(path)
     folder = os.path.basename(os.path.dirname(os.path.abspath(path)))
     return task_from_json(text, name=folder, where=path)
 
