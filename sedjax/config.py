@@ -118,7 +118,8 @@ class OptimizerConfig:
       layer_decay: factor on the learning rate from each layer of a pretrained encoder to the one below, see
         optimizer.layer_rates; 1 for the same rate everywhere.
       frozen: duration at the beginning in which the pretrained encoder does not change.
-      accumulate: parts into which a batch is split to save memory; the step is that of the whole batch.
+      accumulate: parts into which a batch is split to save memory; the step is that of the whole batch, so models with
+        batch norm, whose statistics each part would have for itself, are refused.
     """
 
     learning_rate: Annotated[float, Field(gt=0, le=1e30)] = 1e-4  # what is too high for a model ends in NaN

@@ -200,7 +200,7 @@ class Detector:
         return {name: value[row, : real[name]] for name, value in found.items()}
 
 
-def load(folder: str | os.PathLike, which: str = "best",
+def load(folder: str | os.PathLike, which: str | int = "best",
          embeddings_from: str | os.PathLike | None = None) -> Detector:
     """The detector that a training left in its workdir.
 
@@ -211,7 +211,8 @@ def load(folder: str | os.PathLike, which: str = "best",
         says, or the workdir does not say: a workdir, or the npz file of an ATST-Frame.
 
     Raises:
-      UserError: it is no workdir, has no such checkpoint, or takes no embeddings although an extractor is given.
+      UserError: it is not a workdir, has no such checkpoint, or takes no embeddings although an extractor is given; or
+        the checkpoint is damaged, of another model, or holds NaN.
     """
     with parallel.together():
         config, task, features = workdir.read(folder)
@@ -220,8 +221,10 @@ def load(folder: str | os.PathLike, which: str = "best",
         if embeddings_from and EMBEDDINGS not in model.features:
             raise UserError(f"The model in {folder} takes no embeddings: leave out --embeddings_from="
                             f"{embeddings_from}.")
-    variables, progress, step = checkpoint.load_weights(folder, which)
-    thresholds = progress.thresholds or decisions.candidates(config.decision, task)[0]
+        widths = {key: entry["width"] for key, entry in features.items()}
+        shapes = jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model, widths))
+    variables, progress, step = checkpoint.load_weights(folder, which, shapes)
+    thresholds = progress.thresholds or decisions.default(config.decision, task)
     return Detector(pathlib.Path(folder), config, task, features, model, variables,
                     np.asarray(thresholds, np.float32), step, embeddings_from)
 

@@ -3,10 +3,13 @@
 import json
 import os
 import pathlib
+from typing import Annotated, Any
+
+import pydantic
 
 from sedjax import config as config_lib
 from sedjax.errors import UserError
-from sedjax.files import atomic_output
+from sedjax.files import atomic_output, make_folder, parse_json, read_json, read_text, require_replaceable
 from sedjax.task import Task, read_task
 
 # What may change between two starts of one training: how it runs, not what it computes. Only precision changes
@@ -15,24 +18,47 @@ FREE = {"data.eval_batch_size", "data.path", "data.placement", "parallel", "prec
         "train.save_every", "train.steps_per_call"}
 
 
-def prepare(workdir: pathlib.Path, config: config_lib.Config, task: Task, features: dict[str, dict]) -> None:
-    """Writes config.json, task.json and features.json into a new workdir, or checks that an old one has the same.
+# What a training writes into its workdir. A folder in which somebody else did is not one.
+FILES = ("config.json", "features.json", "metrics.jsonl", "parameters.txt", "task.json")
+FOLDERS = ("checkpoints", "damaged", "report")
 
-    Raises UserError if the folder cannot be written or holds a training of something else.
+
+def require_usable(workdir: pathlib.Path, config: config_lib.Config, task: Task) -> None:
+    """Checks, without writing anything, that a folder is the workdir of this training or can become it.
+
+    Raises UserError if it holds a training of something else, or what a training would overwrite.
     """
     if (workdir / "config.json").exists():
         task.require_same(read(workdir)[1], where=f"the workdir {workdir}")
         require_same_config(workdir, config)
         return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot make the workdir {workdir}: {error.strerror}.") from error
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"The workdir {workdir} is not a folder: choose another --workdir.")
+    for name in (*FILES, *FOLDERS):
+        path = workdir / name
+        if path.is_dir() and name in FOLDERS and not any(path.iterdir()):
+            continue
+        try:
+            require_replaceable(path)  # what a killed start has left may be
+        except UserError as error:
+            raise UserError(f"{workdir} is not a workdir, but holds {name}, which a training would overwrite: choose "
+                            "another --workdir.") from error
+
+
+def prepare(workdir: pathlib.Path, config: config_lib.Config, task: Task, features: dict[str, dict]) -> None:
+    """Writes config.json, task.json and features.json into a new workdir, or checks that an old one has the same.
+
+    Raises UserError if the folder cannot be written, or as `require_usable`.
+    """
+    require_usable(workdir, config, task)
+    if (workdir / "config.json").exists():
+        return
+    make_folder(workdir)
     # config.json comes last: a folder that has it has the others.
     for name, text in (("features.json", json.dumps(features)), ("task.json", task.to_json()),
                        ("config.json", config.to_json())):
-        with atomic_output(workdir / name, ours=True, durable=True) as path:
-            path.write_text(text)
+        with atomic_output(workdir / name, durable=True) as path:
+            path.write_text(text, encoding="utf-8")
 
 
 def require_same_config(workdir: pathlib.Path, config: config_lib.Config) -> None:
@@ -46,16 +72,26 @@ def require_same_config(workdir: pathlib.Path, config: config_lib.Config) -> Non
 
 
 def read(workdir: str | os.PathLike) -> tuple[config_lib.Config, Task, dict[str, dict]]:
-    """Config, task and feature statistics of a workdir. Raises UserError if it is none."""
-    workdir = pathlib.Path(workdir)
+    """Config, task and feature statistics of a workdir. Raises UserError if it is not one, or is damaged."""
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.exists():
+        raise UserError(f"{workdir} is not the workdir of a training: there is no {path}.")
+    text = read_text(path)
+    parse_json(text, config_lib.Config, path)  # the types
     try:
-        config = config_lib.from_json((workdir / "config.json").read_text())
-        features = json.loads((workdir / "features.json").read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{workdir} is not the workdir of a training: there is no {error.filename}.") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{workdir}/config.json or features.json is damaged: {error}.") from error
-    return config, read_task(workdir / "task.json"), features
+        config = config_lib.freeze(parse_json(text, dict[str, Any], path))
+    except UserError as error:
+        raise UserError(f"{path} is not the config of a training: {error}") from error
+    features = read_json(path.with_name("features.json"), dict[str, _Feature])
+    return config, read_task(path.with_name("task.json")), {
+        key: feature.model_dump(exclude_unset=True) for key, feature in features.items()}
+
+
+class _Feature(pydantic.BaseModel, extra="allow"):
+    """What the code relies on of the entry of a feature in features.json."""
+
+    width: Annotated[int, pydantic.Field(ge=1, le=1_000_000)]
+    extractor: dict[str, Any] = {}
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:
