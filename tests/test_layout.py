@@ -187,7 +187,7 @@ SPOIL = {
     "labels missing": (lambda d: d.labels_path(BAD).unlink(), r"There is no file .*labels/103_labels\.npz"),
     "labels empty": (lambda d: d.labels_path(BAD).write_bytes(b""), r"103_labels\.npz is damaged"),
     "class absent": (lambda d: change_npz(d.labels_path(BAD), Crow=None), "'Crow' is missing"),
-    "labels beyond 1": (lambda d: change_npz(d.labels_path(BAD), Crow=np.full((20, 1), 2)), "'Crow' holds a value"),
+    "labels beyond 1": (lambda d: change_npz(d.labels_path(BAD), Crow=np.full((20, 1), 2)), "'Crow' holds NaN or a value"),
     "labels without annotators": (lambda d: change_npz(d.labels_path(BAD), Crow=np.zeros((20, 0))),
                                   r"'Crow' must be 0/1 of shape \(frames, annotators\)"),
     "classes of two lengths": (lambda d: change_npz(d.labels_path(BAD), Crow=np.zeros((3, 1))),
