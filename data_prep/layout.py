@@ -324,7 +324,7 @@ def _absent_everywhere(names: Iterable[str], paths: Iterable[pathlib.Path]) -> l
 def _array_names(path: pathlib.Path) -> tuple[str, ...]:
     """Names of the arrays in an npz file; none if it cannot be read."""
     try:
-        return files.npz_keys(path)
+        return files.npz_names(path)
     except UserError:
         return ()
 

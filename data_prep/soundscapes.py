@@ -113,8 +113,8 @@ def write_recording(folder: pathlib.Path, parameters: Parameters, index: int, re
     stem = f"{index:05d}"
     soundfile.write(folder / "audio" / f"{stem}.flac", pcm, SAMPLE_RATE_HZ, subtype="PCM_16")
     # Features of what was written, so that extracting them from the file again gives the same.
-    files.write_npz(folder / "audio_features" / f"{stem}.npz", spectral_features(pcm / np.float32(32768), frames))
-    files.write_npz(folder / "labels" / f"{stem}_labels.npz", labels, packed=True)
+    files.savez(folder / "audio_features" / f"{stem}.npz", spectral_features(pcm / np.float32(32768), frames))
+    files.savez(folder / "labels" / f"{stem}_labels.npz", labels, packed=True)
     return (f"{stem}.flac", seconds), [(f"{stem}.flac", *row) for row in rows]
 
 

@@ -136,7 +136,7 @@ def read_npz(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.ndar
         return {key: _read_array(archive, member) for key, member in members.items()}
 
 
-def npz_keys(path: Path) -> tuple[str, ...]:
+def npz_names(path: Path) -> tuple[str, ...]:
     """Keys of an npz file; what they name may be damaged. Raises UserError as `read_npz`."""
     with _open_npz(path, None) as (_, members):
         return tuple(members)
@@ -297,7 +297,7 @@ def atomic_output(path: Path, ours: bool = False, durable: bool = False) -> Iter
         temporary.unlink(missing_ok=True)
 
 
-def write_npz(file: Path, arrays: Mapping[str, np.ndarray], packed: bool = False) -> None:
+def savez(file: Path, arrays: Mapping[str, np.ndarray], packed: bool = False) -> None:
     """Writes arrays as np.savez does, whatever their keys are; that takes some, such as `file`, for its parameters.
 
     Raises UserError for a key that no npz file can hold.

@@ -104,6 +104,7 @@ def read_metadata(path: str | os.PathLike) -> RecordsMetadata:
     name = os.path.join(path, "metadata.json")
     try:
         found = files.read_json(name, _Metadata)
+        files.parse_json(found.task, dict[str, Any], name)  # within bounds of depth
         task = task_from_json(found.task, name="records", where=name)
         if found.labels.width != len(task.classes):
             raise UserError(f"{name} is damaged: labels.width: {found.labels.width} for {len(task.classes)} classes.")

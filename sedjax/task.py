@@ -36,6 +36,9 @@ class Task:
         if reserved := {"", "filename", "onset"} & set(self.classes):
             raise UserError(f"The task {self.name!r} has a class called {min(reserved)!r}, which a submission file "
                             "cannot have beside its columns filename and onset.")
+        if odd := [name for name in self.classes if not name.isprintable()]:
+            raise UserError(f"The task {self.name!r} has a class called {odd[0]!r}, whose name has characters that "
+                            "cannot be printed.")
         if len(self.costs) != len(self.classes) or any(len(row) != len(OUTCOMES) for row in self.costs):
             raise UserError(f"The task {self.name!r} needs one cost for each of {OUTCOMES} per class.")
         if not np.all(np.isfinite(self.cost_matrix)):

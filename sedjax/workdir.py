@@ -5,6 +5,7 @@ import os
 import pathlib
 
 from sedjax import config as config_lib
+from sedjax import identity
 from sedjax.errors import UserError
 from sedjax.files import atomic_output
 from sedjax.task import Task, read_task
@@ -21,8 +22,7 @@ def prepare(workdir: pathlib.Path, config: config_lib.Config, task: Task, featur
     Raises UserError if the folder cannot be written or holds a training of something else.
     """
     if (workdir / "config.json").exists():
-        task.require_same(read(workdir)[1], where=f"the workdir {workdir}")
-        require_same_config(workdir, config)
+        resume(workdir, config, task, features)
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -33,6 +33,23 @@ def prepare(workdir: pathlib.Path, config: config_lib.Config, task: Task, featur
                        ("config.json", config.to_json())):
         with atomic_output(workdir / name, ours=True, durable=True) as path:
             path.write_text(text)
+
+
+def resume(workdir: pathlib.Path, config: config_lib.Config, task: Task, features: dict[str, dict]) -> None:
+    """Writes what is FREE into config.json, so that the records are found where they are now.
+
+    Raises UserError if the workdir holds a training with another config, or on other records.
+    """
+    old_config, old_task, old_features = read(workdir)
+    task.require_same(old_task, where=f"the workdir {workdir}")
+    require_same_config(workdir, config)
+    identity.require_same_extractors(old_features, features, config.data.path, str(workdir))
+    if differing := identity.difference(old_features, features):
+        raise UserError(f"The workdir {workdir} holds a training on other records than those in {config.data.path}: "
+                        f"the {differing} differ; use another --workdir, or the old records.")
+    if config != old_config:
+        with atomic_output(workdir / "config.json", ours=True, durable=True) as path:
+            path.write_text(config.to_json())
 
 
 def require_same_config(workdir: pathlib.Path, config: config_lib.Config) -> None:
@@ -50,7 +67,7 @@ def read(workdir: str | os.PathLike) -> tuple[config_lib.Config, Task, dict[str,
     workdir = pathlib.Path(workdir)
     try:
         config = config_lib.from_json((workdir / "config.json").read_text())
-        features = json.loads((workdir / "features.json").read_text())
+        features = identity.read_entries(workdir / "features.json")
     except FileNotFoundError as error:
         raise UserError(f"{workdir} is not the workdir of a training: there is no {error.filename}.") from error
     except (OSError, ValueError) as error:
