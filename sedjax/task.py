@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 
+from sedjax import files
 from sedjax.errors import UserError
 
 OUTCOMES = ("TP", "FP", "TN", "FN")
@@ -117,11 +118,7 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def read_task(path: str | os.PathLike) -> Task:
     """The task in a task.json or costs.json file. Raises UserError if it cannot be read."""
     path = os.fspath(path)
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read the task file {path}: {error}.") from error
+    text = files.read_text(path)
     folder = os.path.basename(os.path.dirname(os.path.abspath(path)))
     return task_from_json(text, name=folder, where=path)
 
