@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import json
+import logging
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -13,14 +13,15 @@ from absl import flags
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from sedjax import input_pipeline, losses, metrics, parallel, placement, preemption, steps
+from sedjax import files, identity, input_pipeline, losses, metrics, parallel, placement, preemption, steps
 from sedjax.commands import require_no_arguments
 from sedjax.config import Config
 from sedjax.detector import load
 from sedjax.errors import UserError
-from sedjax.files import atomic_output
 from sedjax.score import format_score
 from sedjax.task import Task
+
+log = logging.getLogger("sedjax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,17 +120,19 @@ def main(argv: Sequence[str]) -> None:
     parallel.start()
     options = flags.FLAGS
     folder = pathlib.Path(options.workdir)
+    if options.json:
+        files.require_replaceable(options.json)
     result = evaluate_workdir(folder, options.split, options.data, options.checkpoint)
     if not parallel.is_first():
         return
     step, recordings = result.pop("step"), len(result.pop("counts"))
     score = metrics.Score(result["cost"], result["interval"], result["classes"])
-    print(f"{folder}, checkpoint of step {step}, {options.split} split, {recordings} recordings\n")
+    print(f"{folder}, checkpoint of step {step}, {options.split} split of {result['records']['path']}, "
+          f"{recordings} recordings\n")
     print(format_score(score))
     print("\nFrames:\n" + format_figures(result["frames"]))
     if options.json:
-        with atomic_output(options.json) as path:
-            path.write_text(json.dumps(result, indent=1))
+        files.write_json(options.json, result)
 
 
 def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = None,
@@ -143,8 +146,9 @@ def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = N
       which: the checkpoint, as for detector.load.
 
     Returns:
-      `step` of the checkpoint, `counts` of segments (recording, class, outcome), the fields of metrics.Score, and
-      `frames`: the figures of metrics.detection_figures. It can be written as JSON.
+      `step` of the checkpoint, `counts` of segments (recording, class, outcome), the fields of metrics.Score,
+      `frames`: the figures of metrics.detection_figures, and `records`: their `path`, and what tells them from others
+      (`identity`). It can be written as JSON.
 
     Raises:
       UserError: it is not a workdir, has no such checkpoint, the records are of another task or lack a feature, or a
@@ -157,6 +161,11 @@ def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = N
         task.require_same(source.task, where=f"the records in {source.path}")
         input_pipeline.require_features({key: entry["width"] for key, entry in source.features.items()},
                                         detector.model.features, detector.widths, where=f"The dataset {source.path}")
+        identity.require_same_extractors(detector.features, source.features, source.path, str(folder))
+        records = {"path": source.path, "identity": source.identity(detector.model.features)}
+    if not data and (differing := identity.difference(detector.features, source.metadata.entries)):
+        log.warning("The records in %s are not those that %s was trained on: the %s differ.", source.path, folder,
+                    differing)
     mesh = parallel.make_mesh()
     evaluate = Evaluator(detector.model, config, task, source, mesh)
     evaluation = evaluate(parallel.replicate(detector.variables, mesh), detector.thresholds[None])
@@ -167,7 +176,8 @@ def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = N
                         "features of that recording.")
     score = metrics.score(evaluation.segments[:, 0], task)
     frames = metrics.detection_figures(evaluation.frames[:, 0].sum(0), task)
-    return {"step": detector.step, "counts": evaluation.segments[:, 0].tolist(), **score.to_dict(), "frames": frames}
+    return {"step": detector.step, "counts": evaluation.segments[:, 0].tolist(), **score.to_dict(), "frames": frames,
+            "records": records}
 
 
 def format_figures(frames: dict[str, dict[str, float | None]]) -> str:

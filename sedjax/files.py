@@ -22,7 +22,7 @@ import threading
 import urllib.parse
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -136,6 +136,12 @@ def read_npz(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.ndar
         return {key: _read_array(archive, member) for key, member in members.items()}
 
 
+def npz_names(path: Path) -> tuple[str, ...]:
+    """Keys of an npz file; what they name may be damaged. Raises UserError as `read_npz`."""
+    with _open_npz(path, None) as (_, members):
+        return tuple(members)
+
+
 def npz_shapes(path: Path, keys: Iterable[str] | None = None) -> dict[str, tuple[int, ...]]:
     """Shapes of arrays of an npz file by key, from their headers alone. Raises UserError as `read_npz`."""
     with _open_npz(path, keys) as (archive, members):
@@ -200,6 +206,8 @@ def _open_npz(path: Path, keys: Iterable[str] | None) -> Iterator[tuple[zipfile.
             with zipfile.ZipFile(file) as archive:
                 # A key is not a file name: `foo.npy` is stored as foo.npy.npy. numpy takes one for the other.
                 members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+                if len(members) < len(archive.infolist()):
+                    raise ValueError("two of its arrays have one name")
                 if keys is not None:
                     _require_keys(path, keys, members)
                     members = {key: members[key] for key in keys}
@@ -287,6 +295,24 @@ def atomic_output(path: Path, ours: bool = False, durable: bool = False) -> Iter
         raise UserError(f"Cannot write {printable(path)}: {error.strerror or error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def savez(file: Path, arrays: Mapping[str, np.ndarray], packed: bool = False) -> None:
+    """Writes arrays as np.savez does, whatever their keys are; that takes some, such as `file`, for its parameters.
+
+    Raises UserError for a key that no npz file can hold.
+    """
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED) as archive:
+        for key, value in arrays.items():
+            name = f"{key}.npy"
+            try:
+                if zipfile.ZipInfo(name).filename != name or len(name.encode()) > 0xFFFF:
+                    raise ValueError
+            except ValueError as error:  # UnicodeEncodeError too
+                raise UserError(f"Cannot write {printable(file)}: it cannot hold an array called "
+                                f"{printable(key[:100])!r}.") from error
+            with archive.open(name, "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(value), allow_pickle=False)
 
 
 def require_replaceable(path: Path) -> None:

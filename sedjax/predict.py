@@ -19,13 +19,13 @@ from collections.abc import Iterable, Sequence
 from absl import flags
 from tqdm import tqdm
 
-from sedjax import outputs, parallel, submission
+from sedjax import identity, outputs, parallel, submission
 from sedjax.commands import BAD_LIST, SOME_BAD_STATUS, distinct_names, write_bad
 from sedjax.detection import Detection
-from sedjax.detector import EMBEDDINGS, Detector, load
+from sedjax.detector import Detector, load
 from sedjax.errors import UserError
 from sedjax.input_pipeline import Features
-from sedjax.layout import SPLITS, Layout, read_layout, read_splits
+from sedjax.layout import SPLITS, read_layout, read_splits
 from sedjax.recordings import find, warn_of_others
 
 FORMATS = {"csv": "predictions.csv", "tsv": "events.tsv", "audacity": "labels", "json": "everything but frames",
@@ -148,20 +148,11 @@ def predict_directory(detector: Detector, path: str | os.PathLike, split: str | 
         layout = read_layout(path)
         if (layout.path / "costs.json").exists():
             detector.task.require_same(layout.task, where=str(layout.path / "costs.json"))
-        _require_same_extractor(detector, layout)
+        identity.require_same_extractors(
+            detector.features, {key: {"extractor": layout.extractor(key)} for key in detector.model.features},
+            str(layout.path), str(detector.workdir))
         if split:
             layout = dataclasses.replace(layout, filenames=read_splits(layout)[split])
         source = Features.of(layout, detector.task, detector.model.features, detector.widths)
     return {name: dataclasses.replace(found, recording=name)
             for name, found in zip(layout.filenames, detector.predict(source))}
-
-
-def _require_same_extractor(detector: Detector, layout: Layout) -> None:
-    """Raises UserError if the embeddings in a directory are known to be of another extractor than those trained on."""
-    if EMBEDDINGS not in detector.model.features:
-        return
-    expected, found = detector.features[EMBEDDINGS].get("extractor"), layout.extractor(EMBEDDINGS)
-    if expected and found and expected["parameters"] != found["parameters"]:
-        raise UserError(f"The embeddings in {layout.path} are of the extractor {found['parameters']!r} "
-                        f"({found['path']}), but the model in {detector.workdir} was trained on those of "
-                        f"{expected['parameters']!r} ({expected['path']}): make them with that one.")

@@ -56,7 +56,7 @@ def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = N
         log.warning("Crops have %d frames but model.positions is %d: evaluation uses positions that no crop "
                     "trains.", crop, rows)
 
-    parallel.on_first(lambda: workdir.require_usable(folder, config, task))
+    parallel.on_first(lambda: workdir.require_usable(folder, config, task, setup.features))
     with parallel.together():
         state = setup.initial_state()
     parameters = parameter_overview.get_parameter_overview(state.params)

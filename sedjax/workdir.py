@@ -3,13 +3,11 @@
 import json
 import os
 import pathlib
-from typing import Annotated, Any
-
-import pydantic
 
 from sedjax import config as config_lib
+from sedjax import identity
 from sedjax.errors import UserError
-from sedjax.files import atomic_output, make_folder, parse_json, read_json, read_text, require_replaceable
+from sedjax.files import atomic_output, make_folder, read_text, require_replaceable
 from sedjax.task import Task, read_task
 
 # What may change between two starts of one training: how it runs, not what it computes. Only precision changes
@@ -23,14 +21,13 @@ FILES = ("config.json", "features.json", "metrics.jsonl", "parameters.txt", "tas
 FOLDERS = ("checkpoints", "damaged", "report")
 
 
-def require_usable(workdir: pathlib.Path, config: config_lib.Config, task: Task) -> None:
+def require_usable(workdir: pathlib.Path, config: config_lib.Config, task: Task, features: dict[str, dict]) -> None:
     """Checks, without writing anything, that a folder is the workdir of this training or can become it.
 
     Raises UserError if it holds a training of something else, or what a training would overwrite.
     """
     if (workdir / "config.json").exists():
-        task.require_same(read(workdir)[1], where=f"the workdir {workdir}")
-        require_same_config(workdir, config)
+        require_same(workdir, config, task, features)
         return
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"The workdir {workdir} is not a folder: choose another --workdir.")
@@ -50,8 +47,9 @@ def prepare(workdir: pathlib.Path, config: config_lib.Config, task: Task, featur
 
     Raises UserError if the folder cannot be written, or as `require_usable`.
     """
-    require_usable(workdir, config, task)
+    require_usable(workdir, config, task, features)
     if (workdir / "config.json").exists():
+        update(workdir, config)
         return
     make_folder(workdir)
     # config.json comes last: a folder that has it has the others.
@@ -59,6 +57,24 @@ def prepare(workdir: pathlib.Path, config: config_lib.Config, task: Task, featur
                        ("config.json", config.to_json())):
         with atomic_output(workdir / name, durable=True) as path:
             path.write_text(text, encoding="utf-8")
+
+
+def require_same(workdir: pathlib.Path, config: config_lib.Config, task: Task, features: dict[str, dict]) -> None:
+    """Raises UserError if a workdir holds a training with another config, other than in FREE, or on other records."""
+    _, old_task, old_features = read(workdir)
+    task.require_same(old_task, where=f"the workdir {workdir}")
+    require_same_config(workdir, config)
+    identity.require_same_extractors(old_features, features, config.data.path, str(workdir))
+    if differing := identity.difference(old_features, features):
+        raise UserError(f"The workdir {workdir} holds a training on other records than those in {config.data.path}: "
+                        f"the {differing} differ; use another --workdir, or the old records.")
+
+
+def update(workdir: pathlib.Path, config: config_lib.Config) -> None:
+    """Writes what is FREE into the config of a workdir, so that the records are found where they are now."""
+    if config != read(workdir)[0]:
+        with atomic_output(workdir / "config.json", ours=True, durable=True) as path:
+            path.write_text(config.to_json(), encoding="utf-8")
 
 
 def require_same_config(workdir: pathlib.Path, config: config_lib.Config) -> None:
@@ -76,22 +92,8 @@ def read(workdir: str | os.PathLike) -> tuple[config_lib.Config, Task, dict[str,
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
         raise UserError(f"{workdir} is not the workdir of a training: there is no {path}.")
-    text = read_text(path)
-    parse_json(text, config_lib.Config, path)  # the types
-    try:
-        config = config_lib.freeze(parse_json(text, dict[str, Any], path))
-    except UserError as error:
-        raise UserError(f"{path} is not the config of a training: {error}") from error
-    features = read_json(path.with_name("features.json"), dict[str, _Feature])
-    return config, read_task(path.with_name("task.json")), {
-        key: feature.model_dump(exclude_unset=True) for key, feature in features.items()}
-
-
-class _Feature(pydantic.BaseModel, extra="allow"):
-    """What the code relies on of the entry of a feature in features.json."""
-
-    width: Annotated[int, pydantic.Field(ge=1, le=1_000_000)]
-    extractor: dict[str, Any] = {}
+    config = config_lib.from_json(read_text(path), path)
+    return config, read_task(path.with_name("task.json")), identity.read_entries(path.with_name("features.json"))
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

@@ -140,7 +140,7 @@ def test_lengths_come_from_labels_where_there_are_no_features(tmp_path):
     (["--predictions=p.csv", "--json=o.json"], "--json needs --ground_truth"),
     (["--predictions=p.csv", "--split=test"], "--split needs --dataset"),
     (["--predictions=p.csv"], r"There is no file p\.csv"),
-    (["--predictions=p.csv", "--costs=c.json"], r"Cannot read the task file c\.json"),
+    (["--predictions=p.csv", "--costs=c.json"], r"no file c\.json"),
     (["--predictions=p.csv", "--dataset=d"], "There is no directory d"),
 ])
 def test_wrong_arguments_are_explained(arguments, message, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import re
 
 import jax
@@ -177,6 +178,16 @@ def test_a_sweep_survives_failures_and_cuts(config_file, tmp_path, monkeypatch, 
     assert trained == []
     with pytest.raises(UserError, match=r"another config: model\.head_width is 0 there and 4 now"):
         run_command(sweep, *arguments, "--only=linear", "--config.systems.linear.config.model.head_width=4")
+    # A finished run of other records does not count, whether it is chosen or not.
+    path = folder / "base" / "seed0" / "features.json"
+    known = json.loads(path.read_text())
+    known["labels"]["fingerprint"]["train"] = "another"
+    path.write_text(json.dumps(known))
+    for only in ("base", "linear"):
+        with pytest.raises(UserError, match=r"1 runs failed: base/seed0: .*other records .* labels of the"):
+            run_command(sweep, *arguments, f"--only={only}")
+        assert "- `base/seed0`: The workdir" in (folder / "report" / "index.md").read_text()
+    assert trained == []
     with pytest.raises(UserError, match="no system 'lineal'"):
         run_command(sweep, *arguments, "--only=lineal")
 
@@ -251,8 +262,11 @@ def test_verdicts():
     assert study.compare(good, same).verdict == "no evidence"
     assert study.compare(good, bad).difference == pytest.approx(
         np.mean([run.cost for run in good]) - np.mean([run.cost for run in bad]))
-    with pytest.raises(UserError, match="not evaluated on the same recordings"):
-        study.compare(good, [system("short", counts(1, 0.1, recordings=5))])
+    known = [dataclasses.replace(run, recordings="a") for run in good]
+    assert study.compare(known, bad).verdict == "better"
+    for other in (system("short", counts(1, 0.1, recordings=5)), dataclasses.replace(bad[0], recordings="b")):
+        with pytest.raises(UserError, match="not evaluated on the same recordings"):
+            study.compare(known, [other])
 
 
 @pytest.mark.parametrize(("found", "published", "words"), [
