@@ -203,14 +203,15 @@ def _as_array(recording) -> np.ndarray:
     except Exception as error:  # whatever an object raises that is asked to be an array
         raise UserError(f"A recording must be a path or an array of numbers, not {type(recording).__name__} "
                         f"({files.printable(str(error))[:200]}).") from error
-    if array is None or array.dtype.kind not in "fiu" or array.ndim not in (1, 2):
+    if array is None or array.dtype.kind not in "fiu" or array.ndim not in (1, 2) or (
+            array.shape[1:] == (0,)):
         what = type(recording).__name__ if array is None else f"{array.dtype} of shape {array.shape}"
         raise UserError("A recording must be a path, or numbers of shape (samples,) or (samples, channels), not "
                         f"{what}.")
     if array.ndim == 1:
         return array[:, None]
     samples, channels = array.shape
-    if channels == 0 or (samples and channels > min(samples, MOST_CHANNELS)):
+    if samples and channels > min(samples, MOST_CHANNELS):
         raise UserError(f"An array of shape {array.shape} would be {channels:,} channels of {samples:,} samples: the "
                         "order is (samples, channels), so transpose one that is (channels, samples).")
     return array

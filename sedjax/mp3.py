@@ -23,6 +23,7 @@ BIT_RATES = {  # kbit/s, by version 1 or not and layer
     (False, LAYER_3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)}
 SAMPLE_RATES_HZ = (44100, 48000, 32000)
 HALVINGS = {VERSION_1: 0, 2: 1, 0: 2}  # of the sample rate, by the code of a version
+DECODER_DELAY = 529  # samples that the decoder of layer III leaves out at the beginning
 TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")
 
 _NOTE = re.compile(rb"(\[src/libmpg123/|Note: |Warning: |main: )|\s*$")
@@ -56,8 +57,8 @@ class Frames(NamedTuple):
 
     @property
     def samples(self) -> int:
-        """Of all frames that are there or were, for each channel."""
-        return (self.whole + self.missing - (self.stated is not None)) * self.samples_each
+        """Of all frames that are there or were, for each channel, if none says how many there are."""
+        return max((self.whole + self.missing) * self.samples_each - DECODER_DELAY, 0)
 
 
 def scan(raw: io.BufferedReader) -> Frames | None:
