@@ -97,7 +97,7 @@ class Detector:
             parts.append(found)
             if clip.is_last:
                 recording = recordings[clip.recording]
-                name = "" if isinstance(recording, np.ndarray) else os.fspath(recording)
+                name = os.fspath(recording) if isinstance(recording, str | os.PathLike) else ""
                 yield Detection(name, self.task, self.thresholds, clip.seconds, **_joined(parts), features=clip.kept)
 
     def predict(self, source: input_pipeline.Source) -> list[Detection]:
