@@ -134,7 +134,7 @@ def _clip_costs(counts: Int[np.ndarray, "*batch clip class outcome"],
 
 def _pooled(costs: Float64[np.ndarray, "*batch clip"],
             sizes: Float64[np.ndarray, "clip"]) -> Float64[np.ndarray, "*batch"]:
-    return costs.sum(-1) / max(sizes.sum(), 1)
+    return np.asarray(costs.sum(-1) / max(sizes.sum(), 1))
 
 
 def _deviations(costs: Float64[np.ndarray, "*batch clip"],
