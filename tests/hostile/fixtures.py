@@ -3,12 +3,14 @@
 import csv
 import json
 import pathlib
+import shutil
 from unittest import mock
 
 import numpy as np
 import soundfile
-from hostile import sandbox
 from tiny import TINY_TASK, write_layout
+
+from hostile import sandbox
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "conv_transformer_small.py"
@@ -42,6 +44,17 @@ def make(folder: pathlib.Path) -> pathlib.Path:
     state = {key: np.zeros(shape, np.float32) for key, shape in _tensors().items()}
     np.savez(folder / "state.npz", **state)
     return folder
+
+
+def make_more(folder: pathlib.Path) -> None:
+    """Writes further fixtures, which the fuzzer spoils: outputs of earlier runs."""
+    (folder / "three").mkdir()
+    for name in ("wav.wav", "flac.flac", "ogg.ogg"):
+        shutil.copy2(folder / "recordings" / name, folder / "three" / name)
+    _succeed("extract", "--audio", folder / "three", "--output", folder / "extracted", "--features=mfcc")
+    _succeed("soundscapes", "--output", folder / "cities", "--recordings=10", "--seconds_min=2", "--seconds_max=2",
+             "--workers=1")
+    _succeed("report", folder / "naive")
 
 
 def write_recordings(folder: pathlib.Path) -> None:

@@ -9,9 +9,6 @@ and another child begins after it.
 
 import argparse
 import collections
-import csv
-import dataclasses
-import io
 import itertools
 import json
 import os
@@ -24,7 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 CASE_SECONDS = 100  # after which the parent kills a child; the child's own alarm rings before
 FAULTS = ("traceback", "hang", "crash", "silent loss", "broken promise")
@@ -46,7 +43,7 @@ def main() -> None:
     if options.seed is None:
         options.seed = random.SystemRandom().randrange(10**9)
     print(f"seed {options.seed}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         options.fixtures = folder
         sys.exit(parent(options))
 
@@ -73,11 +70,12 @@ def parent(options: argparse.Namespace) -> int:
             else:
                 note(options, counts, faults, doing | line)
                 doing, number = None, line["number"] + 1
-            if options.only is not None and "kind" in line or end and time.monotonic() > end:
+            if (options.only is not None and "kind" in line) or (end and time.monotonic() > end):
                 process.kill()
                 break
         status = process.wait()
-        finished = end is not None and time.monotonic() > end or options.only is not None
+        lines.close()
+        finished = (end is not None and time.monotonic() > end) or options.only is not None
         if doing is None and not finished and not counts:
             print(f"The first child ended with status {status}.")
             return 1
@@ -97,7 +95,7 @@ def parent(options: argparse.Namespace) -> int:
 def note(options: argparse.Namespace, counts: collections.Counter, faults: dict, case: dict) -> None:
     """Counts a case, and prints a fault of a new kind."""
     counts[case["kind"]] += 1
-    known = f"{case['kind']}: {case['command']}: {case.get('signature') or case['text'].strip().splitlines()[-1][:150]}"
+    known = f"{case['kind']}: {case['command']}: {case.get('signature') or (case['text'].strip() or '?').splitlines()[-1][:150]}"
     if case["kind"] in FAULTS:
         if known not in faults:
             print(f"--- case {case['number']} ({case['kind']}): {case['command']}, {case['what']}\n{case['text'].strip()}",
@@ -152,6 +150,7 @@ def child(options: argparse.Namespace) -> None:
     if not folder.exists():
         folder.mkdir()
         fixtures.make(folder)
+        fixtures.make_more(folder)
     import tensorflow_datasets  # noqa: F401 (in the first case it would take longer than a case may)
 
     from hostile import scenarios

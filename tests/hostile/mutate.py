@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable
 
 import numpy as np
+
 from hostile import damage
 
 VALUES = (None, True, False, 0, -1, 1, 2, 0.5, -0.0, 1e-300, 1e300, float("nan"), float("inf"), -float("inf"), 2**31, 2**63, 10**30,
@@ -48,7 +49,7 @@ def mutate(path: pathlib.Path, rng: random.Random, others: list[pathlib.Path]) -
     kind = rng.choice(kinds)
     try:
         return kind(path, rng, others)
-    except (ValueError, KeyError, IndexError, UnicodeError, OSError):  # mutated before, so that it is not what it was
+    except Exception:  # mutated before, so that it is not what it was
         return flip(path, rng, others) if path.is_file() and path.stat().st_size else empty(path, rng, others)
 
 
@@ -69,7 +70,7 @@ def cut(path: pathlib.Path, rng: random.Random, others) -> Mutation:
 
 
 def insert(path: pathlib.Path, rng: random.Random, others) -> Mutation:
-    content, place = path.read_bytes(), 0
+    content = path.read_bytes()
     place = rng.randrange(len(content) + 1)
     more = rng.choice((rng.randbytes(rng.choice((1, 10, 4096))), bytes(4096), b"\n", b'"', b"\x00", b"\xff"))
     path.write_bytes(content[:place] + more + content[place:])

@@ -22,6 +22,7 @@ from absl import flags
 
 from sedjax import commands
 from sedjax.errors import UserError
+from sedjax.files import printable
 
 MODULES = {name: f"data_prep.{name}" for name in ("layout", "build_records", "extract", "soundscapes", "ground_truth",
                                                    "import_weights")} | {
@@ -92,7 +93,7 @@ def call(function: Callable) -> Result:
         try:
             return function()
         except UserError as error:
-            print(f"Error: {error}", file=sys.stderr)
+            print(f"Error: {printable(str(error))}", file=sys.stderr)
             sys.exit(commands.USER_ERROR_STATUS)
 
     return watch(run)
@@ -151,7 +152,10 @@ def nothing_computed() -> Iterator[None]:
     def computed(*args, **kwargs):
         raise Computed
 
-    with mock.patch("sedjax.parallel.compile_step", computed), mock.patch("sedjax.workdir.prepare", computed):
+    def compiled(*args, **kwargs):
+        return computed
+
+    with mock.patch("sedjax.parallel.compile_step", compiled), mock.patch("sedjax.workdir.prepare", computed):
         yield
 
 
@@ -203,7 +207,7 @@ def broken_promises(before: dict[str, str], after: dict[str, str], result: Resul
             broken.append(f"{path!r} is changed.")
     for path in after.keys() - before.keys():
         name = os.path.basename(path)
-        if name.startswith(".") and name != ".sedjax_outputs" or "tmp" in name:
+        if (name.startswith(".") and name != ".sedjax_outputs") or "tmp" in name:
             broken.append(f"{path!r} is left over.")
         elif not _within(path, writes) and name != ".sedjax_outputs":
             broken.append(f"{path!r} is written.")

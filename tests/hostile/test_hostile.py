@@ -1,6 +1,7 @@
 """Every command and the Python interface on hostile input: a row of hostile/corpus.py each."""
 
 import pytest
+
 from hostile import corpus, fixtures
 from hostile.rows import judge
 
