@@ -20,7 +20,7 @@ from unittest import mock
 
 from absl import flags
 
-from sedjax import commands
+from sedjax import commands, workdir
 from sedjax.errors import UserError
 from sedjax.files import printable
 
@@ -50,7 +50,7 @@ class Result:
       output, errors: what it printed.
       crash: the traceback, if there was one, or what else must not be.
       value: what a function of the Python interface returned.
-      growth_bytes: by which it raised the peak of this process's memory.
+      growth_bytes: by which its memory grew at most.
     """
 
     status: int | None
@@ -104,7 +104,8 @@ def watch(run: Callable[[], object]) -> Result:
     output, errors = io.StringIO(), io.StringIO()
     status, crash, value = None, "", None
     handlers = {logger: logger.handlers for logger in LOGGERS}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of what ran before
+    start_bytes = _memory_bytes("VmRSS")
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), _bounds():
         try:
             value = run()
@@ -121,8 +122,12 @@ def watch(run: Callable[[], object]) -> Result:
         logger.handlers = before
     if "Traceback (most recent call last)" in errors.getvalue():
         crash += errors.getvalue()
-    growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) << 10
-    return Result(status, output.getvalue(), errors.getvalue(), crash, value, growth)
+    return Result(status, output.getvalue(), errors.getvalue(), crash, value, _memory_bytes("VmHWM") - start_bytes)
+
+
+def _memory_bytes(field: str) -> int:
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1]) << 10
 
 
 @contextlib.contextmanager
@@ -155,7 +160,13 @@ def nothing_computed() -> Iterator[None]:
     def compiled(*args, **kwargs):
         return computed
 
-    with mock.patch("sedjax.parallel.compile_step", compiled), mock.patch("sedjax.workdir.prepare", computed):
+    prepare = workdir.prepare
+
+    def prepared(*args, **kwargs):
+        prepare(*args, **kwargs)
+        raise Computed
+
+    with mock.patch("sedjax.parallel.compile_step", compiled), mock.patch("sedjax.workdir.prepare", prepared):
         yield
 
 
