@@ -18,6 +18,7 @@ from sedjax import checkpoint
 from sedjax.metric_writer import read_metrics
 
 KILLS = int(os.environ.get("SEDJAX_KILLS", "2"))
+SEED = int(os.environ.get("SEDJAX_SEED", time.time_ns()))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,8 @@ def wait_for(path: pathlib.Path, process: subprocess.Popen) -> None:
 
 def test_killed_at_random_moments(records, whole, tmp_path):
     """SIGKILL, again and again; it loses the steps since the last save at most, and ends with the same bits."""
-    rng = random.Random(time.time_ns())
+    rng = random.Random(SEED)
+    print(f"The moments are those of SEDJAX_SEED={SEED}.")  # pytest shows it if the test fails
     folder, saved, kills = tmp_path / "0", 0, 0
     while True:
         last = kills == KILLS

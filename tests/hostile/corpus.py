@@ -894,7 +894,7 @@ for what, text in CONFIG_FILES.items():
     for command in ("train", "sweep", "bench"):
         add(command, f"TRIALS crash 9: a config file that {what}", config_file(text, command), refused("mine.py"))
 for what, spoil in damage.NO_FILE.items():
-    add("train", f"the config file is {what}", 
+    add("train", f"the config file is {what}",
         lambda box, spoil=spoil: (config_file("", "train")(box), spoil(box / "mine.py"))[0], refused("mine.py"))
 for what, text in {"config:word": f"{CONFIG}:small", "no suffix": str(CONFIG.with_suffix("")), "empty": "", "a folder": str(ROOT)}.items():
     add("train", f"--config is {what}", lambda box, text=text: [f"--config={text}", f"--workdir={box / 'out'}"], refused("config"))
