@@ -168,6 +168,17 @@ def _log_to_stderr() -> None:
         logging.getLogger(name).handlers = [handler]
         logging.getLogger(name).setLevel(logging.INFO)
         logging.getLogger(name).propagate = False
+    # When one of its reads or writes fails, Orbax closes the event loop of the others; their ends find it closed.
+    unraisable = sys.unraisablehook
+    sys.unraisablehook = lambda event: None if _is_closed_loop(event.exc_value) else unraisable(event)
+    for name in ("asyncio", "concurrent.futures"):
+        logging.getLogger(name).addFilter(lambda record: not (
+            (record.exc_info and _is_closed_loop(record.exc_info[1]))
+            or record.getMessage().startswith("Task was destroyed but it is pending")))
+
+
+def _is_closed_loop(error: BaseException | None) -> bool:
+    return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
 
 
 def write_bad(folder: pathlib.Path, bad: dict[str, str]) -> None:

@@ -1,9 +1,11 @@
 """Ctrl-C in a command: one line and exit status 130, at any time, also while modules are imported."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 
 STATUS = 130
 
@@ -28,6 +30,16 @@ def raise_first() -> None:
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, request)
+
+
+@contextlib.contextmanager
+def only_here() -> Iterator[None]:
+    """Processes that are started inside never see Ctrl-C: they end with this one."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def starts_command() -> bool:

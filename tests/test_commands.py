@@ -205,6 +205,54 @@ def test_ctrl_c_is_one_line_and_status_130(argument):
     assert ("tidied up" in result.stdout) == (argument != "early")
 
 
+ABANDONED = """
+import asyncio, concurrent.futures, logging, threading
+from sedjax import commands
+from sedjax.errors import UserError
+
+class Native:  # what a thread of a library does with its result
+    def __init__(self, loop):
+        self.loop = loop
+
+    def __del__(self):
+        self.loop.call_soon_threadsafe(print)
+
+class Odd:
+    def __del__(self):
+        raise ValueError("shown")
+
+async def wait(pool, event):
+    await asyncio.get_running_loop().run_in_executor(pool, event.wait)
+
+async def fail(pool, event):
+    asyncio.ensure_future(wait(pool, event))
+    await asyncio.sleep(0)
+    raise UserError("damaged")
+
+def main(argv):
+    event, pool, loop = threading.Event(), concurrent.futures.ThreadPoolExecutor(1), asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(fail(pool, event))
+    finally:
+        loop.close()
+        event.set()
+        pool.shutdown()
+        Native(loop)
+        Odd()
+
+commands.run(main)
+"""
+
+
+def test_what_finds_its_event_loop_closed_says_nothing():
+    result = subprocess.run([sys.executable, "-c", ABANDONED], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.endswith("Error: damaged\n")
+    assert "ValueError: shown" in result.stderr
+    assert "loop" not in result.stderr
+    assert "pending" not in result.stderr
+
+
 @pytest.mark.parametrize("output", ["closed pipe", "full"])
 def test_output_that_cannot_be_written(output):
     if output == "full":
