@@ -25,6 +25,7 @@ Frames = Annotated[int, Field(ge=1, le=1_000_000)]  # 33 hours of 120 ms
 FramesOrNone = Annotated[int, Field(ge=0, le=1_000_000)]
 BatchSize = Annotated[int, Field(ge=1, le=65_536)]
 Masks = Annotated[int, Field(ge=0, le=1_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # JAX ignores further bits
 Share = Annotated[float, Field(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 

@@ -1,16 +1,21 @@
 """What all commands share: flags, errors that a person can cause, outputs that are whole or not there."""
 
+import collections
 import contextlib
 import csv
 import errno
+import gc
 import itertools
 import logging
 import os
 import pathlib
 import re
+import signal
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
 from absl import logging as absl_logging
@@ -18,13 +23,14 @@ from absl import logging as absl_logging
 from sedjax import interrupts
 from sedjax.bounds import unknown
 from sedjax.errors import UserError
-from sedjax.files import atomic_output, printable
+from sedjax.files import atomic_output, printable, remove_output
 
 USER_ERROR_STATUS = 2
 SOME_BAD_STATUS = 1
 BROKEN_PIPE_STATUS = 141  # as of what SIGPIPE ends
 MAY_BE_EMPTY = {"beam_options"}  # a text, which is neither a path nor a name
 SHOWN_CHARACTERS = 300
+TERMINATED_STATUS = 128 + signal.SIGTERM
 BAD_LIST = "bad_recordings.csv"
 log = logging.getLogger("sedjax")
 
@@ -55,7 +61,9 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     except BrokenPipeError:  # who read the output, such as `head`, has enough
         _drop_output()
         sys.exit(BROKEN_PIPE_STATUS)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        traceback.clear_frames(error.__traceback__)
+        gc.collect()  # what was in use, such as the locks of worker processes, is given back
         interrupts.end()
     except Exception as error:
         text = _sentence(error)
@@ -184,18 +192,21 @@ def _is_closed_loop(error: BaseException | None) -> bool:
 def write_bad(folder: pathlib.Path, bad: dict[str, str]) -> None:
     """Says which recordings cannot be read and why, also in the BAD_LIST of a folder; there is none if all can be."""
     path = folder / BAD_LIST
-    bad = {printable(name): printable(reason) for name, reason in bad.items()}
-    for name, reason in sorted(bad.items()):
+    rows = sorted((printable(name), printable(reason)) for name, reason in bad.items())
+    for name, reason in rows:
         log.warning("%s: %s", name, reason)
-    if not bad:
-        path.unlink(missing_ok=True)
+    if not rows:
+        remove_output(path)
         return
     with atomic_output(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([("filename", "reason"), *sorted(bad.items())])
+        csv.writer(file, lineterminator="\n").writerows([("filename", "reason"), *rows])
 
 
 def distinct_names(paths: Sequence[str | os.PathLike]) -> list[str]:
-    """The last part of each path, or as many as tell them apart, `printable`. Raises UserError if one comes twice."""
+    """The last part of each path, or as many as tell them apart, `printable`.
+
+    Raises UserError if a path comes twice, or two cannot be told apart in print.
+    """
     real: set[str] = set()
     for path in paths:
         place = os.path.realpath(path)
@@ -203,5 +214,27 @@ def distinct_names(paths: Sequence[str | os.PathLike]) -> list[str]:
             raise UserError(f"{path} is given twice.")
         real.add(place)
     parts = [pathlib.Path(printable(os.path.abspath(path))).parts for path in paths]
+    if alike := [part for part, count in collections.Counter(parts).items() if count > 1]:
+        raise UserError(f"Two files have a name that is printed as {pathlib.PurePath(*alike[0])}: rename one.")
     depth = next(n for n in itertools.count(1) if len({part[-n:] for part in parts}) == len(parts))
     return [str(pathlib.PurePath(*part[-depth:])) for part in parts]
+
+
+@contextlib.contextmanager
+def tidy_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that nothing half-written stays, and the process with status 143."""
+    def stop(number: int, frame) -> None:
+        sys.exit(TERMINATED_STATUS)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except SystemExit as end:
+        if end.code == TERMINATED_STATUS:
+            log.warning("Terminated; what has been written is whole.")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)

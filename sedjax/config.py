@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from pydantic import AfterValidator, Field
 
 from sedjax import bounds, files, models
-from sedjax.bounds import BatchSize, FilePath, Frames, FramesOrNone, Share, ShareBelowOne
+from sedjax.bounds import BatchSize, FilePath, Frames, FramesOrNone, Seed, Share, ShareBelowOne
 from sedjax.errors import UserError
 
 MAX_STEPS = 2**31 - 1  # a step is counted in 32 bits
@@ -118,7 +118,8 @@ class OptimizerConfig:
       layer_decay: factor on the learning rate from each layer of a pretrained encoder to the one below, see
         optimizer.layer_rates; 1 for the same rate everywhere.
       frozen: duration at the beginning in which the pretrained encoder does not change.
-      accumulate: parts into which a batch is split to save memory; the step is that of the whole batch.
+      accumulate: parts into which a batch is split to save memory; the step is that of the whole batch, so models with
+        batch norm, whose statistics each part would have for itself, are refused.
     """
 
     learning_rate: Annotated[float, Field(gt=0, le=1e30)] = 1e-4  # what is too high for a model ends in NaN
@@ -161,7 +162,7 @@ class TrainConfig:
     patience: Annotated[int, Field(ge=0, le=1_000_000)] = 10
     mixup: Annotated[float, Field(ge=0, le=1_000)] = 0.0
     ema: ShareBelowOne = 0.0
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # JAX ignores further bits
+    seed: Seed = 0
     initial_weights: FilePath = ""
 
 

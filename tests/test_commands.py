@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -107,7 +108,7 @@ NAIVE = ("train", "--config=configs/naive.py", "--workdir=w")
     ([*NAIVE, "--config.decision.thresholds=(("], "decision.thresholds[0] must be a valid number, not '(('"),
     ([*NAIVE, "--config.loss.class_factors={'a':" + "[" * 10**4], "--config.loss.class_factors="),
     ([*NAIVE, "--config.optimizer.learning_rate=nan"], "optimizer.learning_rate must be a finite number, not nan"),
-    (["sweep", "--config=configs/naive.py", "--workdir=w"], "no sweep"),
+    (["sweep", "--config=configs/naive.py", "--workdir=w"], "not a sweep"),
     (["score", "--predictions="], "--predictions is given without a value"),
     (["bench", "--sweep="], "--sweep is given without a value"),
     (["bench", "--steps=0"], "--steps=0"),
@@ -283,3 +284,31 @@ def test_a_disk_that_really_fills_up(tmp_path):
         assert os.listdir(disk) == []
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_names_that_are_printed_alike(tmp_path, caplog):
+    byte, text = os.fsdecode(b"a\xe9.wav"), "a\\udce9.wav"
+    with pytest.raises(UserError, match=r"printed as .*a\\udce9\.wav: rename one"):
+        commands.distinct_names([tmp_path / byte, tmp_path / text])
+    commands.write_bad(tmp_path, {byte: "no", text: "no\nno"})
+    assert (tmp_path / "bad_recordings.csv").read_text().splitlines() == [
+        "filename,reason", f"{text},no", f"{text},no\\nno"]
+    commands.write_bad(tmp_path, {})
+    assert not (tmp_path / "bad_recordings.csv").exists()
+    (tmp_path / "bad_recordings.csv").write_text("mine")
+    for bad in ({}, {"a.wav": "no"}):
+        with pytest.raises(UserError, match=r"bad_recordings\.csv is there already"):
+            commands.write_bad(tmp_path, bad)
+
+
+def test_sigterm_leaves_nothing_half_written(tmp_path):
+    def write_half():
+        with commands.tidy_sigterm(), files.atomic_output(tmp_path / "a.csv") as path:
+            path.write_text("half")
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="143"):
+        write_half()
+    assert os.listdir(tmp_path) == []
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -114,7 +114,7 @@ def fill_weights(variables: dict, path: str | os.PathLike, unused: Sequence[str]
       unused: how the names begin of what it may hold although the model has no place for it.
 
     Raises:
-      UserError: it cannot be read, or does not fit the model; nothing is replaced then.
+      UserError: it cannot be read, does not fit the model, or is not finite; nothing is replaced then.
     """
     held = files.read_npz(path)
     left_out = {prefix for prefix in unused for name in held if name.startswith(prefix)}
@@ -131,7 +131,14 @@ def fill_weights(variables: dict, path: str | os.PathLike, unused: Sequence[str]
         odd = min(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         raise UserError(f"The initial weights {path} do not fit the model: {odd} is {found.get(odd, 'missing')} there "
                         f"and {wanted.get(odd, 'missing')} in the model.")
-    return traverse_util.unflatten_dict({**flat, **{name: jnp.asarray(value) for name, value in held.items()}}, sep="/")
+    replaced = {}
+    for name, value in held.items():
+        if value.dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                replaced[name] = jnp.asarray(value.astype(flat[name].dtype))
+        if name not in replaced or not jnp.isfinite(replaced[name]).all():
+            raise UserError(f"The initial weights {path} cannot be used: {name} is not an array of finite fractions.")
+    return traverse_util.unflatten_dict({**flat, **replaced}, sep="/")
 
 
 def _model(name: str) -> type[nn.Module]:
