@@ -211,8 +211,8 @@ def test_level_needs_a_power():
 
 @pytest.mark.parametrize(("changes", "words"), [
     ({"model__heads": 3}, "cannot be divided"),
-    ({"model__norm": "middle"}, "model.norm must be one of"),
-    ({"model__stem": "resnet34"}, "model.stem must be one of"),
+    ({"model__norm": "middle"}, "model.norm must be .post. or .pre., not"),
+    ({"model__stem": "resnet34"}, "model.stem must be .linear. or .conv., not"),
     ({"model__heads": 6, "model__width": 1024}, "1024 cannot be divided by model.heads = 6"),
 ])
 def test_sizes_that_do_not_fit(changes, words):
