@@ -1,17 +1,23 @@
 """Any recording -> 16 kHz mono float32, in blocks of bounded memory."""
 
+import contextlib
+import functools
+import io
+import logging
 import os
 import pathlib
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import soundfile
 import soxr
 from jaxtyping import Float, Int16, Shaped
 
-from sedjax import mp3
+from sedjax import containers, files, flac, mp3, ogg
 from sedjax.errors import UserError
+from sedjax.task import Task
+
+log = logging.getLogger("sedjax")
 
 # What people call audio, also where libsndfile cannot read it: then it is listed as bad, not passed over.
 SUFFIXES = {".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mp3", ".mp4", ".oga", ".ogg", ".opus",
@@ -20,14 +26,17 @@ SAMPLE_RATE_HZ = 16000
 BLOCK_SAMPLES = 10 * SAMPLE_RATE_HZ
 FEATURE = "audio"  # what `frames` gives, as a feature of a directory, of records and of batches
 FRAME_SAMPLES = 1920  # 120 ms
-FULL_SCALE = 32767  # of 16-bit samples
+FRAME_SECONDS = FRAME_SAMPLES / SAMPLE_RATE_HZ
+FULL_SCALE = 32768  # of 16-bit samples
+MOST_MISSING_SECONDS = FRAME_SECONDS  # of a recording that is read all the same, with a warning
 CHUNK_VALUES = 1 << 20  # read at once, all channels together
 RATES_HZ = (1_000, 1_000_000)
+MOST_SAMPLES = 1 << 62  # libsndfile's number for a length that it does not know is larger
 LOUDEST = 1000.0  # full scale is 1; what is 60 dB above it was never scaled
-# A program that writes to a pipe cannot know the length: it puts about 2 or 4 GiB into the header.
-UNKNOWN_BYTES = 0x7FFF0000
+MOST_CHANNELS = 64  # of an array; more are samples, which are in the place of channels
 
-Recording = str | os.PathLike | Shaped[np.ndarray, "_recorded"] | Shaped[np.ndarray, "_recorded _channels"]
+Recording = (str | os.PathLike | Shaped[np.ndarray, "_recorded"] | Shaped[np.ndarray, "_recorded _channels"] |
+             Sequence[float])
 
 
 def files_in(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -46,22 +55,21 @@ def blocks(recording: Recording, sample_rate_hz: int | None = None) -> Iterator[
     """A recording as 16 kHz mono in blocks of 10 s, of which the last may be shorter.
 
     n samples at rate r become round(n x 16000 / r), at least 1. Channels are averaged. Silence is a recording like any
-    other; what exceeds full scale is kept as it is.
+    other; what exceeds full scale is kept as it is. A recording of which no more than 120 ms are missing is read, with
+    a warning.
 
     Args:
-      recording: a file that libsndfile reads (wav, flac, ogg, opus, mp3, aiff and more), or an array of floats with
-        full scale 1, or of integers with that of their type.
+      recording: a file that libsndfile reads (wav, flac, ogg, opus, mp3, aiff and more), or an array, or what numpy
+        makes one of: floats with full scale 1, or integers with that of their type; (samples,) or (samples, channels).
       sample_rate_hz: of an array; a file says it itself.
 
     Raises:
       UserError: it is missing, no audio, empty, truncated, damaged, or has samples that are not finite or out of all
         scale. Damage that only reading finds raises after the blocks before it.
     """
-    if isinstance(recording, np.ndarray):
-        if sample_rate_hz is None:
-            raise UserError("The sample rate of an array must be given.")
-        return _in_blocks(_resampled(_array_chunks(recording, sample_rate_hz), sample_rate_hz, "The array"))
-    return _in_blocks(_file_chunks(pathlib.Path(recording)))
+    if isinstance(recording, str | os.PathLike):
+        return _in_blocks(_file_chunks(pathlib.Path(recording)))
+    return _in_blocks(_array_chunks(recording, sample_rate_hz))
 
 
 def read(recording: Recording, sample_rate_hz: int | None = None) -> Float[np.ndarray, "samples"]:
@@ -72,17 +80,21 @@ def read(recording: Recording, sample_rate_hz: int | None = None) -> Float[np.nd
 def rows(blocks: Iterable[Float[np.ndarray, "_"]]) -> Iterator[Int16[np.ndarray, "frame 1920"]]:
     """A recording given in blocks as 16-bit samples, one row a frame of 120 ms; silence fills up the last.
 
-    A sample x is round(32767 x); what exceeds full scale is clipped.
+    A sample x is round(32768 x), so that those of a 16-bit file stay as they are; what exceeds full scale is clipped.
     """
     held = np.zeros(0, np.int16)
     for block in blocks:
-        held = np.concatenate([held, np.rint(np.clip(block, -1, 1) * FULL_SCALE).astype(np.int16)])
+        held = np.concatenate([held, _as_16_bits(block)])
         whole = len(held) // FRAME_SAMPLES * FRAME_SAMPLES
         if whole:
             yield held[:whole].reshape(-1, FRAME_SAMPLES)
         held = held[whole:]
     if len(held):
         yield np.pad(held, (0, FRAME_SAMPLES - len(held)))[None]
+
+
+def _as_16_bits(samples: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(samples * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
 
 
 def frames(recording: Recording, sample_rate_hz: int | None = None) -> Int16[np.ndarray, "frame 1920"]:
@@ -108,6 +120,14 @@ def windows(blocks: Iterable[Float[np.ndarray, "_"]], size: int,
             yield held[:size], size
             held = held[hop:]
     yield np.pad(held, (0, size - len(held))), len(held)
+
+
+def require_frame_seconds(task: Task) -> None:
+    """Raises UserError if a task has frames of another length than those that are made of recordings."""
+    if abs(task.frame_seconds - FRAME_SECONDS) > 1e-9:
+        raise UserError(f"The task {task.name!r} has frames of {task.frame_seconds:g} s, but sedjax makes frames of "
+                        f"{FRAME_SECONDS:g} s of recordings: its features must come from elsewhere, or frame_seconds "
+                        f"in its costs.json be {FRAME_SECONDS:g}.")
 
 
 def _in_blocks(chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -158,64 +178,141 @@ def _chunk_samples(rate_hz: int, channels: int) -> int:
     return max(min(10 * rate_hz, CHUNK_VALUES // max(channels, 1)), 1)
 
 
-def _array_chunks(recording: np.ndarray, rate_hz: int) -> Iterator[np.ndarray]:
-    array = recording[:, None] if recording.ndim == 1 else recording
-    if array.ndim != 2 or array.shape[1] == 0 or array.dtype.kind not in "fiu":
-        raise UserError(f"A recording must be numbers of shape (samples,) or (samples, channels), "
-                        f"not {recording.dtype} {recording.shape}.")
-    size = _chunk_samples(rate_hz, array.shape[1])
-    for start in range(0, len(array), size):
-        chunk = array[start : start + size]
-        if chunk.dtype.kind == "f":
-            yield chunk.astype(np.float32)
-        else:
-            half = 2.0 ** (8 * chunk.dtype.itemsize - 1)
-            yield ((chunk - (half if chunk.dtype.kind == "u" else 0)) / half).astype(np.float32)
+def _array_chunks(recording: Shaped[np.ndarray, "..."] | Sequence[float],
+                  sample_rate_hz: int | None) -> Iterator[np.ndarray]:
+    array, rate_hz = _as_array(recording), _as_rate(sample_rate_hz)
+
+    def chunks() -> Iterator[np.ndarray]:
+        size = _chunk_samples(rate_hz, array.shape[1])
+        for start in range(0, len(array), size):
+            chunk = array[start : start + size]
+            if chunk.dtype.kind == "f":
+                with np.errstate(over="ignore"):  # infinity is told of below
+                    yield chunk.astype(np.float32)
+            else:
+                half = 2.0 ** (8 * chunk.dtype.itemsize - 1)
+                yield ((chunk - (half if chunk.dtype.kind == "u" else 0)) / half).astype(np.float32)
+
+    yield from _resampled(chunks(), rate_hz, "The array")
+
+
+def _as_array(recording) -> np.ndarray:
+    """(samples, channels)."""
+    try:
+        array = np.asarray(recording) if not isinstance(recording, bytes | bytearray | dict | set) else None
+    except Exception as error:  # whatever an object raises that is asked to be an array
+        raise UserError(f"A recording must be a path or an array of numbers, not {type(recording).__name__} "
+                        f"({files.printable(str(error))[:200]}).") from error
+    if array is None or array.dtype.kind not in "fiu" or array.ndim not in (1, 2) or (
+            array.shape[1:] == (0,)):
+        what = type(recording).__name__ if array is None else f"{array.dtype} of shape {array.shape}"
+        raise UserError("A recording must be a path, or numbers of shape (samples,) or (samples, channels), not "
+                        f"{what}.")
+    if array.ndim == 1:
+        return array[:, None]
+    samples, channels = array.shape
+    if samples and channels > min(samples, MOST_CHANNELS):
+        raise UserError(f"An array of shape {array.shape} would be {channels:,} channels of {samples:,} samples: the "
+                        "order is (samples, channels), so transpose one that is (channels, samples).")
+    return array
+
+
+def _as_rate(rate_hz) -> int:
+    if rate_hz is None:
+        raise UserError("The sample rate of an array must be given.")
+    try:
+        is_whole = not isinstance(rate_hz, bool | np.bool_ | str | bytes) and np.ndim(rate_hz) == 0 and (
+            int(rate_hz) == rate_hz)
+    except (TypeError, ValueError, OverflowError):
+        is_whole = False
+    if not is_whole:
+        raise UserError(f"The sample rate must be a whole number of Hz, not {files.printable(repr(rate_hz))[:50]}.")
+    return int(rate_hz)
+
+
+class _Stream(soundfile.SoundFile):
+    """Reads on and on: a seek after each block, as in its parent, fails in some codecs and clicks in others."""
+
+    def seekable(self) -> bool:
+        return False
 
 
 def _file_chunks(path: pathlib.Path) -> Iterator[np.ndarray]:
-    if not path.is_file():
-        raise UserError(f"There is no file {path}.")
-    try:
-        if not path.stat().st_size:
-            raise UserError(f"{path} is empty.")
-        with soundfile.SoundFile(os.fsencode(path)) as file:  # a name need not be UTF-8
-            _require_whole_container(path, file)
-            yield from _resampled(_read_chunks(path, file), file.samplerate, str(path))
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a suffix that means samples without a header
-        reason = getattr(error, "error_string", "no header")
-        if "does not exist" in reason:  # what libsndfile says of anything that it took for mp3 in vain
-            reason = "no frame of mp3"
-        raise UserError(f"{path} is damaged, or no audio that libsndfile reads: {reason.rstrip('.')}.") from error
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
+    name = files.printable(path)
+    with files.open_file(path) as raw:
+        if not os.fstat(raw.fileno()).st_size:
+            raise UserError(f"{name} is empty.")
+        try:
+            with _opened(path, raw, name) as (file, promised):
+                chunks = _read_chunks(file, promised, name)
+                yield from _resampled(chunks, file.samplerate, name)
+        except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a suffix that means no header
+            reason = getattr(error, "error_string", "no header")
+            if "does not exist" in reason:  # what libsndfile says of anything that it took for mp3 in vain
+                reason = "no frame of mp3"
+            raise UserError(f"{name} is damaged, or no audio that libsndfile reads: {reason.rstrip('.')}.") from error
 
 
-def _read_chunks(path: pathlib.Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
+@contextlib.contextmanager
+def _opened(path: pathlib.Path, raw: io.BufferedReader, name: str) -> Iterator[tuple[_Stream, int | None]]:
+    """A file, and how many samples it should give as far as it says.
+
+    Raises UserError if it shows already that more is missing than may be.
+    """
+    with contextlib.ExitStack() as stack:
+        with mp3.quiet():
+            file = stack.enter_context(_Stream(os.fsencode(path)))  # a name need not be UTF-8
+        if file.format == "MP3":
+            frames = mp3.scan(raw)
+            promised = None
+            if frames and (frames.missing or frames.stated is None) and frames.is_layer_3:
+                with mp3.quiet():
+                    file = stack.enter_context(_Stream(mp3.Clean(raw, frames)))
+            if frames:
+                promised = file.frames if frames.stated is not None else frames.samples
+        elif file.format == "OGG":
+            ending = ogg.ending(raw, name)
+            rate = 48000 if file.subtype == "OPUS" else file.samplerate
+            promised = file.frames + -(-ending.missing_samples * file.samplerate // rate)
+            if not ending.is_marked and not ending.missing_samples:
+                _warn(f"{name} is not marked as complete (no end of stream): if sound is missing after "
+                      f"{promised / file.samplerate:.3f} s, it cannot be told.")
+        elif file.format == "FLAC":
+            stated = file.frames if file.frames < MOST_SAMPLES else 0
+            promised = max(stated, flac.num_samples(raw) or 0) or None
+        else:
+            promised = containers.promised_samples(raw, file)
+        if promised is None:
+            _warn(f"{name} does not say how long it is: if its end is missing, it cannot be told.")
+        else:
+            _require_whole(min(file.frames, promised), promised, file.samplerate, name)
+        yield file, promised
+
+
+def _read_chunks(file: _Stream, promised: int | None, name: str) -> Iterator[np.ndarray]:
     size, count = _chunk_samples(file.samplerate, file.channels), 0
-    while len(chunk := file.read(size, "float32", always_2d=True)):
+    while True:
+        with mp3.quiet() if file.format == "MP3" else contextlib.nullcontext():
+            chunk = file.read(size, "float32", always_2d=True)
+        if not len(chunk):
+            break
         count += len(chunk)
         yield chunk
-    if count < file.frames and (file.format != "MP3" or mp3.says_its_length(path)):
-        raise UserError(f"{path} is truncated: {count:,} of its {file.frames:,} samples are there.")
+    missing = _require_whole(count, promised or count, file.samplerate, name)
+    if missing:
+        _warn(f"{name} is truncated or damaged: {missing / file.samplerate:.4f} s of its "
+              f"{promised / file.samplerate:.3f} s are missing.")
 
 
-def _require_whole_container(path: pathlib.Path, file: soundfile.SoundFile) -> None:
-    """Raises UserError if the header, or the last page, shows that the end of the file is missing."""
-    for promised, found in re.findall(r"(?i)\b(?:data|ssnd|riff|form) *: *(\d+) \(should be (\d+)\)", file.extra_info):
-        if int(found) < int(promised) < UNKNOWN_BYTES:
-            raise UserError(f"{path} is truncated: {int(found):,} of its {int(promised):,} bytes are there.")
-    if file.format == "MP3":
-        if mp3.ends_within_a_frame(path):
-            raise UserError(f"{path} is truncated: it ends in the middle of a frame.")
-        # libsndfile reads no further than its estimate of the length, which is wrong where the bit rate varies.
-        if not mp3.says_its_length(path) and mp3.num_samples(path) > 1.05 * file.frames:
-            raise UserError(f"{path} has a varying bit rate and no header that says its length: only part of it "
-                            "would be read, so encode it again.")
-    if file.format == "OGG":
-        with open(path, "rb") as raw:
-            raw.seek(max(path.stat().st_size - (1 << 17), 0))  # a page has 65,307 bytes at most
-            tail = raw.read()
-        page = tail.rfind(b"OggS")
-        if not tail[page + 5 : page + 6] or not tail[page + 5] & 4:
-            raise UserError(f"{path} is truncated: its last page is missing.")
+def _require_whole(count: int, promised: int, rate_hz: int, name: str) -> int:
+    """How many samples are missing. Raises UserError if they are more than may be."""
+    missing = max(promised - count, 0)
+    if missing > MOST_MISSING_SECONDS * rate_hz:
+        raise UserError(f"{name} is truncated or damaged: only {count:,} of its {promised:,} samples can be read.")
+    return missing
+
+
+@functools.lru_cache(maxsize=10_000)
+def _warn(message: str) -> None:
+    """Warns once, however often a recording is read."""
+    log.warning(message)

@@ -39,6 +39,7 @@ ARRAY_BYTES = 64 * MEBIBYTE  # that any npz file may expand to, however well it 
 ARRAY_EXPANSION = 100  # that a larger one may expand by; deflate reaches 1000 on zeros
 OUTPUTS = ".sedjax_outputs"  # in each folder of outputs: name and digest of what sedjax wrote there
 TEMPORARY = ".sedjax-"
+NAME_BYTES = 255  # that a file system takes
 
 # numpy parses array headers with ast.parse, which raises SystemError now and then when two threads of CPython 3.11 use
 # it at once (https://github.com/python/cpython/issues/106905).
@@ -150,6 +151,19 @@ def npz_shapes(path: Path, keys: Iterable[str] | None = None) -> dict[str, tuple
             with archive.open(member) as file:
                 shapes[key] = _read_header(file, member)[0]
         return shapes
+
+
+def npz_keys(path: Path) -> dict[str, bool]:
+    """Keys of the arrays of an npz file: whether sedjax made the array, and nobody has changed it since.
+
+    Raises UserError as `read_npz`.
+    """
+    with _open_npz(path, None) as (archive, members):
+        try:
+            made = pydantic.TypeAdapter(dict[str, int]).validate_json(archive.comment, strict=True)
+        except pydantic.ValidationError:  # by another program, which has no use for comments, or one of its own
+            made = {}
+        return {key: made.get(key) == member.CRC for key, member in members.items()}
 
 
 def read_csv(path: Path, required: Iterable[str] = ()) -> list[dict[str, str]]:
@@ -340,6 +354,19 @@ def write_json(path: Path, value: Any, ours: bool = False, durable: bool = False
         temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def write_npz(path: Path, arrays: dict[str, np.ndarray], made: Iterable[str]) -> None:
+    """Writes an npz file, in which a comment gives the checksums of the arrays `made` by sedjax, for `npz_keys`.
+
+    Unlike np.savez it takes any key. It goes inside `atomic_output`.
+    """
+    with zipfile.ZipFile(path, "w") as archive:
+        for key, array in arrays.items():
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+        sums = {info.filename.removesuffix(".npy"): info.CRC for info in archive.infolist()}
+        archive.comment = json.dumps({key: sums[key] for key in made}).encode("ascii")
+
+
 def make_folder(path: Path) -> pathlib.Path:
     """The folder at `path`, made with its parents if it is not there. Raises UserError if it cannot be."""
     path = pathlib.Path(path)
@@ -371,9 +398,33 @@ class _Output(pydantic.BaseModel):
 
 
 def _is_ours(path: pathlib.Path) -> bool:
-    lines = read_json_lines(path.parent / OUTPUTS, _Output)
-    digests = {line.digest for line in lines if line.name == _key(path)}
+    digests = _outputs(path.parent).get(_key(path))
     return bool(digests) and _digest(path) in digests
+
+
+# By folder: what tells whether its OUTPUTS is still as this process read or wrote it, and what it says. A run writes
+# thousands of files into a folder.
+_KNOWN: dict[str, tuple[tuple[int, ...] | None, dict[str, set[str]]]] = {}
+
+
+def _outputs(folder: pathlib.Path) -> dict[str, set[str]]:
+    """Digests of what sedjax wrote into a folder, by `_key`."""
+    path, place = folder / OUTPUTS, os.path.abspath(folder)
+    state = _state(path)
+    if place not in _KNOWN or _KNOWN[place][0] != state:
+        digests: dict[str, set[str]] = {}
+        for line in read_json_lines(path, _Output):
+            digests.setdefault(line.name, set()).add(line.digest)
+        _KNOWN[place] = state, digests
+    return _KNOWN[place][1]
+
+
+def _state(path: pathlib.Path) -> tuple[int, ...] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _key(path: pathlib.Path) -> str:
@@ -383,6 +434,14 @@ def _key(path: pathlib.Path) -> str:
 
 def _note(path: pathlib.Path, digest: str) -> None:
     """Notes what is about to be written; a line that a kill leaves without its file does no harm."""
-    line = json.dumps({"name": _key(path), "digest": digest}) + "\n"
+    digests, place = _outputs(path.parent), os.path.abspath(path.parent)
+    if digest in digests.get(_key(path), ()):
+        return
+    # It begins on a line of its own, whatever a full disk or a kill left of the one before.
+    line = "\n" + json.dumps({"name": _key(path), "digest": digest}) + "\n"
     with open(path.parent / OUTPUTS, "a", encoding="utf-8") as file:
         file.write(line)
+    before, after = _KNOWN[place][0], _state(path.parent / OUTPUTS)
+    if after and after[2] == (before[2] if before else 0) + len(line):  # no other process wrote to it meanwhile
+        digests.setdefault(_key(path), set()).add(digest)
+        _KNOWN[place] = after, digests

@@ -1,63 +1,264 @@
-"""Whether an mp3 file is whole, which its decoder does not say: it plays what is there."""
+"""The frames of an MPEG audio file (mp3), counted one by one: its decoder plays what is there and guesses the rest."""
 
-import mmap
+import bisect
+import contextlib
+import io
 import os
 import re
+import tempfile
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from sedjax.files import MEBIBYTE
 
 VERSION_1 = 3
-BIT_RATES = {True: (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-             False: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)}
+LAYER_3, LAYER_2, LAYER_1 = 1, 2, 3  # as a header has them
+BIT_RATES = {  # kbit/s, by version 1 or not and layer
+    (True, LAYER_1): tuple(range(32, 449, 32)),
+    (True, LAYER_2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, LAYER_3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, LAYER_1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, LAYER_2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (False, LAYER_3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)}
 SAMPLE_RATES_HZ = (44100, 48000, 32000)
 HALVINGS = {VERSION_1: 0, 2: 1, 0: 2}  # of the sample rate, by the code of a version
-TAIL_BYTES = 1 << 14  # about a dozen of the longest frames
-TAG_BYTES = 128
+DECODER_DELAY = 529  # samples that the decoder of layer III leaves out at the beginning
+TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")
+
+_NOTE = re.compile(rb"(\[src/libmpg123/|Note: |Warning: |main: )|\s*$")
+_ONE_AT_A_TIME = threading.Lock()
 
 
-def says_its_length(path: str | os.PathLike) -> bool:
-    """Whether there is a Xing or LAME header with the number of frames; without, a decoder estimates it."""
-    with open(path, "rb") as file:
-        return re.search(rb"(?:Xing|Info)\0\0\0[\x01\x03\x05\x07\x09\x0b\x0d\x0f]", file.read(1 << 20)) is not None
+class Frames(NamedTuple):
+    """The frames of a file.
+
+    Attributes:
+      header: the four bytes that the first one begins with.
+      runs: where frames that follow each other begin and end.
+      whole: how many there are.
+      missing: how many are damaged or incomplete, as far as can be told.
+      stated: how many of them hold sound, as a header in the first one says (Xing or Info); None without.
+    """
+
+    header: bytes
+    runs: list[tuple[int, int]]
+    whole: int
+    missing: int
+    stated: int | None
+
+    @property
+    def is_layer_3(self) -> bool:
+        return self.header[1] >> 1 & 3 == LAYER_3
+
+    @property
+    def samples_each(self) -> int:
+        return _samples(self.header)
+
+    @property
+    def samples(self) -> int:
+        """Of all frames that are there or were, for each channel, if none says how many there are."""
+        return max((self.whole + self.missing) * self.samples_each - DECODER_DELAY, 0)
 
 
-def ends_within_a_frame(path: str | os.PathLike) -> bool:
-    """Whether the file ends before its last frame does. Without such a frame, or of another layer than III: False."""
-    with open(path, "rb") as file:
-        file.seek(max(file.seek(0, os.SEEK_END) - TAIL_BYTES, 0))
-        tail = file.read()
-    if tail[-TAG_BYTES:].startswith(b"TAG"):
-        tail = tail[:-TAG_BYTES]
-    for start in range(len(tail)):
-        position = start
-        headers = 0
-        while (length := _frame_bytes(tail[position : position + 4])) and position + length <= len(tail):
-            position += length
-            headers += 1
-        if headers >= 4:  # what looks like a header may be sound, but not four times in a row
-            rest = tail[position:]
-            return bool(length) or (0 < len(rest) < 4 and rest[0] == 0xFF)
-    return False
+def scan(raw: io.BufferedReader) -> Frames | None:
+    """The frames of a file; None if there are none, or of a free bit rate."""
+    window = _Window(raw)
+    position = _after_tag(window)
+    header, runs, whole, stated, junk, begin = b"", [], 0, None, 0, position
+    while True:
+        here = window.at(position, 4)
+        size = _frame_bytes(here)
+        if size and (not whole or _kind(here) == _kind(header)) and position + size <= window.length and (
+                whole or _follows(window, position + size, here)):
+            if not whole:
+                header, stated = here, _stated(window.at(position, size))
+            if runs and runs[-1][1] == position:
+                runs[-1] = (runs[-1][0], position + size)
+            else:
+                junk += position - (runs[-1][1] if runs else begin)
+                runs.append((position, position + size))
+            whole += 1
+            position += size
+            continue
+        following = _next(window, position + 1, header)
+        if following is None:
+            break
+        position = following
+    if not whole:
+        return None
+    end = runs[-1][1]
+    frame_bytes = sum(stop - start for start, stop in runs) / whole
+    missing = -(-junk // max(round(frame_bytes), 1)) if junk else 0
+    rest = window.at(end, MEBIBYTE)
+    if rest and not rest.startswith(TAGS) and rest.strip(b"\0"):
+        tag = min((found for tag in TAGS if (found := rest.find(tag)) >= 0), default=window.length - end)
+        missing += max(-(-tag // max(round(frame_bytes), 1)), 1)
+    if stated is not None and stated < whole - 1:  # of one of several files in a row, for example
+        stated = None
+    return Frames(header, runs, whole, missing, stated)
 
 
-def num_samples(path: str | os.PathLike) -> int:
-    """Samples of a file that is not empty, counted frame by frame up to the first that is damaged."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        position = 0
-        if content[:3] == b"ID3":  # a tag that gives its length seven bits a byte
-            position = 10 + sum(byte << 7 * (3 - i) for i, byte in enumerate(content[6:10]))
-        samples = 0
-        while length := _frame_bytes(content[position : position + 4]):
-            samples += 1152 if content[position + 1] >> 3 & 3 == VERSION_1 else 576
-            position += length
-        return samples
+class Clean(io.RawIOBase):
+    """A file that holds the whole frames of another only, after one that says how many there are."""
+
+    def __init__(self, raw: io.BufferedReader, frames: Frames):
+        super().__init__()
+        first = _length_frame(frames.header, frames.whole) if frames.stated is None else b""
+        self._raw, self._first, self._position = raw, first, 0
+        self._starts = [len(first)]  # of each run, in this file
+        for start, end in frames.runs:
+            self._starts.append(self._starts[-1] + end - start)
+        self._runs = frames.runs
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._starts[-1]}[whence]
+        self._position = max(base + offset, 0)
+        return self._position
+
+    def readinto(self, buffer) -> int:
+        view, filled = memoryview(buffer).cast("B"), 0
+        while filled < len(view) and (part := self._part(len(view) - filled)):
+            view[filled : filled + len(part)] = part
+            filled += len(part)
+            self._position += len(part)
+        return filled
+
+    def _part(self, size: int) -> bytes:
+        """Bytes from here on, of the same run."""
+        if self._position < len(self._first):
+            return self._first[self._position : self._position + size]
+        run = bisect.bisect_right(self._starts, self._position) - 1
+        if run >= len(self._runs):
+            return b""
+        self._raw.seek(self._runs[run][0] + self._position - self._starts[run])
+        return self._raw.read(min(size, self._starts[run + 1] - self._position))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps what libmpg123 writes to file descriptor 2 off the screen; what others write there meanwhile comes after.
+
+    There is no other way: libsndfile does not let it be told. Threads take turns.
+    """
+    with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
+        try:
+            written = stack.enter_context(tempfile.TemporaryFile())
+            screen = os.dup(2)
+        except OSError:  # no temporary folder, or no descriptor 2: then nothing is kept
+            yield
+            return
+        try:
+            os.dup2(written.fileno(), 2)
+            yield
+        finally:
+            os.dup2(screen, 2)
+            written.seek(0)
+            for line in written.read().splitlines(keepends=True):
+                if not _NOTE.match(line):
+                    os.write(screen, line)
+            os.close(screen)
+
+
+class _Window:
+    """Any bytes of a file, read a megabyte at a time."""
+
+    def __init__(self, raw: io.BufferedReader):
+        self._raw, self._start, self._held = raw, 0, b""
+        self.length = raw.seek(0, io.SEEK_END)
+
+    def at(self, position: int, size: int) -> bytes:
+        if not self._start <= position <= position + size <= self._start + len(self._held):
+            self._raw.seek(position)
+            self._start, self._held = position, self._raw.read(max(size, MEBIBYTE))
+        return self._held[position - self._start : position - self._start + size]
+
+
+def _after_tag(window: _Window) -> int:
+    """Where the first frame may begin: after the tags, which give their length with seven bits a byte."""
+    position = 0
+    while (tag := window.at(position, 10)).startswith(b"ID3") and len(tag) == 10:
+        position += 10 + sum((byte & 0x7F) << 7 * (3 - i) for i, byte in enumerate(tag[6:])) + 10 * (tag[5] >> 4 & 1)
+    return position
+
+
+def _next(window: _Window, position: int, like: bytes) -> int | None:
+    """Where the next two frames begin from `position` on, like those before if there were any."""
+    while held := window.at(position, min(MEBIBYTE, window.length - position)):
+        for match in re.finditer(rb"\xff[\xe0-\xff]", held):
+            start = position + match.start()
+            here = window.at(start, 4)
+            size = _frame_bytes(here)
+            if size and (not like or _kind(here) == _kind(like)) and start + size <= window.length and _follows(
+                    window, start + size, here):
+                return start
+        if position + len(held) >= window.length:
+            return None
+        position += len(held) - 1
+    return None
+
+
+def _follows(window: _Window, position: int, header: bytes) -> bool:
+    """Whether the file ends at `position`, or goes on with a frame like the one that begins with `header`, or a tag."""
+    here = window.at(position, 4)
+    if not here or here.startswith((b"TAG", b"APET", b"LYRI")):
+        return True
+    return _frame_bytes(here) > 0 and _kind(here) == _kind(header)
+
+
+def _kind(header: bytes) -> tuple[int, int]:
+    """Version, layer and sample rate, which are those of all frames of a file."""
+    return header[1] & 0x1E, header[2] & 0x0C
+
+
+def _samples(header: bytes) -> int:
+    """Samples of the frame that begins with these four bytes, for each channel."""
+    version, layer = header[1] >> 3 & 3, header[1] >> 1 & 3
+    return 384 if layer == LAYER_1 else 1152 if layer == LAYER_2 or version == VERSION_1 else 576
+
+
+def _stated(frame: bytes) -> int | None:
+    """The number of frames that this first one says that there are, where the decoder looks for it."""
+    place = _length_place(frame)
+    flags = frame[place + 4 : place + 8]
+    if frame[place : place + 4] in (b"Xing", b"Info") and not any(frame[6:place]) and flags[-1:] and flags[-1] & 1:
+        return int.from_bytes(frame[place + 8 : place + 12], "big")
+    return None
+
+
+def _length_place(header: bytes) -> int:
+    """Where in the first frame its length may be: after what would say how the sound is packed, all zeros."""
+    is_first, is_mono = header[1] >> 3 & 3 == VERSION_1, header[3] >> 6 == 3
+    return 4 + {(True, False): 32, (False, True): 9}.get((is_first, is_mono), 17)
+
+
+def _length_frame(header: bytes, frames: int) -> bytes:
+    """A frame like those of a file, of layer III, without sound, that says how many there are."""
+    bit_rate = BIT_RATES[header[1] >> 3 & 3 == VERSION_1, LAYER_3].index(64) + 1
+    header = bytes([0xFF, header[1] | 1, bit_rate << 4 | header[2] & 0x0C, header[3]])
+    said = header.ljust(_length_place(header), b"\0") + b"Xing" + (1).to_bytes(4, "big") + frames.to_bytes(4, "big")
+    return said.ljust(_frame_bytes(header), b"\0")
 
 
 def _frame_bytes(header: bytes) -> int:
-    """Length of the frame that begins with these four bytes; 0 if they are no header of layer III."""
-    if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0 or header[1] >> 1 & 3 != 1:
+    """Length of the frame that begins with these four bytes; 0 if they are no header, or of a free bit rate."""
+    if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
         return 0
-    version, bit_rate, sample_rate, padding = header[1] >> 3 & 3, header[2] >> 4, header[2] >> 2 & 3, header[2] >> 1 & 1
-    if version not in HALVINGS or bit_rate in (0, 15) or sample_rate == 3:
+    version, layer = header[1] >> 3 & 3, header[1] >> 1 & 3
+    bit_rate, sample_rate, padding = header[2] >> 4, header[2] >> 2 & 3, header[2] >> 1 & 1
+    if version not in HALVINGS or layer == 0 or bit_rate in (0, 15) or sample_rate == 3:
         return 0
-    is_first = version == VERSION_1
     rate_hz = SAMPLE_RATES_HZ[sample_rate] >> HALVINGS[version]
-    return (144 if is_first else 72) * 1000 * BIT_RATES[is_first][bit_rate - 1] // rate_hz + padding
+    bits = 1000 * BIT_RATES[version == VERSION_1, layer][bit_rate - 1]
+    if layer == LAYER_1:
+        return (12 * bits // rate_hz + padding) * 4
+    return _samples(header) // 8 * bits // rate_hz + padding

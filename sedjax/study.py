@@ -58,11 +58,13 @@ class Comparison:
 
     Attributes:
       difference: of the cost per minute; negative is better.
-      interval: 95 %, over recordings and seeds.
+      interval: 95 %, as metrics.difference_interval has it.
+      note: what the interval does not know, where a trained system has one run; else "".
     """
 
     difference: float
     interval: tuple[float, float]
+    note: str = ""
 
     @property
     def verdict(self) -> str:
@@ -79,9 +81,13 @@ def compare(runs: Sequence[System], baseline: Sequence[System]) -> Comparison:
     """A system's runs against another's. Raises UserError if they were not evaluated on the same recordings."""
     if not report.same_recordings([*runs, *baseline]):
         raise UserError(f"{runs[0].name!r} and {baseline[0].name!r} were not evaluated on the same recordings.")
-    interval = metrics.difference_interval(np.stack([run.counts for run in runs]),
-                                           np.stack([run.counts for run in baseline]), runs[0].task)
-    return Comparison(float(np.mean([run.cost for run in runs]) - np.mean([run.cost for run in baseline])), interval)
+    sides = [list(runs), list(baseline)]
+    if max(map(len, sides)) > 1:  # the naive system has the same result with every seed: two runs say so
+        sides = [side * 2 if len(side) == 1 and side[0].naive else side for side in sides]
+    interval = metrics.difference_interval(*(np.stack([run.counts for run in side]) for side in sides), runs[0].task)
+    note = ("", "one run, spread of the other's", "recordings only")[sum(len(side) == 1 for side in sides)]
+    return Comparison(float(np.mean([run.cost for run in runs]) - np.mean([run.cost for run in baseline])), interval,
+                      note)
 
 
 def agreement(found: str, published: str) -> str:
@@ -100,7 +106,8 @@ def require_same(config: Config, folder: pathlib.Path) -> None:
     """
     if identity.has_records(config.data.path):
         found = identity.read_metadata(config.data.path)
-        workdir.resume(folder, config, found.task, found.entries)
+        workdir.require_same(folder, config, found.task, found.entries)
+        workdir.update(folder, config)
     else:
         workdir.require_same_config(folder, config)
 
@@ -158,8 +165,9 @@ def write(rows: Sequence[Row], figures: dict[str, Figure], folder: pathlib.Path,
 
 Cost per minute (lower is better) on {len(first.counts):,} test recordings, at the checkpoint with the lowest
 validation cost; mean and standard deviation over {" or ".join(map(str, seeds))} seeds. A difference is against the
-parent system on the test split, with its 95 % interval over recordings and seeds; a verdict needs an interval
-without 0. Made by sedjax {__version__}.
+parent system on the test split; its 95 % interval is a t interval for other recordings and other seeds, and a verdict
+needs one without 0. If a trained system has one run, its seeds are taken to spread as those of the other system; if
+neither has several, the interval is that of these two runs on other recordings only. Made by sedjax {__version__}.
 
 {table(rows, validation, test)}
 
@@ -199,7 +207,8 @@ def table(rows: Sequence[Row], validation: dict[str, list[System]], test: dict[s
         if row.parent in test:
             found = compare(runs, test[row.parent])
             line[2] = found.verdict
-            compared = [f"{found.difference:+.2f}", "{:+.2f} to {:+.2f}".format(*found.interval)]
+            note = f" ({found.note})" if found.note else ""
+            compared = [f"{found.difference:+.2f}", "{:+.2f} to {:+.2f}".format(*found.interval) + note]
         seconds = [run.seconds for run in runs if run.seconds is not None]
         lines.append([*line, agreement(line[2], row.published) if line[2] else "", f"{runs[0].parameters:,}", *costs,
                       *compared, f"{np.mean(seconds):,.0f}" if seconds else ""])

@@ -65,14 +65,9 @@ def test_blocks_are_bounded_and_make_up_the_whole(tmp_path, monkeypatch):
     soundfile.write(tmp_path / "a.wav", samples, 44100)
     whole = audio.read(tmp_path / "a.wav")
     assert [len(block) for block in audio.blocks(tmp_path / "a.wav")] == [160000, 160000, 80000]
-    read = []
-
-    class Watched(soundfile.SoundFile):
-        def read(self, *args, **kwargs):
-            read.append(super().read(*args, **kwargs))
-            return read[-1]
-
-    monkeypatch.setattr(soundfile, "SoundFile", Watched)
+    original, read = soundfile.SoundFile.read, []
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *args, **kwargs: read.append(
+        original(*args, **kwargs)) or read[-1])
     monkeypatch.setattr(audio, "CHUNK_VALUES", 5000)
     np.testing.assert_array_equal(np.concatenate(list(audio.blocks(tmp_path / "a.wav"))), whole)
     assert max(chunk.size for chunk in read) == 5000
@@ -139,7 +134,7 @@ def test_a_truncated_file(tmp_path, suffix, share):
     whole = path.read_bytes()
     assert len(audio.read(path)) >= 20 * 16000
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(UserError, match=rf"half\.{suffix} is (truncated: |damaged)"):
+    with pytest.raises(UserError, match=rf"half\.{suffix} is (truncated|damaged)"):
         audio.read(path)
 
 
@@ -157,34 +152,29 @@ def mp3_frames(path, seconds: float, rate_hz: int, **mode) -> bytes:
     """An mp3 file without the header that says its length, as others write it."""
     samples = 0.1 * np.random.default_rng(0).standard_normal(round(seconds * rate_hz))
     samples *= np.linspace(1, 0, len(samples)) ** 4  # so that a varying bit rate varies
-    soundfile.write(path, samples, rate_hz, **mode)
+    soundfile.write(path, samples, rate_hz, format="MP3", **mode)
     whole = path.read_bytes()
-    if not mp3.says_its_length(path):
-        return whole
     return whole[mp3._frame_bytes(whole[:4]) :]
 
 
 @pytest.mark.parametrize("rate_hz", [8000, 16000, 44100])
-def test_an_mp3_without_a_header_that_says_its_length(tmp_path, rate_hz):
-    """With a tag at the end or not; where a frame is cut, the rest is missing."""
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+def test_an_mp3_without_a_header_that_says_its_length(tmp_path, rate_hz, mode, caplog):
+    """Every frame is read, with tags or not, or junk in between; of a frame that is cut the rest is missing."""
     path = tmp_path / "a.mp3"
-    frames = mp3_frames(path, 5.0, rate_hz, bitrate_mode="CONSTANT", compression_level=0.5)
-    for before, after in ((b"", b""), (b"", b"TAG" + bytes(125)), (b"ID3\4\0\0\0\0\1\2" + bytes(130), b"")):
+    frames = mp3_frames(path, 5.0, rate_hz, bitrate_mode=mode, compression_level=0.5)
+    whole = len(audio.read(path)) + round(3 * 1152 / rate_hz * 16000)  # without what the header says of its edges
+    for before, after in ((b"", b""), (b"", b"TAG" + bytes(125)), (b"ID3\4\0\0\0\0\1\2" + bytes(130), b""),
+                          (b"", bytes(1000)), (b"", b"APETAGEX" + bytes(100))):
         path.write_bytes(before + frames + after)
-        assert not mp3.says_its_length(path)
-        assert 5 * 16000 <= len(audio.read(path)) < 5.3 * 16000
-        assert 5 * rate_hz <= mp3.num_samples(path) < 5.3 * rate_hz
-    for missing in (1, 50, len(frames) // 2 + 1):
+        assert 5 * 16000 <= len(audio.read(path)) < whole
+    assert not caplog.records
+    each = mp3._samples(frames) * 16000 / rate_hz
+    for missing in (1, 50):
         path.write_bytes(frames[:-missing])
-        with pytest.raises(UserError, match=r"a\.mp3 is truncated: it ends in the middle of a frame"):
-            audio.read(path)
-
-
-def test_an_mp3_of_varying_bit_rate_without_such_a_header(tmp_path):
-    path = tmp_path / "a.mp3"
-    path.write_bytes(mp3_frames(path, 20.0, 44100, bitrate_mode="VARIABLE", compression_level=0.5))
-    with pytest.raises(UserError, match="varying bit rate and no header"):
-        audio.read(path)
+        assert abs(len(audio.read(path)) - (5 * 16000 + each)) < 2.5 * each
+    assert [round(float(record.message.split(": ")[1].split(" s ")[0]), 3) for record in caplog.records] == [
+        round(each / 16000, 3)] * len(caplog.records) != []
 
 
 @pytest.mark.parametrize(("name", "content"), [
@@ -209,14 +199,14 @@ def test_no_samples(tmp_path):
 
 def test_a_missing_file_and_a_folder(tmp_path):
     for path in (tmp_path / "missing.wav", tmp_path):
-        with pytest.raises(UserError, match=f"There is no file {path}"):
+        with pytest.raises(UserError, match=f"{path}"):
             audio.read(path)
 
 
 @pytest.mark.parametrize(("array", "rate_hz", "words"), [
     (np.zeros(10, np.float32), None, "must be given"), (np.zeros(10, np.float32), 0, "sample rate of 0 Hz"),
     (np.zeros(10, np.float32), 10**7, "sample rate of 10,000,000 Hz"),
-    (np.zeros(10, complex), 16000, "must be numbers"), (np.zeros((10, 0), np.float32), 16000, "must be numbers")])
+    (np.zeros(10, complex), 16000, "numbers of shape"), (np.zeros((10, 0), np.float32), 16000, "numbers of shape")])
 def test_an_array_that_is_no_recording(array, rate_hz, words):
     with pytest.raises(UserError, match=words):
         audio.read(array, rate_hz)

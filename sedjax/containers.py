@@ -1,0 +1,212 @@
+"""How many samples the header of a recording promises. libsndfile often takes what is there for all there ever was.
+
+What is read is compared with the promise, so that a recording whose end is missing, or whose header says less than the
+file holds, is never taken for a shorter one.
+"""
+
+import io
+import math
+import re
+import struct
+from typing import NamedTuple
+
+import soundfile
+
+# Sizes of 32 bits that a program writes if it cannot know the length, as into a pipe: about 2 or 4 GiB.
+UNKNOWN_SIZES = (range(0x7FFF0000, 0x80000001), range(0xFFFF0000, 0x100000000))
+MOST_CHUNKS = 10_000
+PADDING_BYTES = 4096  # of zeros at the end of a file, as for a block of a disk or tape
+TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")
+SAMPLE_BYTES = {"PCM_S8": 1, "PCM_U8": 1, "ULAW": 1, "ALAW": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4,
+                "DOUBLE": 8}
+# Formats whose header has the number of samples, as libsndfile's log of the header shows it; the last one counts.
+LOGGED = {"AVR": r"Frames +: (\d+)", "MPC2K": r"Frames +: (\d+)", "MAT4": r"Cols +: (\d+)", "MAT5": r"Cols +: (\d+)",
+          "HTK": r"Sample Count +: (\d+)", "WVE": r"Data length (\d+) should be"}
+HEADER_BYTES = {"MAT4": 68}  # of these and of NIST; others have MOST_HEADER_BYTES at most
+MOST_HEADER_BYTES = 4096
+
+
+class _Chunks(NamedTuple):
+    """How a container of chunks, each with a name and a size, is laid out.
+
+    Attributes:
+      first: where the first chunk begins.
+      name_bytes: of the name of a chunk.
+      size: of a chunk, as struct reads it.
+      align: chunks begin at a multiple of this.
+      with_header: whether the size of a chunk has its header in it.
+      sound: the chunk of the samples.
+      before: bytes in it before the first sample.
+    """
+
+    first: int
+    name_bytes: int
+    size: str
+    align: int
+    with_header: bool
+    sound: bytes
+    before: int = 0
+
+
+_RIFF = _Chunks(12, 4, "<I", 2, False, b"data")
+_AIFF = _Chunks(12, 4, ">I", 2, False, b"SSND", before=8)
+_CHUNKS = {b"RIFF": _RIFF, b"RF64": _RIFF, b"BW64": _RIFF, b"RIFX": _RIFF._replace(size=">I"), b"FORM": _AIFF,
+           b"caff": _Chunks(8, 4, ">q", 1, False, b"data", before=4), b"riff": _Chunks(40, 16, "<Q", 8, True, b"data")}
+
+
+class _Sound(NamedTuple):
+    """Where the samples of a file are.
+
+    Attributes:
+      start: of the first.
+      size: bytes as the header says; None if it does not.
+      unclaimed: bytes after them that belong to nothing else.
+      samples: for each channel, if the container says that too.
+    """
+
+    start: int
+    size: int | None
+    unclaimed: int = 0
+    samples: int | None = None
+
+
+def promised_samples(raw: io.BufferedReader, file: soundfile.SoundFile) -> int | None:
+    """Samples (for each channel) that the file says or seems to hold; None if it does not say.
+
+    Args:
+      raw: the file.
+      file: the same, opened by libsndfile; not of FLAC, Ogg or MP3.
+    """
+    length = raw.seek(0, io.SEEK_END)
+    raw.seek(0)
+    magic = raw.read(12)
+    if magic[:4] in _CHUNKS:
+        sound = _sound_of_chunks(raw, magic, length)
+    elif magic[:4] in (b".snd", b"dns."):
+        start, size = struct.unpack("<II" if magic[:1] == b"d" else ">II", magic[4:])
+        unclaimed = 0 if size == 0xFFFFFFFF else _unclaimed(raw, start + size, length)
+        sound = _Sound(start, None if size == 0xFFFFFFFF else size, unclaimed)
+    elif magic == b"Creative Voi":
+        sound = _sound_of_voc(raw, length)
+    else:
+        return _promised_otherwise(raw, file, length)
+    if sound is None or sound.size is None:
+        return sound and sound.samples
+    return max(_samples_in(sound, file, length), sound.samples or 0)
+
+
+def _samples_in(sound: _Sound, file: soundfile.SoundFile, length: int) -> int:
+    """Samples in as many bytes as the header says, and in those that nothing else claims."""
+    width = SAMPLE_BYTES.get(file.subtype, 0) * file.channels
+    there = min(sound.size, length - sound.start)
+    # libsndfile reads a W64 file to its end, and others to the end of the sound.
+    if width and any(abs(size - file.frames * width) < max(width, 8) for size in (there, length - sound.start)):
+        whole = (sound.size + sound.unclaimed) / width
+        return math.ceil(whole) if sound.samples is None else int(whole)  # AIFF counts a byte of padding
+    missing = max(sound.start + sound.size - length, 0) + sound.unclaimed
+    if there <= 0 or not file.frames:
+        return max(file.frames, missing)
+    return file.frames + math.ceil(missing * file.frames / there)
+
+
+def _sound_of_chunks(raw: io.BufferedReader, magic: bytes, length: int) -> _Sound | None:
+    form = _CHUNKS[magic[:4]]
+    if magic[8:] in (b"8SVX", b"16SV"):
+        form = form._replace(sound=b"BODY", before=0)
+    header_bytes = form.name_bytes + struct.calcsize(form.size)
+    container_end = _number(raw, 16, form.size) if form.with_header else 8 + _number(raw, 4, form.size)
+    sound, samples, size_64 = None, None, 0
+    position = form.first
+    for _ in range(MOST_CHUNKS):
+        start = position + header_bytes
+        raw.seek(position)
+        name = raw.read(4)
+        size = _number(raw, position + form.name_bytes, form.size) - header_bytes * form.with_header
+        if start > length or not name.isascii() or not name.decode("ascii").isprintable():
+            break
+        if name == form.sound and sound is None:
+            if size == 0xFFFFFFFF and size_64:
+                size = size_64
+            if not _is_stated(size, form, start, length):
+                return _Sound(start + form.before, None)
+            sound = _Sound(start + form.before, size - form.before)
+        elif size < 0 or (start + size > length and start + size != container_end and magic[:4] != b"caff"):
+            break  # no chunk, nor one whose end is missing
+        elif name == b"ds64":
+            size_64 = _number(raw, start + 8, "<Q")
+        elif name == b"COMM":
+            samples = _number(raw, start + 2, ">I")
+        elif name == b"pakt":
+            samples = _number(raw, start + 8, ">q")
+        position = start + size
+        if position > length:
+            break
+        raw.seek(position)
+        padding = raw.read(-position % form.align)
+        position += len(padding) if not padding.strip(b"\0") else 0
+    if sound is None:
+        return None
+    return sound._replace(unclaimed=_unclaimed(raw, position, length), samples=samples)
+
+
+def _number(raw: io.BufferedReader, position: int, form: str) -> int:
+    """The number at a position; 0 beyond the end."""
+    raw.seek(position)
+    content = raw.read(struct.calcsize(form))
+    return struct.unpack(form, content)[0] if len(content) == struct.calcsize(form) else 0
+
+
+def _is_stated(size: int, form: _Chunks, start: int, length: int) -> bool:
+    """Whether this size of the sound is one, not a place holder."""
+    if struct.calcsize(form.size) == 4 and any(size in sizes for sizes in UNKNOWN_SIZES):
+        return False
+    return size > form.before or (size == form.before and length <= start + form.before)
+
+
+def _sound_of_voc(raw: io.BufferedReader, length: int) -> _Sound | None:
+    """The one block of sound that libsndfile reads of a VOC file."""
+    raw.seek(20)
+    position, sound = int.from_bytes(raw.read(2), "little"), None
+    for _ in range(MOST_CHUNKS):
+        raw.seek(position)
+        header = raw.read(4)
+        if not header or header[0] == 0:  # the end
+            position += len(header[:1])
+            break
+        start, size = position + 4, int.from_bytes(header[1:], "little")
+        if header[0] in (1, 9):
+            if sound:
+                break
+            before = 2 if header[0] == 1 else 12
+            sound = _Sound(start + before, size - before)
+        elif header[0] > 9:
+            break
+        position = start + size
+    return sound and sound._replace(unclaimed=_unclaimed(raw, position, length))
+
+
+def _unclaimed(raw: io.BufferedReader, start: int, length: int) -> int:
+    """Bytes from `start` on, unless they are padding or a tag."""
+    raw.seek(min(start, length))
+    rest = raw.read(PADDING_BYTES + 1)
+    is_padding = len(rest) <= PADDING_BYTES and not rest.strip(b"\0")
+    return 0 if is_padding or rest.startswith(TAGS) else max(length - start, 0)
+
+
+def _promised_otherwise(raw: io.BufferedReader, file: soundfile.SoundFile, length: int) -> int | None:
+    raw.seek(0)
+    promised, header_bytes = None, HEADER_BYTES.get(file.format, MOST_HEADER_BYTES)
+    if file.format in LOGGED:
+        numbers = re.findall(LOGGED[file.format], file.extra_info)
+        promised = int(numbers[-1]) if numbers else file.frames
+    elif file.format == "NIST":
+        number = re.search(rb"\nsample_count -i (\d{1,18})\s", raw.read(header_bytes))
+        promised = int(number[1]) if number else None
+    elif file.format == "SDS":
+        blocks, each = (re.search(rf"{name} *: (\d+)", file.extra_info) for name in ("Blocks", "Samples/Block"))
+        there = int(blocks[1]) * int(each[1]) if blocks and each else 0
+        return there if each and there >= file.frames + int(each[1]) else file.frames
+    width = SAMPLE_BYTES.get(file.subtype, 0) * file.channels
+    if promised is not None and width:
+        promised = max(promised, (length - header_bytes) // width)
+    return promised

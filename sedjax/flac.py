@@ -1,0 +1,67 @@
+"""How many samples a FLAC file holds by its last frame: its header may say less, or nothing at all."""
+
+import io
+
+TAIL_BYTES = 1 << 18  # frames are smaller, but for many channels
+STREAMINFO = 0
+_BLOCKS = {1: 192} | {code: 576 << code - 2 for code in range(2, 6)} | {code: 256 << code - 8 for code in range(8, 16)}
+
+
+def num_samples(raw: io.BufferedReader) -> int | None:
+    """Samples up to the end of the last frame, for each channel; None if the file does not end with a whole frame."""
+    raw.seek(0)
+    start = raw.read(42)
+    if start[:4] != b"fLaC" or len(start) < 42 or start[4] & 0x7F != STREAMINFO:
+        return None
+    block = int.from_bytes(start[10:12], "big")  # of all frames, if they are numbered by frame
+    raw.seek(max(raw.seek(0, io.SEEK_END) - TAIL_BYTES, 0))
+    tail = raw.read()
+    position = len(tail)
+    while (position := tail.rfind(b"\xff", 0, position)) >= 0:
+        header = tail[position : position + 16]
+        if len(header) > 6 and header[1] & 0xFE == 0xF8 and (end := _end(header, block)) and not _crc(
+                tail[position:], 16):
+            return end
+    return None
+
+
+def _end(header: bytes, block: int) -> int | None:
+    """The last sample of the frame that begins so; None if it is no frame."""
+    ones = 8 - (header[4] ^ 0xFF).bit_length()
+    more = max(ones - 1, 0)
+    if ones in (1, 8) or any(byte & 0xC0 != 0x80 for byte in header[5 : 5 + more]):
+        return None
+    number = header[4] & (0x7F if not ones else 0x7F >> ones)
+    for byte in header[5 : 5 + more]:
+        number = number << 6 | byte & 0x3F
+    place, code, rate = 5 + more, header[2] >> 4, header[2] & 0xF
+    size = _BLOCKS.get(code)
+    if code in (6, 7):
+        size = int.from_bytes(header[place : place + code - 5], "big") + 1
+        place += code - 5
+    place += {12: 1, 13: 2, 14: 2}.get(rate, 0)
+    if not size or len(header) <= place or _crc(header[: place + 1], 8):
+        return None
+    return size + (number if header[1] & 1 else number * block)
+
+
+def _crc(content: bytes, bits: int) -> int:
+    """0 if the last bytes are the checksum of all before."""
+    table = _TABLES[bits]
+    crc, mask = 0, (1 << bits) - 1
+    for byte in content:
+        crc = (crc << 8 & mask) ^ table[crc >> bits - 8 ^ byte]
+    return crc
+
+
+def _table(bits: int, polynomial: int) -> tuple[int, ...]:
+    table = []
+    for byte in range(256):
+        crc = byte << bits - 8
+        for _ in range(8):
+            crc = (crc << 1 ^ (polynomial if crc >> bits - 1 else 0)) & (1 << bits) - 1
+        table.append(crc)
+    return tuple(table)
+
+
+_TABLES = {8: _table(8, 0x07), 16: _table(16, 0x8005)}
