@@ -62,7 +62,7 @@ def clips(detector: Detector, read: Callable[..., Iterator[Clip]], further: Sequ
     return ahead(recut(read(needed, extractor), frames))
 
 
-def read(recordings: Sequence[audio.Recording], sample_rate_hz: int | None, keep: tuple[str, ...],
+def read(recordings: Sequence[audio.Recording], sample_rate_hz: float | None, keep: tuple[str, ...],
          bad: dict[int, str] | None, keys: tuple[str, ...], extractor: Extractor | None = None) -> Iterator[Clip]:
     """Recordings in clips of any length.
 
