@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from tiny import TINY_TASK, change_npz, embed_alone, tiny_config
+from tiny import TINY_TASK, change_npz, drawn, embed_alone, tiny_config
 
 from sedjax import audio, extractors, models, parallel, steps
 from sedjax.errors import UserError
@@ -41,16 +41,9 @@ def padded(clips: list[np.ndarray], frames: int) -> tuple[dict, jax.Array]:
 
 
 def initialised(name: str, **changes):
-    """A tiny model with weights that were drawn without compiling anything."""
+    """A tiny model and its variables."""
     model = models.build_from(tiny_config(name, **changes), TINY_TASK)
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf) -> np.ndarray:
-        noise = rng.normal(size=leaf.shape).astype(np.float32)
-        return 1 + 0.1 * noise if path[-1].key == "scale" else noise / leaf.shape[0] ** 0.5
-
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model, {"audio": 1920}))
-    return model, jax.tree_util.tree_map_with_path(draw, shapes)
+    return model, drawn(model, {"audio": 1920})
 
 
 @pytest.mark.parametrize("hop_seconds", [9.6, 4.8])
