@@ -7,7 +7,7 @@ STREAMINFO = 0
 _BLOCKS = {1: 192} | {code: 576 << code - 2 for code in range(2, 6)} | {code: 256 << code - 8 for code in range(8, 16)}
 
 
-def num_samples(raw: io.BufferedReader) -> int | None:
+def num_samples(raw: io.BufferedIOBase) -> int | None:
     """Samples up to the end of the last frame, for each channel; None if the file does not end with a whole frame."""
     raw.seek(0)
     start = raw.read(42)

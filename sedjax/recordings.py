@@ -43,6 +43,7 @@ def clips(detector: Detector, read: Callable[..., Iterator[Clip]], further: Sequ
     Raises:
       UserError: the model takes what cannot be computed, or of another width.
     """
+    audio.require_frame_seconds(detector.task)
     keys = detector.model.features
     extractor = detector.extractor if EMBEDDINGS in keys else None
     widths = extractors.WIDTHS | ({EMBEDDINGS: extractor.width} if extractor else {})
