@@ -86,7 +86,7 @@ def add_embeddings(box: Box) -> list:
 
 def import_weights(box: Box) -> list:
     return ["--checkpoint", box.state, "--costs", box.costs, "--workdir", box / "out",
-            f"--config={ROOT / 'configs' / 'embedding_transformer_small.py'}", "--config.model.standardize=False",
+            f"--config={ROOT / 'configs' / 'embedding_transformer.py'}", "--config.model.standardize=False",
             *[flag for flag in small_flags(model__width=8)[1:] if "model" in flag and "channels" not in flag]]
 
 
