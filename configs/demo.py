@@ -7,12 +7,15 @@ Time: half a minute each on two CPU cores.  Expected test cost: 155 (conv), 157 
 """
 
 from configs import conv_transformer_small, embedding_transformer_small, naive
+from sedjax.errors import UserError
 
 CONFIGS = {"conv_transformer": conv_transformer_small, "embedding_transformer": embedding_transformer_small,
            "naive": naive}
 
 
 def get_config(model="conv_transformer"):
+    if model not in CONFIGS:
+        raise UserError(f"MODEL must be one of {', '.join(CONFIGS)}, not {model!r}.")
     config = CONFIGS[model].get_config()
     config.data.max_frames = 100
     if model == "naive":

@@ -1,1 +1,6 @@
 """From recordings to records."""
+
+from sedjax import interrupts
+
+if interrupts.starts_command():
+    interrupts.end_at_once()  # the imports of a command take seconds

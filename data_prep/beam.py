@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 
 from data_prep.extraction import Job, Waiting, outcomes
-from data_prep.journal import append_line, read_lines, worker_file, worker_files
+from data_prep.journal import Bad, Entry, append_line, worker_file, worker_files
 from sedjax import files
 from sedjax.errors import UserError
 
@@ -80,7 +80,7 @@ def over(function: Callable, items: Sequence, folder: pathlib.Path, options: str
         return [found for file in files for found in pickle.loads(file.read_bytes())]
 
 
-def extract(job: Job, waiting: Sequence[Waiting], path: pathlib.Path, options: str) -> Iterator[dict]:
+def extract(job: Job, waiting: Sequence[Waiting], path: pathlib.Path, options: str) -> Iterator[Entry | Bad]:
     """What data_prep.extraction.outcomes yields, from all workers together and in any order, when they are done.
 
     Args:
@@ -96,7 +96,7 @@ def extract(job: Job, waiting: Sequence[Waiting], path: pathlib.Path, options: s
     waiting = [dataclasses.replace(one, path=one.path.absolute()) for one in waiting]
     _run(options, each(_work, _groups(waiting, 16), job, path))
     for file in worker_files(path):
-        yield from read_lines(file)
+        yield from files.read_json_lines(file, Entry | Bad)
         file.unlink()
 
 

@@ -4,14 +4,15 @@ import functools
 import logging
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Sequence
+from typing import Literal
 
+import pydantic
 from absl import flags
 
+from data_prep import staging
 from data_prep.layout import survey
-from sedjax import commands
+from sedjax import commands, files, identity
 from sedjax.errors import UserError
 from sedjax.layout import read_layout, read_splits
 from sedjax.task import read_task
@@ -26,7 +27,7 @@ def define_flags() -> None:
     flags.DEFINE_string("costs", None, "Task: costs.json; that of the source, else MLPC 2025, if not given.")
     flags.DEFINE_integer("split_seed", None, "Split by this seed instead of splits.csv; 42 is the report's split.")
     flags.DEFINE_bool("skip_bad", False, "Leave damaged recordings out, and list them, instead of stopping.")
-    flags.DEFINE_bool("overwrite", False, "Replace the output if it exists.")
+    flags.DEFINE_bool("overwrite", False, "Replace the records in the output, if it holds nothing else.")
     flags.DEFINE_string("beam_options", None, "Work in Apache Beam pipelines with these options, such as "
                                               "\"--runner=FlinkRunner --flink_master=HOST:8081\".")
 
@@ -46,15 +47,20 @@ def build(source: pathlib.Path, output: pathlib.Path, keys: tuple[str, ...], *, 
 
     With `beam_options`, workers of Apache Beam pipelines read and write; the records are the same.
 
-    Raises UserError if the output exists, if nothing can be written, or for a damaged recording without skip_bad.
+    Raises UserError if the output exists, or with `overwrite` holds anything but records; if nothing can be written; or
+    for a damaged recording without skip_bad.
     """
-    if output.exists() and not overwrite:
-        raise UserError(f"{output} exists already: choose another --output, or replace it with --overwrite.")
+    _require_storable(keys)
+    source, output = pathlib.Path(source), pathlib.Path(os.path.realpath(output))
+    if os.path.lexists(output):
+        if not overwrite:
+            raise UserError(f"{output} exists already: choose another --output, or replace it with --overwrite.")
+        _require_replaceable(output, source)
     over, pipeline_options = map, None
     if beam_options is not None:
         from data_prep import beam  # an extra
 
-        source, output = source.absolute(), output.absolute()  # for workers elsewhere
+        source = source.absolute()  # for workers elsewhere
         over = functools.partial(beam.over, folder=output.parent, options=beam_options)
         pipeline_options = beam.pipeline_options(beam_options)
     layout = read_layout(source, read_task(costs) if costs else None)
@@ -76,6 +82,9 @@ def build(source: pathlib.Path, output: pathlib.Path, keys: tuple[str, ...], *, 
     if empty:
         raise UserError(f"The split {empty[0]!r} of {source} holds no usable recording.")
 
+    fingerprints = {split: identity.split_fingerprints(layout.task, {name: found.digests[name] for name in names})
+                    for split, names in splits.items()}
+
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow_datasets as tfds  # slow to import; the checks above need none of it
 
@@ -83,20 +92,76 @@ def build(source: pathlib.Path, output: pathlib.Path, keys: tuple[str, ...], *, 
 
     tfds.display_progress_bar(os.isatty(2))
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        statistics = training_statistics(layout, splits["train"], keys, over)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
-            builder = SedRecords(layout, splits, keys, found.frames, statistics, on_beam=beam_options is not None,
-                                 data_dir=temporary, file_format="array_record")
+        with staging.staging(output) as folder:
+            statistics = training_statistics(layout, splits["train"], keys, over)
+            builder = SedRecords(layout, splits, keys, found, statistics, fingerprints,
+                                 on_beam=beam_options is not None, data_dir=folder / staging.NEW,
+                                 file_format="array_record")
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(beam_options=pipeline_options))
-            if output.exists():
-                shutil.rmtree(output)
-            shutil.move(builder.data_path, output)
+            staging.put(folder, pathlib.Path(builder.data_path), output,
+                        functools.partial(_require_records, shown=output))
     except OSError as error:
         raise UserError(f"Cannot write {output}: {error.strerror or error}.") from error
     counts = ", ".join(f"{len(names)} {split}" for split, names in splits.items())
     left_out = f"; {len(found.problems)} left out" if found.problems else ""
     print(f"Wrote {counts} recordings to {output}{left_out}.")
+
+
+class _Split(pydantic.BaseModel):
+    name: str
+    shardLengths: list[str]
+
+
+class _Info(pydantic.BaseModel):
+    """What dataset_info.json of our records holds."""
+
+    name: Literal[identity.RECORDS_NAME]
+    fileFormat: Literal["array_record"]
+    splits: list[_Split]
+
+    def files(self) -> set[str]:
+        return {f"{identity.RECORDS_NAME}-{split.name}.array_record-{number:05d}-of-{len(split.shardLengths):05d}"
+                for split in self.splits for number in range(len(split.shardLengths))}
+
+
+def _require_storable(keys: tuple[str, ...]) -> None:
+    """Raises UserError for names of features that records cannot have."""
+    for key in keys:
+        if not key or not key.isprintable() or "/" in key or key == identity.LABELS:
+            raise UserError(f"--features: records cannot have a feature called {key!r}: give it another name in the "
+                            "features files.")
+
+
+def _require_replaceable(output: pathlib.Path, source: pathlib.Path) -> None:
+    """Raises UserError unless `output` is a folder of records and nothing else, and apart from the source."""
+    source = pathlib.Path(os.path.realpath(source))
+    for inner, outer in ((output, source), (source, output)):
+        # Not by name: a disk may not tell upper from lower case, or be there under two paths.
+        if any(os.path.exists(path) and os.path.samefile(path, outer) for path in (inner, *inner.parents)
+               if os.path.exists(outer)):
+            raise UserError(f"--output={output} would replace what is part of --source={source}: choose another "
+                            "--output.")
+    if os.path.ismount(output):
+        raise UserError(f"{output} cannot be replaced: a disk is mounted there; choose a folder in it.")
+    _require_records(output, output)
+
+
+def _require_records(folder: pathlib.Path, shown: pathlib.Path) -> None:
+    """Raises UserError if `folder`, called `shown`, holds anything but records that `build` wrote."""
+    advice = "so --overwrite does not replace it: choose another --output, or move it away"
+    if not folder.is_dir():
+        raise UserError(f"{shown} is not a folder of records, {advice}.")
+    try:
+        names = {entry.name: entry.is_file(follow_symlinks=False) for entry in os.scandir(folder)}
+        if not names:
+            return
+        info = files.read_json(folder / "dataset_info.json", _Info)
+        identity.read_metadata(folder)
+    except (OSError, UserError) as error:
+        raise UserError(f"{shown} does not hold records of sedjax, or damaged ones, {advice} ({error})") from error
+    known = {"dataset_info.json", "features.json", "metadata.json", *info.files()}
+    if others := sorted(name for name, is_file in names.items() if name not in known or not is_file):
+        raise UserError(f"{shown} holds {others[0]!r} besides records, {advice}.")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import tensorflow_datasets as tfds
 
-from sedjax import audio
+from data_prep.layout import Survey, digests_of
+from sedjax import audio, identity
+from sedjax.errors import UserError
 from sedjax.frontend import level
 from sedjax.layout import Layout
 
@@ -16,26 +18,28 @@ class SedRecords(tfds.core.GeneratorBasedBuilder):
 
     A record holds `filename`, `features/<key>` (T, D_k) and `votes` (T, C): the fraction of annotators that marked the
     frame. The dataset's metadata holds the task, and per feature, and for the labels, the width and the statistics
-    of the training frames; of audio, whose columns are one sample each, the width only. Each names what
-    computed it, if that is known.
+    of the training frames; of audio, whose columns are one sample each, the width only; and the fingerprint of each
+    split. Each names what computed it, if that is known.
 
     Args:
       layout: where the recordings are.
       splits: recordings of each split, in the order in which they are stored.
       keys: features to store.
-      frames: number of frames of each recording.
+      found: what data_prep.layout found in the recordings, which must not change after it.
       statistics: of the training frames, from `training_statistics`.
+      fingerprints: of each split, from `identity.split_fingerprints`.
       on_beam: whether workers of a Beam pipeline read the recordings; the records are the same.
       data_dir: where to write.
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    name = "sed_records"
+    name = identity.RECORDS_NAME
 
     def __init__(self, layout: Layout, splits: dict[str, tuple[str, ...]], keys: tuple[str, ...],
-                 frames: dict[str, int], statistics: dict[str, dict], on_beam: bool = False, **kwargs):
-        self._layout, self._splits, self._keys, self._frames = layout, splits, keys, frames
-        self._statistics, self._on_beam = statistics, on_beam
+                 found: Survey, statistics: dict[str, dict], fingerprints: dict[str, dict[str, str]],
+                 on_beam: bool = False, **kwargs):
+        self._layout, self._splits, self._keys, self._found = layout, splits, keys, found
+        self._statistics, self._fingerprints, self._on_beam = statistics, fingerprints, on_beam
         self._sample = layout.features(next(f for names in splits.values() for f in names), keys)
         super().__init__(**kwargs)
 
@@ -46,9 +50,9 @@ class SedRecords(tfds.core.GeneratorBasedBuilder):
         features = {key: tensor(value.shape[1], value.dtype) for key, value in self._sample.items()}
         metadata = tfds.core.MetadataDict(
             task=self._layout.task.to_json(),
-            lengths={split: [self._frames[name] for name in names] for split, names in self._splits.items()},
+            lengths={split: [self._found.frames[name] for name in names] for split, names in self._splits.items()},
             features={key: self._entry(key) for key in self._keys},
-            labels=self._statistics["labels"],
+            labels={**self._statistics[identity.LABELS], **self._fingerprint(identity.LABELS)},
         )
         return tfds.core.DatasetInfo(
             builder=self,
@@ -65,23 +69,33 @@ class SedRecords(tfds.core.GeneratorBasedBuilder):
     def _entry(self, key: str) -> dict:
         extractor = self._layout.extractor(key)
         return {"width": self._sample[key].shape[1], **self._statistics.get(key, {}),
-                **({"extractor": extractor} if extractor else {})}
+                **({"extractor": extractor} if extractor else {}), **self._fingerprint(key)}
+
+    def _fingerprint(self, key: str) -> dict:
+        return {"fingerprint": {split: found[key] for split, found in self._fingerprints.items() if found}}
 
     def _split_generators(self, dl_manager):
         return {split: self._generate_examples(names) for split, names in self._splits.items() if names}
 
     def _generate_examples(self, filenames: tuple[str, ...]):
+        items = [(number, name, self._found.digests[name]) for number, name in enumerate(filenames)]
         if not self._on_beam:
-            return (_example(numbered, self._layout, self._keys) for numbered in enumerate(filenames))
+            return (_example(item, self._layout, self._keys) for item in items)
         from data_prep import beam  # an extra
 
-        return beam.each(_example, list(enumerate(filenames)), self._layout, self._keys)
+        return beam.each(_example, items, self._layout, self._keys)
 
 
-def _example(numbered: tuple[int, str], layout: Layout, keys: tuple[str, ...]) -> tuple[int, dict]:
-    """The number of a recording, by which records are in order, and its record."""
-    number, filename = numbered
-    return number, {"filename": filename, "features": layout.features(filename, keys), "votes": layout.votes(filename)}
+def _example(item: tuple[int, str, dict[str, str]], layout: Layout, keys: tuple[str, ...]) -> tuple[int, dict]:
+    """The number of a recording, by which records are in order, and its record.
+
+    Raises UserError if its files no longer have the digests that the fingerprint covers.
+    """
+    number, filename, digests = item
+    features, votes = layout.features(filename, keys), layout.votes(filename)
+    if digests_of(features, votes) != digests:
+        raise UserError(f"The files of {filename!r} in {layout.path} changed while the records were made: start again.")
+    return number, {"filename": filename, "features": features, "votes": votes}
 
 
 def training_statistics(layout: Layout, filenames: tuple[str, ...], keys: tuple[str, ...],
@@ -92,7 +106,7 @@ def training_statistics(layout: Layout, filenames: tuple[str, ...], keys: tuple[
     """
     keys = tuple(key for key in keys if key != audio.FEATURE)
     sums = list(over(functools.partial(_column_sums, layout=layout, keys=keys), filenames))
-    return {key: column_statistics(each[key] for each in sums) for key in (*keys, "labels")}
+    return {key: column_statistics(each[key] for each in sums) for key in (*keys, identity.LABELS)}
 
 
 Sums = tuple[int, np.ndarray, bool]  # rows; per column those of the values, their squares, levels and squares of these
@@ -100,7 +114,8 @@ Sums = tuple[int, np.ndarray, bool]  # rows; per column those of the values, the
 
 def _column_sums(filename: str, layout: Layout, keys: tuple[str, ...]) -> dict[str, Sums]:
     features = layout.features(filename, keys) if keys else {}
-    return {key: column_sums(value) for key, value in {**features, "labels": layout.votes(filename) > 0}.items()}
+    arrays = {**features, identity.LABELS: layout.votes(filename) > 0}
+    return {key: column_sums(value) for key, value in arrays.items()}
 
 
 def column_sums(value: np.ndarray) -> Sums:

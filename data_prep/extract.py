@@ -4,13 +4,16 @@
         --embeddings_from=WORKDIR
     python -m data_prep.extract --source=DIR --embeddings_from=WORKDIR
 
-The first form makes features of audio files; started again, it goes on where it was. The second adds embeddings to
+The first form makes features of audio files; started again, it resumes. The second adds embeddings to
 features that are there. Embeddings are what the head of a trained sedjax model sees of each frame, or ATST-Frame's.
 """
 
+import contextlib
 import csv
+import os
 import pathlib
 import sys
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,8 +21,8 @@ from absl import flags
 from tqdm import tqdm
 
 from data_prep import extraction, origin
-from data_prep.extraction import Job, Waiting, outcomes
-from data_prep.journal import Journal, recording_state
+from data_prep.extraction import Job, Waiting
+from data_prep.journal import Entry, Journal, recording_state
 from sedjax import audio, commands, files
 from sedjax.commands import BAD_LIST, SOME_BAD_STATUS, write_bad
 from sedjax.errors import UserError
@@ -29,6 +32,7 @@ from sedjax.task import read_task
 
 FEATURES = ("melspectrogram", "mfcc", "mfcc_delta", "mfcc_delta2", "embeddings")
 JOURNAL = "extracted.jsonl"
+METADATA = "metadata.csv"
 
 
 def define_flags() -> None:
@@ -58,7 +62,8 @@ def main(argv: Sequence[str]) -> None:
         for flag in ("output", "features", "hop_seconds", "drop_layers", "beam_options"):
             if options[flag].present:
                 raise UserError(f"--{flag} is for --audio: --source takes --embeddings_from=WORKDIR only.")
-        add_embeddings(options.source, options.embeddings_from)
+        with commands.tidy_sigterm():
+            add_embeddings(options.source, options.embeddings_from)
         return
     if not options.output:
         raise UserError("--audio takes --output=DIR, the directory to write.")
@@ -71,11 +76,12 @@ def main(argv: Sequence[str]) -> None:
         if options[flag].present and not _is_atst_frame(options.embeddings_from):
             raise UserError(f"--{flag} is for the windows of ATST-Frame, with --embeddings_from=FILE.npz: a workdir "
                             "says itself how its model takes recordings.")
-    done, bad = extract(commands.file_path(options.audio), commands.file_path(options.output),
-                        tuple(options.features), options.embeddings_from, float(options.hop_seconds),
-                        options.drop_layers, options.beam_options)
+    with commands.tidy_sigterm():
+        done, bad = extract(commands.file_path(options.audio), commands.file_path(options.output),
+                            tuple(options.features), options.embeddings_from, float(options.hop_seconds),
+                            options.drop_layers, options.beam_options)
     listed = f"; {bad:,} cannot be read, listed in {pathlib.Path(options.output) / BAD_LIST}" if bad else ""
-    print(f"{options.output} holds {', '.join(options.features)} of {done:,} recordings{listed}.")
+    print(files.printable(f"{options.output} holds {', '.join(options.features)} of {done:,} recordings{listed}."))
     if bad:
         sys.exit(SOME_BAD_STATUS)
 
@@ -85,39 +91,48 @@ def _is_atst_frame(embeddings_from: str | None) -> bool:
 
 
 def add_embeddings(source: str, embeddings_from: str) -> None:
-    """Adds the embeddings of a trained model to the features in a directory in MLPC layout."""
+    """Adds the embeddings of a trained model to the features in a directory in MLPC layout.
+
+    Raises UserError, before anything is computed, if there are embeddings that sedjax did not make.
+    """
     from sedjax.detector import load  # imports JAX, which is slow
-    from sedjax.extractors import DetectorExtractor
+    from sedjax.extractors import DetectorExtractor, narrowed, require_finite
     from sedjax.input_pipeline import Features
 
     layout, detector = read_layout(source), load(embeddings_from)
-    frames = detector.embed(Features.of(layout, detector.task, detector.model.features, detector.widths))
-    origin.forget(layout.path, ("embeddings",))
-    journal = Journal(layout.path / JOURNAL) if (layout.path / JOURNAL).exists() else None
-    for filename, value in zip(tqdm(layout.filenames, "writing", disable=None), frames):
-        path = layout.features_path(filename)
-        noted = journal and journal.vouches(filename, path)
-        add_features(layout, filename, {"embeddings": value.astype(np.float16)})
-        if noted:
-            # Not that they were made of the recording: they were made of whatever features are there.
-            parameters = {key: made_with for key, made_with in noted["parameters"].items() if key != "embeddings"}
-            journal.note(noted | {"features_bytes": path.stat().st_size, "parameters": parameters})
+    width = detector.embedding_width
     made_by = origin.of_extractor(embeddings_from, DetectorExtractor(detector).parameters)
+    journal = Journal(layout.path / JOURNAL) if os.path.lexists(layout.path / JOURNAL) else None
+    noted = {name: journal and journal.vouches(name, layout.features_path(name)) for name in layout.filenames}
+    for filename in layout.filenames:
+        extraction.require_ours(layout.features_path(filename), ("embeddings",), noted[filename])
+    frames = [narrowed(value) for value in detector.embed(
+        Features.of(layout, detector.task, detector.model.features, detector.widths))]
+    for filename, value in zip(layout.filenames, frames):
+        require_finite(value, filename)
+    origin.forget(layout.path, ("embeddings",))
+    for filename, value in zip(tqdm(layout.filenames, "writing", disable=None), frames):
+        add_features(layout, filename, {"embeddings": value}, noted[filename])
+        if entry := noted[filename]:
+            # Not that they were made of the recording: they were made of whatever features are there.
+            parameters = {key: made_with for key, made_with in entry["parameters"].items() if key != "embeddings"}
+            features_bytes = layout.features_path(filename).stat().st_size
+            journal.note(entry | {"features_bytes": features_bytes, "parameters": parameters})
     origin.note(layout.path, {"embeddings": made_by})
-    print(f"Wrote embeddings of {len(frames):,} recordings, {frames[0].shape[1]} wide, to {layout.path}.")
+    print(f"Wrote embeddings of {len(frames):,} recordings, {width} wide, to {files.printable(layout.path)}.")
 
 
-def add_features(layout: Layout, filename: str, features: dict[str, np.ndarray]) -> None:
+def add_features(layout: Layout, filename: str, features: dict[str, np.ndarray], noted: Entry | None = None) -> None:
     """Adds features to the file of a recording, in place of those with the same names, all of them or none.
 
-    Makes the file if there is none. Raises UserError if it is damaged, or of a recording of another length.
+    Makes the file if there is none. Raises UserError if it is damaged, of a recording of another length, or holds
+    features of these names that sedjax did not make.
     """
     path = layout.features_path(filename)
-    others = {name: value for name, value in extraction.arrays_in(path).items() if name not in features}
-    everything = others | extraction.fit(features, others, path)
-    path.parent.mkdir(exist_ok=True)
-    with files.atomic_output(path, ours=True) as temporary:
-        np.savez(temporary, **everything)
+    others, ours = extraction.kept(path, features.keys(), noted)
+    files.make_folder(path.parent)
+    extraction.write(path, others, extraction.fit(features, {key: value.shape for key, value in others.items()}, path),
+                     ours)
 
 
 def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
@@ -125,11 +140,11 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
             beam_options: str | None = None) -> tuple[int, int]:
     """Makes features of the recordings in a folder, of those only that are not done yet.
 
-    Writes audio_features, metadata.csv, what is done (extracted.jsonl), what cannot be read (bad_recordings.csv), and
-    what all features of a kind were computed by (extractors.json).
+    Writes audio_features, metadata.csv, what is done (extracted.jsonl), what has no features (bad_recordings.csv), and
+    what all features of a kind were computed by (extractors.json). What others made is kept: features, rows, columns.
 
     Returns:
-      how many recordings have all features now, and how many cannot be read.
+      how many recordings have all features now, and how many cannot be read, or have features of another source.
 
     Raises:
       UserError: there are no recordings, or the output cannot be written.
@@ -140,39 +155,41 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
     job = Job(output, wanted, embeddings_from, hop_seconds, drop_layers)
     extractor = job.extractor()
     parameters = job.parameters(extractor)
-    try:
-        (output / "audio_features").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot write {output}: {error.strerror}.") from error
-    for remains in (output / "audio_features").glob(".*.npz"):  # of a run that was killed
+    features = files.make_folder(output / "audio_features")
+    for remains in features.glob(f"{files.TEMPORARY}*.npz"):  # of a run that was killed
         remains.unlink()
+    files.require_replaceable(output / BAD_LIST)
+    _metadata(output)
     journal = Journal(output / JOURNAL)
 
-    def done(path: pathlib.Path) -> dict | None:
+    def done(path: pathlib.Path) -> Entry | None:
         entry = journal.entry(path, job.features_path(path))
         return entry if entry and parameters.items() <= entry["parameters"].items() else None
 
     waiting = []
     for path in paths:
         try:
-            state = recording_state(path)
+            one = Waiting(path, recording_state(path), journal.noted(path.name))
+            if not done(path):
+                extraction.require_ours(job.features_path(path), wanted, one.noted)
+                waiting.append(one)
         except OSError as error:
             bad[path.name] = f"Cannot read {path}: {error.strerror}."
-            continue
-        if not done(path):
-            waiting.append(Waiting(path, state, journal.kept(path, job.features_path(path))))
+        except UserError as error:
+            bad[path.name] = str(error)
     origin.forget(output, wanted)
     if beam_options is None or not waiting:
-        found = outcomes(job, extractor, waiting)
+        outcomes = extraction.outcomes(job, extractor, waiting)
     else:
         from data_prep import beam  # an extra
 
-        found = beam.extract(job, waiting, journal.path, beam_options)
-    for outcome in tqdm(found, total=len(waiting), unit="recording", disable=None):
-        if "reason" in outcome:
-            bad[outcome["filename"]] = outcome["reason"]
-        else:
-            journal.note(outcome)
+        outcomes = beam.extract(job, waiting, journal.path, beam_options)
+    with contextlib.closing(outcomes):
+        for outcome in tqdm(outcomes, total=len(waiting), unit="recording", disable=None):
+            if "reason" in outcome:
+                bad[outcome["filename"]] = outcome["reason"]
+            else:
+                journal.note(outcome)
     seconds = {}
     for path in paths:
         if path.name in bad:
@@ -182,14 +199,14 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
         else:
             bad[path.name] = f"{path} changed while it was read, or is gone: start again."
     if seconds:
-        _write_metadata(output / "metadata.csv", seconds)
-    if seconds and seconds.keys() >= {row["filename"] for row in read_csv(output / "metadata.csv", ())}:
-        origins = {name: {"parameters": value} for name, value in parameters.items()}
-        if extractor:
-            windows = ({"hop_seconds": hop_seconds, "drop_layers": drop_layers} if _is_atst_frame(embeddings_from)
-                       else {})
-            origins["embeddings"] = origin.of_extractor(embeddings_from, extractor.parameters, **windows)
-        origin.note(output, origins)
+        _add_to_metadata(output, seconds)
+        if seconds.keys() >= set(_metadata(output)[1]):
+            origins = {name: {"parameters": value} for name, value in parameters.items()}
+            if extractor:
+                windows = ({"hop_seconds": hop_seconds, "drop_layers": drop_layers} if _is_atst_frame(embeddings_from)
+                           else {})
+                origins["embeddings"] = origin.of_extractor(embeddings_from, extractor.parameters, **windows)
+            origin.note(output, origins)
     write_bad(output, bad)
     return len(seconds), len(bad)
 
@@ -200,25 +217,40 @@ def recordings(folder: pathlib.Path) -> tuple[list[pathlib.Path], dict[str, str]
     first: dict[str, pathlib.Path] = {}
     bad = {}
     for path in paths:
-        if files.printable(path.name) != path.name:
-            bad[path.name] = f"The name of {path} is not UTF-8, which metadata.csv is: rename it."
+        longest = len(os.fsencode(f"{path.stem}.npz"))
+        if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in path.name):
+            bad[path.name] = (f"The name of {path} holds bytes that are not UTF-8, or control characters, which "
+                              "metadata.csv does not take: rename it.")
+        elif longest > files.NAME_BYTES:
+            bad[path.name] = (f"The features file of {path} would have a name of {longest} bytes, and "
+                              f"{files.NAME_BYTES} are possible: rename it.")
         elif first.setdefault(path.stem, path) is not path:
             bad[path.name] = f"{path} would share its features file with {first[path.stem].name}: rename one of them."
     return list(first.values()), bad
 
 
-def _write_metadata(path: pathlib.Path, seconds: dict[str, float]) -> None:
-    """Writes metadata.csv; rows and columns that are there already stay, new recordings are added."""
-    rows = read_csv(path, ("filename",)) if path.exists() else []
-    columns = list(rows[0]) if rows else ["filename", "duration"]
-    known = {row["filename"] for row in rows}
-    new = [{"filename": name, "duration": value} for name, value in seconds.items() if name not in known]
-    if rows and not new:
+def _metadata(output: pathlib.Path) -> tuple[list[str], list[str]]:
+    """Columns and recordings of metadata.csv; none if it is not there. Raises UserError if it is damaged."""
+    path = output / METADATA
+    if not os.path.lexists(path):
+        return [], []
+    filenames = [row["filename"] for row in read_csv(path, ("filename",))]
+    return next(files.csv_rows(path))[1], filenames
+
+
+def _add_to_metadata(output: pathlib.Path, seconds: dict[str, float]) -> None:
+    """Adds the recordings that metadata.csv lacks; all that it holds stays as it is."""
+    path = output / METADATA
+    columns, known = _metadata(output)
+    text = files.read_text(path) if columns else "filename,duration\n"
+    new = [{"filename": name, "duration": seconds[name]} for name in sorted(seconds.keys() - set(known))]
+    if not new:
         return
+    end = "\r\n" if "\r\n" in text else "\n"
     with files.atomic_output(path, ours=True) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*rows, *new])
+        file.write(text if text.endswith("\n") else text + end)
+        csv.DictWriter(file, columns or ["filename", "duration"], extrasaction="ignore",
+                       lineterminator=end).writerows(new)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """From recordings to their features files: the same in one process as on the workers of a Beam pipeline."""
 
+import contextlib
 import dataclasses
+import os
 import pathlib
-import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -59,16 +59,15 @@ class Waiting:
     Attributes:
       path: where it is.
       state: its size and time when it was listed.
-      kept: with which parameters the features were made that its features file holds and may keep; None if it may keep
-        nothing.
+      noted: its line in the journal, whatever has changed since; None if there is none.
     """
 
     path: pathlib.Path
-    state: dict
-    kept: dict[str, str] | None
+    state: dict[str, int]
+    noted: journal.Entry | None
 
 
-def outcomes(job: Job, extractor, waiting: Sequence[Waiting]) -> Iterator[dict]:
+def outcomes(job: Job, extractor, waiting: Sequence[Waiting]) -> Iterator[journal.Entry | journal.Bad]:
     """Writes the features file of each recording in turn; yields its journal entry, or its filename and the `reason`.
 
     Raises UserError if a file cannot be written.
@@ -76,45 +75,86 @@ def outcomes(job: Job, extractor, waiting: Sequence[Waiting]) -> Iterator[dict]:
     from sedjax import extractors
 
     parameters = job.parameters(extractor)
-    made = extractors.features_of((one.path for one in waiting), job.wanted, extractor)
-    for one, found in zip(waiting, made):
-        path = job.features_path(one.path)
-        try:
-            if isinstance(found, UserError):
-                raise found
-            features, seconds = found
-            held = {} if one.kept is None else arrays_in(path)
-            labels = job.output / "labels" / f"{one.path.stem}_labels.npz"
-            as_held, as_labels = fit(features, held, path), fit(features, arrays_in(labels), labels)
-            features = held | (as_held if held.keys() - features.keys() else as_labels)
-        except UserError as error:
-            yield {"filename": one.path.name, "reason": str(error)}
-            continue
-        with files.atomic_output(path, ours=True) as temporary:
-            np.savez(temporary, **features)
-        yield journal.entry(one.path, one.state, path, seconds, (one.kept or {}) | parameters)
+    with contextlib.closing(extractors.features_of((one.path for one in waiting), job.wanted, extractor)) as made:
+        for one, found in zip(waiting, made):
+            path = job.features_path(one.path)
+            try:
+                if isinstance(found, UserError):
+                    raise found
+                features, seconds = found
+                has_changed = bool(one.noted) and not one.state.items() <= one.noted.items()
+                others, ours = kept(path, job.wanted, one.noted, has_changed)
+                labels = job.output / "labels" / f"{one.path.stem}_labels.npz"
+                as_others = fit(features, {key: value.shape for key, value in others.items()}, path)
+                as_labels = fit(features, files.npz_shapes(labels) if os.path.lexists(labels) else {}, labels)
+            except UserError as error:
+                yield {"filename": one.path.name, "reason": str(error)}
+                continue
+            write(path, others, as_others if others else as_labels, ours)
+            known = one.noted["parameters"] if one.noted else {}
+            yield journal.entry(one.path, one.state, path, seconds,
+                                {key: value for key, value in known.items() if key in ours} | parameters)
 
 
-def arrays_in(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of a file that is there already; none if it is not. Raises UserError if it is damaged."""
-    if not path.exists():
-        return {}
+def write(path: pathlib.Path, others: dict[str, np.ndarray], features: dict[str, np.ndarray],
+          ours: Collection[str]) -> None:
+    """Writes a features file: `others`, of which sedjax made `ours`, and what it has made now."""
+    with files.atomic_output(path, ours=True) as temporary:
+        files.write_npz(temporary, others | features, made=[*ours, *features])
+
+
+def kept(path: pathlib.Path, wanted: Collection[str], noted: journal.Entry | None = None,
+         has_changed: bool = False) -> tuple[dict[str, np.ndarray], set[str]]:
+    """The arrays of a features file that stay where they are when `wanted` are made, and which of them sedjax made.
+
+    Args:
+      path: the features file, which may not be there.
+      wanted: what is to be made.
+      noted: its recording's line in the journal.
+      has_changed: the recording, since then; what sedjax made of it before does not stay.
+
+    Raises:
+      UserError: the file is damaged and was not made by sedjax, or holds what is wanted from another source.
+    """
+    ours = require_ours(path, wanted, noted)
+    if ours is None:
+        return {}, set()
+    others = [key for key in files.npz_keys(path) if key not in wanted and not (has_changed and key in ours)]
+    return files.read_npz(path, others), ours.intersection(others)
+
+
+def require_ours(path: pathlib.Path, wanted: Collection[str], noted: journal.Entry | None) -> set[str] | None:
+    """The arrays of a features file that sedjax made; None if there is no file, or one that sedjax made and is spoilt.
+
+    Raises UserError as `kept`.
+    """
+    if not os.path.lexists(path) or (path.is_file() and not path.stat().st_size):
+        return None
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            return dict(archive)
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is damaged, and was not made by this command: delete it ({error}).") from error
+        keys = files.npz_keys(path)
+    except UserError:
+        if noted and path.is_file():
+            return None
+        raise
+    ours = {key for key, is_ours in keys.items() if is_ours}
+    if noted and path.stat().st_size == noted["features_bytes"]:  # of a file without checksums the journal tells
+        ours |= noted["parameters"].keys() & keys.keys()
+    if others := [key for key in wanted if key in keys and key not in ours]:
+        raise UserError(f"{path} holds {others[0]!r} that sedjax did not make, or that has been changed since, and "
+                        "which it does not replace: move the file away, or work on a copy without it.")
+    return ours
 
 
-def fit(features: dict[str, np.ndarray], held: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, np.ndarray]:
+def fit(features: dict[str, np.ndarray], others: dict[str, tuple[int, ...]],
+        path: pathlib.Path) -> dict[str, np.ndarray]:
     """Features with as many rows as what others made of the recording, who may have rounded its length down.
 
-    Raises UserError if `held`, the arrays in the file `path`, are those of another recording.
+    Raises UserError if `others`, the shapes of arrays in the file `path`, are those of another recording.
     """
-    frames, lengths = len(next(iter(features.values()))), {name: len(x) for name, x in held.items() if x.ndim}
-    if any(abs(frames - rows) > 1 for rows in lengths.values()):
-        raise UserError(f"{path} is of a recording of {max(lengths.values())} frames, but this one has {frames}: "
-                        "delete it, or choose another --output.")
-    rows = min((rows for name, rows in lengths.items() if name not in features), default=frames)
+    frames, lengths = len(next(iter(features.values()))), [shape[0] for shape in others.values() if shape]
+    if any(abs(frames - rows) > 1 for rows in lengths):
+        raise UserError(f"{path} is of a recording of {max(lengths)} frames, but this one has {frames}: delete it, or "
+                        "choose another --output.")
+    rows = min(lengths, default=frames)
     return {name: value[:rows] if rows <= frames else np.concatenate([value, value[-1:]])
             for name, value in features.items()}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from sedjax import commands, grid
+from sedjax import commands, files, grid
 from sedjax.layout import SPLITS, Layout, read_layout, read_splits
 from sedjax.submission import write_submission
 
@@ -19,6 +19,7 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     commands.require_no_arguments(argv)
     options = flags.FLAGS
+    files.require_replaceable(options.output)
     layout = read_layout(options.source)
     filenames = read_splits(layout)[options.split] if options.split else layout.filenames
     write_submission(options.output, layout.task, {name: true_segments(layout, name) for name in filenames})

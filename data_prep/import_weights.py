@@ -3,11 +3,13 @@
 All of the checkpoint or an error; never some of its tensors.
 """
 
+import contextlib
 import logging
+import os
 import pathlib
 import re
-import zipfile
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +116,7 @@ def main(argv: Sequence[str]) -> None:
 def import_model(path: str, config: config_lib.Config, task: Task, folder: pathlib.Path) -> None:
     """Writes the workdir `folder` of the embedding-transformer whose PyTorch checkpoint is at `path`."""
     name = config.model["name"]
-    if folder.exists():
+    if os.path.lexists(folder):
         raise UserError(f"{folder} exists already: choose another --workdir.")
     if config.model["standardize"]:
         raise UserError("The checkpoint holds no feature statistics: set --config.model.standardize=False.")
@@ -125,12 +127,13 @@ def import_model(path: str, config: config_lib.Config, task: Task, folder: pathl
     model = models.build_from(config, task)
     widths = dict.fromkeys(model.features, first.shape[1])
     params = convert(tensors, model, name, widths)
-    workdir.prepare(folder, config, task, {key: {"width": width} for key, width in widths.items()})
     state = TrainState(step=np.zeros((), np.int32), params=params, ema=None, model_state={}, opt_state={})
-    with checkpoint.open_manager(folder) as manager:
-        checkpoint.save(manager, state, checkpoint.Progress(finished=True))
+    with _new_folder(folder) as temporary:
+        workdir.prepare(temporary, config, task, {key: {"width": width} for key, width in widths.items()})
+        with checkpoint.open_manager(temporary) as manager:
+            checkpoint.save(manager, state, checkpoint.Progress(finished=True))
     print(f"Loaded {len(tensors)} of {len(tensors)} tensors, {sum(t.size for t in tensors.values()):,} parameters, "
-          f"into {folder}. Its outputs are taken to be, in this order: {', '.join(task.classes)}.")
+          f"into {files.printable(folder)}. Its outputs are taken to be, in this order: {', '.join(task.classes)}.")
 
 
 def import_stem(path: str, config: config_lib.Config, output: pathlib.Path) -> None:
@@ -141,8 +144,9 @@ def import_stem(path: str, config: config_lib.Config, output: pathlib.Path) -> N
     part = resnet34_part(tensors, channels, config.model["resnet_width"])
     with files.atomic_output(output) as temporary:
         np.savez(temporary, **part)
-    print(f"Loaded {len(part)} of {len(tensors)} tensors, all but the classifier and counters, into {output}. "
-          f"Input channels: {channels}. Train from it with --config.train.initial_weights={output}.")
+    print(f"Loaded {len(part)} of {len(tensors)} tensors, all but the classifier and counters, into "
+          f"{files.printable(output)}. Input channels: {channels}. Train from it with "
+          f"--config.train.initial_weights={files.printable(output)}.")
 
 
 def import_atst(path: str, output: pathlib.Path, strong_head: bool = False) -> None:
@@ -161,7 +165,7 @@ def import_atst(path: str, output: pathlib.Path, strong_head: bool = False) -> N
         np.savez(temporary, **part)
     print(f"Loaded {loaded} of {len(encoder)} tensors of the encoder, "
           f"{sum(value.size for value in encoder.values()):,} parameters, and {len(part) - loaded} of {len(heads)} "
-          f"tensors of heads, into {output}.")
+          f"tensors of heads, into {files.printable(output)}.")
 
 
 def read_state_dict(path: str) -> dict[str, np.ndarray]:
@@ -170,22 +174,19 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
     Reading runs no code from the file. Raises UserError if it is damaged or holds anything but tensors.
     """
     if path.endswith(".npz"):
-        try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-                return dict(archive)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} is not a readable npz file: {error}.") from error
+        return files.read_npz(path)
     try:
         import torch
     except ImportError as error:
         raise UserError("Reading a PyTorch checkpoint needs PyTorch: pip install 'sedjax[torch]'.") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        content = content.get("state_dict", content)
-        return {key: value.detach().float().numpy() for key, value in content.items()}
-    except Exception as error:  # torch raises pickle's, zipfile's and its own errors for damaged files
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} is not a readable PyTorch checkpoint of tensors: {reason}") from error
+    with files.open_file(path) as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+            content = content.get("state_dict", content)
+            return {str(key): value.detach().float().numpy() for key, value in content.items()}
+        except Exception as error:  # torch raises pickle's, zipfile's and its own errors for damaged files
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"{path} is not a readable PyTorch checkpoint of tensors: {reason}") from error
 
 
 def strip_prefix(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -264,9 +265,21 @@ def atst_part(tensors: Mapping[str, np.ndarray], model: AtstFrame) -> dict[str, 
     return {f"params/atst/{path}": value for path, value in arrays.items()}
 
 
+@contextlib.contextmanager
+def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a temporary folder beside `path`, which is named so when the block ends well, and is gone otherwise."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=files.make_folder(path.parent)) as temporary:
+            yield pathlib.Path(temporary) / "new"
+            (pathlib.Path(temporary) / "new").rename(path)
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
 def _require_npz(output: pathlib.Path) -> None:
     if output.suffix != ".npz":
         raise UserError(f"--output must end in .npz, not {output.name!r}.")
+    files.require_replaceable(output)
 
 
 def _place(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, jax.ShapeDtypeStruct],
@@ -280,7 +293,13 @@ def _place(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, jax.ShapeDtyp
                         f"{missing[:3]}, {len(unexpected)} are unexpected {unexpected[:3]}.")
     arrays = {}
     for path, wanted in shapes.items():
-        value = np.asarray(tensors[keys[path]], np.float32)
+        value = tensors[keys[path]]
+        if value.dtype.kind not in "fiu":
+            raise UserError(f"The checkpoint does not fit the model {name!r}: {keys[path]!r} holds {value.dtype}.")
+        with np.errstate(over="ignore"):
+            value = value.astype(np.float32)
+        if not np.isfinite(value).all():
+            raise UserError(f"The checkpoint holds NaN, infinity or numbers beyond float32 in {keys[path]!r}.")
         # PyTorch stores (out, in) and (out, in, height, width), Flax (in, out) and (height, width, in, out).
         if path.endswith("kernel") and value.ndim > 1:
             value = np.moveaxis(value, (0, 1), (-1, -2))
@@ -298,5 +317,4 @@ def _tensor_key(path: str, rules: tuple[tuple[str, str], ...]) -> str:
 
 
 if __name__ == "__main__":
-    define_flags()
-    commands.run(main)
+    commands.run(main, define_flags=define_flags)

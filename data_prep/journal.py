@@ -1,11 +1,33 @@
-"""What has been extracted from which recordings, so that work that was cut off goes on where it was."""
+"""What has been extracted from which recordings, so that an interrupted extraction resumes."""
 
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from typing import Annotated, Any
 
-from sedjax.files import atomic_output
+import pydantic
+from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
+
+from sedjax import files
+from sedjax.errors import UserError
+
+
+class Entry(TypedDict):
+    """A line of the journal: see `entry`."""
+
+    filename: str
+    bytes: int
+    mtime_ns: int
+    features_bytes: int
+    seconds: Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+    parameters: dict[str, str]
+
+
+class Bad(TypedDict):
+    """A recording of which there are no features, and why."""
+
+    filename: str
+    reason: str
 
 
 class Journal:
@@ -16,19 +38,25 @@ class Journal:
     """
 
     def __init__(self, path: pathlib.Path):
+        """Raises UserError if the file at `path` is something else."""
         self.path = path
-        lines = read_lines(path) if path.exists() else []
+        lines = files.read_json_lines(path, Entry)
+        if not lines and os.path.exists(path):
+            with files.open_file(path) as file:
+                if not _FIRST.startswith(file.read(len(_FIRST))):
+                    raise UserError(f"{path} is not the journal of this command: move it away, or choose another "
+                                    "--output.")
         workers = worker_files(path)
         for each in workers:  # of a run that was killed
-            lines += read_lines(each)
-        self._entries = {line["filename"]: line for line in lines if line.keys() == _KEYS}
+            lines += files.read_json_lines(each, Entry)
+        self._entries = {line["filename"]: line for line in lines}
         # Without the half lines, to which the next line would be added.
-        with atomic_output(path, ours=True) as temporary:
+        with files.atomic_output(path, ours=True) as temporary:
             temporary.write_text("".join(map(_line, self._entries.values())), encoding="utf-8")
         for each in workers:
             each.unlink(missing_ok=True)
 
-    def entry(self, recording: pathlib.Path, features: pathlib.Path) -> dict | None:
+    def entry(self, recording: pathlib.Path, features: pathlib.Path) -> Entry | None:
         """The line of a recording, None unless it and its features file are still there as they were noted."""
         found = self.vouches(recording.name, features)
         try:
@@ -36,30 +64,26 @@ class Journal:
         except OSError:
             return None
 
-    def vouches(self, filename: str, features: pathlib.Path) -> dict | None:
+    def vouches(self, filename: str, features: pathlib.Path) -> Entry | None:
         """The line of a recording of that name, whatever it is now, None unless its features file was noted."""
-        found = self._entries.get(filename)
-        is_noted = found and features.exists() and features.stat().st_size == found["features_bytes"]
-        return found if is_noted else None
+        found = self.noted(filename)
+        try:
+            return found if found and features.stat().st_size == found["features_bytes"] else None
+        except OSError:
+            return None
 
-    def kept(self, recording: pathlib.Path, features: pathlib.Path) -> dict[str, str] | None:
-        """With which parameters the features were made that a features file may keep, as far as they are known.
+    def noted(self, filename: str) -> Entry | None:
+        """The line of a recording of that name, whatever it and its features file are now."""
+        return self._entries.get(filename)
 
-        None if it was made of what the recording no longer is, or has been spoilt since: then it may keep nothing.
-        """
-        if recording.name not in self._entries:
-            return {}
-        found = self.entry(recording, features)
-        return found and found["parameters"]
-
-    def note(self, entry: dict) -> None:
+    def note(self, entry: Entry) -> None:
         """Adds a line, from `entry`."""
         self._entries[entry["filename"]] = entry
         append_line(self.path, entry)
 
 
-def entry(recording: pathlib.Path, state: dict, features: pathlib.Path, seconds: float,
-          parameters: dict[str, str]) -> dict:
+def entry(recording: pathlib.Path, state: dict[str, int], features: pathlib.Path, seconds: float,
+          parameters: dict[str, str]) -> Entry:
     """The line which says that `features` holds the keys of `parameters`, each made with its value.
 
     `state` is that of the recording before it was read: if it has changed since, it is not done.
@@ -68,7 +92,7 @@ def entry(recording: pathlib.Path, state: dict, features: pathlib.Path, seconds:
             "parameters": parameters}
 
 
-def recording_state(recording: pathlib.Path) -> dict:
+def recording_state(recording: pathlib.Path) -> dict[str, int]:
     """Size and time of a recording, by which a change is told."""
     stat = os.stat(recording)
     return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
@@ -76,35 +100,20 @@ def recording_state(recording: pathlib.Path) -> dict:
 
 def worker_file(path: pathlib.Path, worker: str) -> pathlib.Path:
     """Where a worker notes what it has done for the journal at `path`."""
-    return path.with_name(f".{path.stem}.{worker}{path.suffix}")
+    return path.with_name(f"{files.TEMPORARY}{path.stem}.{worker}{path.suffix}")
 
 
 def worker_files(path: pathlib.Path) -> list[pathlib.Path]:
     return sorted(path.parent.glob(worker_file(path, "*").name))
 
 
-def append_line(path: pathlib.Path, entry: dict) -> None:
+def append_line(path: pathlib.Path, entry: dict[str, Any]) -> None:
     with open(path, "a", encoding="utf-8") as file:
         file.write(_line(entry))
 
 
-def read_lines(path: pathlib.Path) -> list[dict]:
-    """The whole lines of a file."""
-    return list(_whole_lines(path.read_text(encoding="utf-8", errors="replace")))
+_FIRST = b'{"filename": '  # so each line begins
 
 
-def _whole_lines(text: str) -> Iterator[dict]:
-    for line in text.splitlines():
-        try:
-            found = json.loads(line)
-        except ValueError:  # the end of a line that a kill cut off
-            continue
-        if isinstance(found, dict):
-            yield found
-
-
-_KEYS = {"filename", "bytes", "mtime_ns", "features_bytes", "seconds", "parameters"}
-
-
-def _line(entry: dict) -> str:
+def _line(entry: dict[str, Any]) -> str:
     return json.dumps(entry) + "\n"

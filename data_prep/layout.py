@@ -7,16 +7,16 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import os
 import pathlib
 import sys
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from sedjax import audio, commands, grid, metrics
+from sedjax import audio, commands, files, grid, identity, metrics
 from sedjax.errors import UserError
 from sedjax.layout import Layout, read_layout, read_splits
 from sedjax.task import Task, read_task
@@ -37,7 +37,8 @@ class Survey:
       widths: width of each feature.
       active_frames: (C,) frames of each good recording in which a class is active; empty without labels.
       active_segments: the same for segments.
-      digests: hash of the features of each recording that has readable ones, unless they are silent.
+      digests: of the features, and of the labels, of each recording, as `digests_of` gives them.
+      silent: recordings whose features are all zero throughout.
       labelled: whether any recording has labels.
     """
 
@@ -49,7 +50,8 @@ class Survey:
     widths: dict[str, int]
     active_frames: dict[str, np.ndarray]
     active_segments: dict[str, np.ndarray]
-    digests: dict[str, str]
+    digests: dict[str, dict[str, str]]
+    silent: frozenset[str]
     labelled: bool
 
 
@@ -66,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     layout = read_layout(argv[1], read_task(options.costs) if options.costs else None)
     found = survey(layout, tuple(dict.fromkeys(options.features)) if options.features else None)
     splits, problems = {"all": layout.filenames}, []
-    if found.labelled or (layout.path / "splits.csv").exists():
+    if found.labelled or os.path.exists(layout.path / "splits.csv"):
         try:
             splits = read_splits(layout)
         except UserError as error:
@@ -99,8 +101,8 @@ def survey(layout: Layout, keys: tuple[str, ...] | None = None, over: Callable =
     general, notes = [], []
     features_paths = [layout.features_path(filename) for filename in layout.filenames]
     labels_paths = [layout.labels_path(filename) for filename in layout.filenames]
-    has_features = any(path.exists() for path in features_paths)
-    has_audio = any(layout.audio_path(filename).exists() for filename in layout.filenames)
+    has_features = any(map(os.path.exists, features_paths))
+    has_audio = any(os.path.exists(layout.audio_path(filename)) for filename in layout.filenames)
     if keys is None and has_audio and not has_features:
         keys = (audio.FEATURE,)
     elif keys is None:
@@ -118,7 +120,7 @@ def survey(layout: Layout, keys: tuple[str, ...] | None = None, over: Callable =
     if audio.FEATURE in keys:
         audio.require_frame_seconds(layout.task)
 
-    labelled = check_labels = any(path.exists() for path in labels_paths)
+    labelled = check_labels = any(map(os.path.exists, labels_paths))
     if not labelled:
         notes.append(f"{layout.path} has no labels: good for predictions only.")
     elif absent := _absent_everywhere(layout.task.classes, labels_paths):
@@ -151,7 +153,8 @@ def survey(layout: Layout, keys: tuple[str, ...] | None = None, over: Callable =
         widths={key: most[0][0][0] for key, most in usual.items() if most},
         active_frames={filename: one.active_frames for filename, one in good.items() if check_labels},
         active_segments={filename: one.active_segments for filename, one in good.items() if check_labels},
-        digests={filename: one.digest for filename, one in seen.items() if one.digest},
+        digests={filename: one.digests for filename, one in seen.items()},
+        silent=frozenset(filename for filename, one in seen.items() if len(one.silent) == len(one.kinds)),
         labelled=labelled,
     )
 
@@ -199,7 +202,7 @@ class _Examined:
     frames: int = 0
     kinds: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)  # key -> width, dtype
     silent: list[str] = dataclasses.field(default_factory=list)
-    digest: str = ""
+    digests: dict[str, str] = dataclasses.field(default_factory=dict)
     active_frames: np.ndarray | None = None
     active_segments: np.ndarray | None = None
 
@@ -211,16 +214,14 @@ def _examine(filename: str, layout: Layout, keys: tuple[str, ...], check_labels:
         found.kinds = {key: (value.shape[1], str(value.dtype)) for key, value in features.items()}
         found.silent = [key for key, value in features.items() if not value.any()]
         found.frames = len(next(iter(features.values()))) if features else 0
-        if len(found.silent) < len(features):  # silent recordings of one length are all the same, and no leak
-            digest = hashlib.blake2b(digest_size=16)
-            for value in features.values():
-                digest.update(np.ascontiguousarray(value))
-            found.digest = digest.hexdigest()
+        found.digests |= digests_of(features)
     except UserError as error:
         found.problems.append(str(error))
     if check_labels:
         try:
-            active = layout.votes(filename) > 0
+            votes = layout.votes(filename)
+            active = votes > 0
+            found.digests |= digests_of({}, votes)
             if found.frames not in (0, len(active)):
                 found.problems.append(f"{layout.features_path(filename)} has {found.frames} frames and "
                                       f"{layout.labels_path(filename)} has {len(active)}.")
@@ -229,6 +230,12 @@ def _examine(filename: str, layout: Layout, keys: tuple[str, ...], check_labels:
         except UserError as error:
             found.problems.append(str(error))
     return found
+
+
+def digests_of(features: dict[str, np.ndarray], votes: np.ndarray | None = None) -> dict[str, str]:
+    """The digest of each feature of a recording, and of its labels."""
+    return {key: identity.array_digest(value) for key, value in
+            (features if votes is None else {**features, identity.LABELS: votes}).items()}
 
 
 def _all_problems(layout: Layout, found: Survey, splits: Splits) -> list[str]:
@@ -263,9 +270,12 @@ def _leaks(layout: Layout, found: Survey, splits: Splits) -> list[str]:
     candidates = [filename for names in by_size.values() if len({split_of[name] for name in names}) > 1
                   for filename in names]
     recordings = {filename: _digest(layout.audio_path(filename)) for filename in candidates}
+    # Silent recordings of one length are all the same, and no leak.
+    features = {filename: tuple(found.digests[filename][key] for key in found.keys) for filename in split_of
+                if filename not in found.silent and found.digests.get(filename, {}).keys() >= set(found.keys)}
 
     told = set()
-    for what, digests in (("audio", recordings), ("features", found.digests)):
+    for what, digests in (("audio", recordings), ("features", features)):
         first: dict[str, str] = {}
         for filename, split in split_of.items():
             if filename not in digests:
@@ -316,9 +326,8 @@ def _absent_everywhere(names: Iterable[str], paths: Iterable[pathlib.Path]) -> l
 def _array_names(path: pathlib.Path) -> tuple[str, ...]:
     """Names of the arrays in an npz file; none if it cannot be read."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return tuple(name.removesuffix(".npy") for name in archive.namelist())
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return files.npz_names(path)
+    except UserError:
         return ()
 
 
@@ -332,7 +341,7 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def _size(path: pathlib.Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
+    return os.path.getsize(path) if os.path.isfile(path) else None  # of a name that no file can have too
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ import json
 import multiprocessing
 import os
 import pathlib
-import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -24,10 +24,10 @@ from absl import flags
 from tqdm import tqdm
 
 import sedjax.commands
-from data_prep import origin
+from data_prep import origin, staging
 from data_prep.spectral import spectral_features
 from data_prep.synthesis import MILLISECOND_SAMPLES, SOURCES, Rng, render, render_background
-from sedjax import grid
+from sedjax import files, grid
 from sedjax.audio import SAMPLE_RATE_HZ
 from sedjax.errors import UserError
 from sedjax.layout import SPLITS
@@ -113,8 +113,8 @@ def write_recording(folder: pathlib.Path, parameters: Parameters, index: int, re
     stem = f"{index:05d}"
     soundfile.write(folder / "audio" / f"{stem}.flac", pcm, SAMPLE_RATE_HZ, subtype="PCM_16")
     # Features of what was written, so that extracting them from the file again gives the same.
-    np.savez(folder / "audio_features" / f"{stem}.npz", **spectral_features(pcm / np.float32(32768), frames))
-    np.savez_compressed(folder / "labels" / f"{stem}_labels.npz", **labels)
+    files.savez(folder / "audio_features" / f"{stem}.npz", spectral_features(pcm / np.float32(32768), frames))
+    files.savez(folder / "labels" / f"{stem}_labels.npz", labels, packed=True)
     return (f"{stem}.flac", seconds), [(f"{stem}.flac", *row) for row in rows]
 
 
@@ -136,13 +136,13 @@ def plan(parameters: Parameters) -> tuple[list[str], list[list[str]]]:
 def is_up_to_date(output: pathlib.Path, parameters: Parameters) -> bool:
     """Whether `output` holds this very data set. Raises UserError if it holds anything else."""
     try:
-        if not output.exists() or not any(output.iterdir()):
+        if not os.path.lexists(output) or not any(output.iterdir()):
             return False
-        made = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
-        differing = [f"{key} {made.get(key)} instead of {value}"
-                     for key, value in _manifest(parameters).items() if made.get(key) != value]
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{output} exists and is no built-in data set; choose another --output.") from error
+        made = files.read_json(output / MANIFEST, dict[str, Any])
+    except (OSError, UserError) as error:
+        raise UserError(f"{output} exists and is not a built-in data set: choose another --output.") from error
+    differing = [f"{key} {made.get(key)!r} instead of {value!r}"
+                 for key, value in _manifest(parameters).items() if made.get(key) != value]
     if differing:
         raise UserError(f"{output} was made with {', '.join(differing)}; choose another --output, or delete it.")
     return True
@@ -160,14 +160,17 @@ def write_soundscapes(output: str | os.PathLike, parameters: Parameters, workers
     if is_up_to_date(output, parameters):
         return False
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
-            folder = pathlib.Path(temporary) / "soundscapes"
-            _write_all(folder, parameters, min(workers, parameters.recordings))
-            folder.replace(output)
+        with staging.staging(output) as folder:
+            _write_all(folder / staging.NEW, parameters, min(workers, parameters.recordings))
+            staging.put(folder, folder / staging.NEW, output, _require_empty)
     except (OSError, soundfile.LibsndfileError) as error:
         raise UserError(f"Cannot write {output}: {getattr(error, 'strerror', None) or error}.") from error
     return True
+
+
+def _require_empty(folder: pathlib.Path) -> None:
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise UserError("--output came to hold something else while the data set was made: choose another one.")
 
 
 def _write_all(folder: pathlib.Path, parameters: Parameters, workers: int) -> None:

@@ -2,12 +2,14 @@
 
 import importlib
 import sys
+from collections.abc import Sequence
 
-from sedjax import commands
+import sedjax
+from sedjax import interrupts
 from sedjax.errors import UserError
 
 COMMANDS = {
-    "train": "trains a model, or goes on where a run was cut off",
+    "train": "trains a model, or resumes where a run was interrupted",
     "evaluate": "cost and figures of a trained model on one split",
     "predict": "what a trained model hears in recordings: events, segments, pictures",
     "score": "cost of a submission CSV, or a check of its format",
@@ -18,21 +20,31 @@ COMMANDS = {
 
 
 def main() -> None:
+    interrupts.end_at_once()
+    from sedjax import commands  # the first import that takes a while
+
     name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name in ("", "-h", "--help", "--helpfull"):
-        print("usage: python -m sedjax COMMAND [--flags]\n")
-        print("\n".join(f"  {command:10} {purpose}" for command, purpose in COMMANDS.items()))
-        print("\n`python -m sedjax COMMAND --help` lists the flags of a command.")
-        sys.exit(0 if name else commands.USER_ERROR_STATUS)
-
-    def unknown(argv):
-        raise UserError(f"There is no command {name!r}; the commands are {', '.join(COMMANDS)}.")
-
     if name not in COMMANDS:
-        commands.run(unknown, sys.argv[:1])
+        commands.run(overview, [sys.argv[0], "--", name])
+        return
     command = importlib.import_module(f"sedjax.{name}")
-    command.define_flags()
-    commands.run(command.main, [f"sedjax {name}", *sys.argv[2:]])
+    commands.run(command.main, [f"sedjax {name}", *sys.argv[2:]], command.define_flags)
+
+
+def overview(argv: Sequence[str]) -> None:
+    """Prints the version, or what the commands are. Raises UserError for a command that there is not."""
+    from sedjax.bounds import shown, unknown
+
+    name = argv[-1]
+    if name == "--version":
+        print(f"sedjax {sedjax.__version__}")
+    elif name in ("", "-h", "--help", "--helpfull"):
+        print("usage: sedjax COMMAND [--flags]\n")
+        print("\n".join(f"  {command:10} {purpose}" for command, purpose in COMMANDS.items()))
+        print("\n`sedjax COMMAND --help` lists the flags of a command, `sedjax --version` is the version.")
+        sys.exit(0 if name else 2)
+    else:
+        raise UserError(f"There is no command {shown(name)}{unknown(name, COMMANDS)}")
 
 
 if __name__ == "__main__":

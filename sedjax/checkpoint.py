@@ -1,30 +1,48 @@
-"""Checkpoints with Orbax: the last and the best, weights that can be read on their own."""
+"""Checkpoints with Orbax: the last two and the best, weights that can be read on their own.
+
+Which one is the best is said in one place, the progress of the newest checkpoint: the step whose validation cost was
+the lowest until then. "best" is the checkpoint of that step, as it was saved, or an error, and never another one. It is
+an error if the newest progress cannot be read, if metrics.jsonl has a lower cost (so that the newest checkpoint is
+gone), or if the best checkpoint is missing or damaged. Where nothing has been evaluated yet, the newest is the best.
+
+A checkpoint is as it was saved if its progress has the digest that is in it and the step that its folder is called, and
+its arrays have the checksums that are in its progress. Checkpoints of older versions have checksums of arrays only.
+
+A folder is called by its step only while it is whole: it is renamed once it is written, and before it is deleted. So a
+kill at any moment leaves none that is not, and what is not whole has been damaged. Only training changes anything here.
+"""
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import io
 import json
 import logging
-import math
 import os
 import pathlib
 import shutil
+import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import pydantic
 from jaxtyping import Array
-from orbax.checkpoint import checkpoint_managers
 
 from sedjax import parallel
 from sedjax.errors import UserError
+from sedjax.files import make_folder, parse_json, printable, read_text, write_json
+from sedjax.metric_writer import read_metrics
 from sedjax.train_state import TrainState, learned
 
 log = logging.getLogger("sedjax")
 UNFINISHED = ".orbax-checkpoint-tmp"
+DELETED = ".deleted"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +53,16 @@ class Progress:
       cost: validation cost at this step, None where it was not evaluated.
       thresholds: of each class, chosen with that evaluation.
       best_cost: the lowest so far.
+      best_step: the first with that cost; None in checkpoints of older versions too.
       evaluations_since_best: for early stopping.
       finished: nothing is left to train.
-      evaluation_due: a stop cut off the evaluation of this step, so that it must be done before the next.
+      evaluation_due: a stop interrupted the evaluation of this step, so that it must be done before the next.
     """
 
-    cost: float | None = None
-    thresholds: tuple[float, ...] = ()
-    best_cost: float | None = None
+    cost: pydantic.FiniteFloat | None = None
+    thresholds: tuple[pydantic.FiniteFloat, ...] = ()
+    best_cost: pydantic.FiniteFloat | None = None
+    best_step: int | None = None
     evaluations_since_best: int = 0
     finished: bool = False
     evaluation_due: bool = False
@@ -53,167 +73,343 @@ def without_cost(progress: Progress) -> Progress:
     return dataclasses.replace(progress, cost=None)
 
 
-def open_manager(workdir: str | os.PathLike, clean: bool = False) -> ocp.CheckpointManager:
-    """The checkpoints of a workdir: the last two, and the one with the lowest validation cost.
+class Manager:
+    """The checkpoints of a workdir as its training has them.
 
-    With `clean`, as only the training itself may, what a save or a deletion that was cut off has left is removed.
+    Attributes:
+      directory: of the checkpoints.
+      steps: of which there is one, in ascending order.
     """
+
+    def __init__(self, directory: pathlib.Path):
+        _silence_closed_loops()
+        self.directory, self.steps = directory, _steps(directory)
+        self._saved: Progress | None = None
+        self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(
+            weights=ocp.StandardCheckpointHandler(), training=ocp.StandardCheckpointHandler(),
+            progress=ocp.JsonCheckpointHandler()))
+
+    def latest_step(self) -> int | None:
+        return max(self.steps, default=None)
+
+    def start(self, step: int, progress: Progress, items: dict) -> None:
+        """Starts saving. Of a step that is saved already only the progress is replaced."""
+        sums = {name: int(_summary(tree)[0]) for name, tree in items.items()}
+        record = {**dataclasses.asdict(progress), "thresholds": list(progress.thresholds), "step": step,
+                  "checksums": sums}
+        record["digest"] = _digest(record)
+        if step in self.steps:
+            path = _progress_path(self.directory, step)
+            parallel.on_first(lambda: write_json(path, record, ours=True, durable=True))
+        else:
+            trees = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+            self._checkpointer.save(self.directory / str(step), args=ocp.args.Composite(
+                progress=ocp.args.JsonSave(record), **trees))
+            self.steps.append(step)
+        self._saved = progress
+
+    def wait_until_finished(self) -> None:
+        """Waits until what was started is whole, then deletes all but the last two and the best."""
+        self._checkpointer.wait_until_finished()
+        if self._saved is None:
+            return
+        for step in [step for step in self.steps[:-2] if step != self._saved.best_step]:
+            self.steps.remove(step)
+            if parallel.is_first():
+                with contextlib.suppress(_Damaged):  # what sedjax did not write stays
+                    _read_progress(self.directory, step)
+                    _delete(self.directory / str(step))
+
+    def close(self) -> None:
+        self.wait_until_finished()
+        self._checkpointer.close()
+
+
+@contextlib.contextmanager
+def open_manager(workdir: str | os.PathLike) -> Iterator[Manager]:
+    """The checkpoints of a workdir, for its training: what an interrupted save or deletion has left is removed."""
     directory = pathlib.Path(workdir).absolute() / "checkpoints"
-    parallel.on_first(lambda: _sweep(directory, clean))
-    best = checkpoint_managers.BestN(get_metric_fn=lambda metrics: -metrics["cost"], n=1)
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(2), best]),
-        best_fn=lambda metrics: metrics["cost"], best_mode="min")
-    handlers = {"weights": ocp.StandardCheckpointHandler(), "training": ocp.StandardCheckpointHandler(),
-                "progress": ocp.JsonCheckpointHandler()}
-    return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
+    parallel.on_first(lambda: _sweep(directory))
+    manager = Manager(directory)
+    try:
+        yield manager
+    finally:
+        manager.close()
 
 
-def save(manager: ocp.CheckpointManager, state: TrainState, progress: Progress) -> None:
-    """Starts saving; a checkpoint counts only once it is whole. One of the same step is replaced.
+def save(manager: Manager, state: TrainState, progress: Progress) -> None:
+    """Starts saving; a checkpoint counts only once it is whole.
 
-    Raises UserError if the disk has no room for it.
+    Of a step that is saved already only the progress is replaced: a stop had interrupted its evaluation.
+
+    Raises UserError if the state is not finite, or the disk has no room for it.
     """
     manager.wait_until_finished()
-    step, last = int(state.step), manager.latest_step()
+    step = int(state.step)
     with parallel.together():
         _require_space(manager, step, state)
-    if step == last:  # it was saved when a stop cut off its evaluation, which has been done by now
-        manager.delete(step)
-    # Only an improvement competes for the best, so that of equal costs the first stays.
-    improved = progress.cost is not None and progress.evaluations_since_best == 0
-    metrics = {"cost": progress.cost if improved else math.inf}
     items = {"weights": state.weights, "training": _training(state)}
-    sums = {name: int(_checksum(tree)) for name, tree in items.items()}
-    manager.save(step, metrics=metrics, args=ocp.args.Composite(
-        progress=ocp.args.JsonSave({**dataclasses.asdict(progress), "checksums": sums}),
-        **{name: ocp.args.StandardSave(tree) for name, tree in items.items()}))
+    if not all(_summary(tree)[1] for tree in items.values()):
+        raise diverged("state of the training", step, manager)
+    manager.start(step, progress, items)
 
 
-def restore(manager: ocp.CheckpointManager, state: TrainState) -> tuple[TrainState, Progress] | None:
+def diverged(what: str, step: int, manager: Manager) -> UserError:
+    """What to say of a number that is not finite. What is saved is finite."""
+    last = manager.latest_step()
+    return UserError(f"The {what} became NaN or infinite at step {step}; the last good checkpoint in "
+                     f"{manager.directory.parent} is {'none yet' if last is None else f'that of step {last}'}: lower "
+                     "optimizer.learning_rate or set optimizer.clip_norm, and start in a new workdir.")
+
+
+def restore(manager: Manager, state: TrainState) -> tuple[TrainState, Progress] | None:
     """The last whole checkpoint, on the devices of `state` and with its shapes; None if there is none.
 
     A damaged one is set aside with a warning, and the one before it is taken.
 
     Raises UserError if the checkpoint is not of this model, or if all are damaged.
     """
-    steps = sorted(manager.all_steps(), reverse=True)
+    directory, steps = manager.directory, manager.steps[::-1]
     for step in steps:
-        items = {"weights": _abstract(state.weights), "training": _abstract(_training(state))}
+        wanted = {"weights": _abstract(state.weights), "training": _abstract(_training(state))}
         try:
-            found, progress = _read(manager, step, items)
+            found, progress = _read(directory, step, wanted)
         except _Damaged as error:
-            _require_same_shapes(manager, step, items, error)
-            log.warning("The checkpoint of step %d in %s is damaged (%s): going on from the one before it.", step,
-                        manager.directory, error)
-            parallel.on_first(lambda step=step: _set_aside(pathlib.Path(manager.directory), [step]))
-            manager.reload()
+            log.warning("The checkpoint of step %d in %s is damaged (%s): resuming from the one before it.", step,
+                        directory, error)
+            parallel.on_first(lambda step=step: _set_aside(directory, step))
+            manager.steps.remove(step)
             continue
+        if progress.best_step is None and progress.best_cost is not None:
+            progress = dataclasses.replace(progress, best_step=_step_of_cost(directory, progress.best_cost))
         weights, training = found["weights"], found["training"]
         average = {name: weights[name] for name in state.ema} if state.ema else None
         model_state = {**weights, **training.get("learned", {})}
         params = model_state.pop("params")
         return TrainState(training["step"], params, average, model_state, training["opt_state"]), progress
     if steps:
-        raise UserError(f"Every checkpoint in {manager.directory} was damaged: start in a new workdir.")
+        raise UserError(f"Every checkpoint in {directory} was damaged: start in a new workdir.")
     return None
 
 
 def is_finished(workdir: str | os.PathLike) -> bool:
     """Whether the training in a workdir, if there is one, has ended."""
-    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
+    directory = pathlib.Path(workdir) / "checkpoints"
+    try:
+        return any(_read_progress(directory, step).finished for step in _steps(directory)[-1:])
+    except _Damaged:
         return False
-    with open_manager(workdir) as manager:
-        step = manager.latest_step()
-        if step is None:
-            return False
-        try:
-            return _read(manager, step, {})[1].finished
-        except _Damaged:
-            return False
 
 
-def load_weights(workdir: str | os.PathLike, which: str = "best") -> tuple[dict, Progress, int]:
+def load_weights(workdir: str | os.PathLike, which: str | int = "best",
+                 shapes: dict | None = None) -> tuple[dict, Progress, int]:
     """The variables to predict with, as numpy arrays, with progress and step.
 
     Args:
       workdir: of a training.
       which: "best" (lowest validation cost), "last", or a step. If the last is damaged, the one before it is taken,
         with a warning.
+      shapes: those of the model's variables, as a tree; those of the checkpoint if None.
 
     Raises:
-      UserError: there is no such checkpoint, or it is damaged.
+      UserError: there is no such checkpoint, it is damaged or not finite, or it is of another model.
     """
-    require_some(workdir)
-    with open_manager(workdir) as manager:
-        steps = {str(step): step for step in sorted(manager.all_steps(), reverse=True)}
-        chosen = {"best": manager.best_step(), "last": manager.latest_step(), **steps}.get(which)
-        if chosen is None:
-            raise UserError(f"There is no checkpoint {which!r} in {workdir}; there are {sorted(steps)}.")
-        for step in steps.values() if which == "last" else (chosen,):
-            try:
-                shapes = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), _shapes(manager, step)["weights"])
-                found, progress = _read(manager, step, {"weights": shapes})
-                return found["weights"], progress, step
-            except _Damaged as error:
-                log.warning("The checkpoint of step %d in %s is damaged (%s).", step, workdir, error)
-        raise UserError(f"The checkpoint {which!r} in {workdir} is damaged: choose another with --checkpoint "
-                        f"(there are {sorted(steps.values())}), or train on.")
+    directory = require_some(workdir)
+    steps = _steps(directory)
+    if which == "best":
+        chosen = [_best_step(pathlib.Path(workdir))]
+    elif which == "last":
+        chosen = steps[::-1]
+    else:
+        chosen = [step for step in steps if str(step) == str(which)]
+    if not chosen:
+        raise UserError(f"There is no checkpoint {which} in {workdir}; there are {_listed(steps)}.")
+    for step in chosen:
+        try:
+            found, progress = _read(directory, step, {"weights": shapes})
+            return found["weights"], progress, step
+        except _Damaged as error:
+            log.warning("The checkpoint of step %d in %s is damaged (%s).", step, workdir, error)
+    raise UserError(f"The checkpoint {which!r} in {workdir} (step {chosen[0]}) is missing or damaged: "
+                    f"{_otherwise(steps)}")
 
 
-def require_some(workdir: str | os.PathLike) -> None:
-    """Raises UserError if a workdir has no checkpoints."""
-    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
+def require_some(workdir: str | os.PathLike) -> pathlib.Path:
+    """The folder of a workdir's checkpoints. Raises UserError if it has none."""
+    directory = pathlib.Path(workdir) / "checkpoints"
+    if not _steps(directory):
         raise UserError(f"There are no checkpoints in {workdir}: train with --workdir={workdir} first.")
+    return directory
 
 
 class _Damaged(Exception):
     """A checkpoint cannot be read, or is not what was saved."""
 
 
-def _read(manager: ocp.CheckpointManager, step: int, items: dict) -> tuple[dict, Progress]:
-    """Items of a checkpoint, with its progress. Raises _Damaged."""
-    args = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
+class _Record(pydantic.BaseModel):
+    """What is in the file of a progress besides it; without step and digest where an older version wrote it."""
+
+    checksums: dict[str, int] = {}
+    step: int | None = None
+    digest: str | None = None
+
+
+def _steps(directory: pathlib.Path) -> list[int]:
+    """The steps of which there is a checkpoint, or something in its place, in ascending order."""
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    return sorted(int(name) for name in names if name.isascii() and name.isdecimal() and str(int(name)) == name)
+
+
+def _best_step(workdir: pathlib.Path) -> int:
+    """The step of the best checkpoint, whether or not that is whole. Raises UserError if it cannot be known."""
+    directory = workdir / "checkpoints"
+    steps = _steps(directory)
+    try:
+        newest = _read_progress(directory, steps[-1])
+    except _Damaged as error:
+        raise UserError(f"Which checkpoint in {workdir} is the best cannot be known, because that of step {steps[-1]} "
+                        f"is damaged ({error}): {_otherwise(steps)}") from error
+    costs = [(entry["validation_cost"], entry["step"]) for entry in read_metrics(workdir) if "validation_cost" in entry]
+    cost, step = min(costs, default=(np.inf, None))
+    saving = any(directory.glob(f"{step}{UNFINISHED}*"))
+    if cost < (np.inf if newest.best_cost is None else newest.best_cost) and not saving:
+        raise UserError(f"The best checkpoint in {workdir} is that of step {step}, by its validation cost in "
+                        f"metrics.jsonl, but it is missing: {_otherwise(steps)}")
+    if newest.best_cost is None:
+        return steps[-1]
+    best = _step_of_cost(directory, newest.best_cost) if newest.best_step is None else newest.best_step
+    if best is None:
+        raise UserError(f"The best checkpoint in {workdir}, with the validation cost {newest.best_cost:.3f}, is "
+                        f"missing or damaged: {_otherwise(steps)}")
+    return best
+
+
+def _step_of_cost(directory: pathlib.Path, cost: float) -> int | None:
+    """The first step with a validation cost, among the checkpoints."""
+    for step in _steps(directory):
+        with contextlib.suppress(_Damaged):
+            if _read_progress(directory, step).cost == cost:
+                return step
+    return None
+
+
+def _otherwise(steps: list[int]) -> str:
+    return f"resume the training, or choose another with --checkpoint (there are {_listed(steps)})."
+
+
+def _listed(steps: list[int]) -> str:
+    return ", ".join(map(str, steps))
+
+
+def _progress_path(directory: pathlib.Path, step: int) -> pathlib.Path:
+    return directory / str(step) / "progress" / "metadata"
+
+
+def _read_progress(directory: pathlib.Path, step: int) -> Progress:
+    return _read_record(directory, step)[0]
+
+
+def _read_record(directory: pathlib.Path, step: int) -> tuple[Progress, dict[str, int]]:
+    """Progress of a checkpoint, and the checksums of its arrays. Raises _Damaged."""
+    path = _progress_path(directory, step)
+    try:
+        text = read_text(path)
+        fields, record, progress = (parse_json(text, form, path) for form in (dict[str, Any], _Record, Progress))
+    except UserError as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise
+        raise _Damaged(_reason(error)) from error
+    older = not {"step", "digest", "best_step"} & fields.keys()
+    if not older and (record.step != step or record.digest != _digest(fields)):
+        raise _Damaged("its progress is not what was saved")
+    return progress, record.checksums
+
+
+def _digest(record: dict) -> str:
+    text = json.dumps({key: value for key, value in record.items() if key != "digest"}, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _read(directory: pathlib.Path, step: int, wanted: dict[str, Any]) -> tuple[dict, Progress]:
+    """Items of a checkpoint, with its progress.
+
+    Args:
+      directory: of the checkpoints.
+      step: of the one.
+      wanted: the arrays to be had of each item, as a tree of shapes; None for those that are there, as numpy arrays.
+
+    Raises:
+      _Damaged: it cannot be read, or is not what was saved.
+      UserError: its weights are those of another model, or something in it is not finite.
+    """
+    progress, sums = _read_record(directory, step)
+    found = {}
+    for name, tree in wanted.items():
+        path = directory / str(step) / name
+        stored = _shapes(path)
+        tree = stored if tree is None else tree
+        if name == "weights" and (odd := _difference(stored, tree)):
+            raise UserError(f"The checkpoint of step {step} in {directory} is not of the model in config.json: {odd}; "
+                            "use another --workdir.")
+        tree = jax.tree.map(lambda x: x if getattr(x, "sharding", None) else np.empty(x.shape, x.dtype), tree)
+        found[name] = _from_disk(lambda handler, path=path, tree=tree: handler.restore(
+            path, args=ocp.args.StandardRestore(tree)))
+        checksum, finite = _summary(found[name])
+        if name in sums and sums[name] != int(checksum):
+            raise _Damaged(f"{name} are not what was saved")
+        if not finite:
+            raise UserError(f"The checkpoint of step {step} in {directory} holds NaN or infinity: its training "
+                            "diverged; choose another checkpoint, or train in a new workdir.")
+    return found, progress
+
+
+def _from_disk(read):
+    """What `read` returns of a handler of arrays. Raises _Damaged."""
+    _silence_closed_loops()
     try:
         # What TensorStore's threads write to standard error about a damaged file fills a screen.
-        with contextlib.redirect_stderr(io.StringIO()):
-            found = manager.restore(step, args=ocp.args.Composite(**args, progress=ocp.args.JsonRestore()))
-        fields = dict(found["progress"])
-        sums = fields.pop("checksums", {})
-        progress = Progress(**{**fields, "thresholds": tuple(fields["thresholds"])})
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+            return read(handler)
     except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:  # Orbax, TensorStore and json raise many kinds
         raise _Damaged(_reason(error)) from error
-    for name in items:
-        if name in sums and sums[name] != int(_checksum(found[name])):
-            raise _Damaged(f"{name} are not what was saved")
-    return {name: found[name] for name in items}, progress
 
 
-def _require_same_shapes(manager: ocp.CheckpointManager, step: int, items: dict, error: Exception) -> None:
-    """Raises UserError if a checkpoint can be read but is of another model than the items wanted."""
-    try:
-        found = _shapes(manager, step)
-    except _Damaged:
-        return
-    for name, tree in items.items():
-        shapes, wanted = (sorted(x.shape for x in jax.tree.leaves(which)) for which in (found[name], tree))
-        if shapes != wanted:
-            raise UserError(f"The checkpoint at step {step} in {manager.directory} is not of this model and config: "
-                            f"use another --workdir ({error}).") from error
+@functools.cache
+def _silence_closed_loops() -> None:
+    """Once in a process: drops what TensorStore's threads report to an event loop that Orbax closed after an error."""
+    shown = sys.unraisablehook
+
+    def hook(unraisable) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            shown(unraisable)
+
+    sys.unraisablehook = hook
 
 
-def _shapes(manager: ocp.CheckpointManager, step: int) -> dict:
-    try:
-        found = manager.item_metadata(step)
-        return {name: found[name].tree if hasattr(found[name], "tree") else found[name]
-                for name in ("weights", "training")}
-    except Exception as error:  # as in _read
-        raise _Damaged(_reason(error)) from error
+def _shapes(path: pathlib.Path) -> dict:
+    """Shapes and types of the arrays of an item, as a tree. Raises _Damaged."""
+    def read(handler: ocp.StandardCheckpointHandler) -> dict:
+        found = handler.metadata(path)
+        found = found.tree if hasattr(found, "tree") else found
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found)
+
+    return _from_disk(read)
 
 
-def _require_space(manager: ocp.CheckpointManager, step: int, state: TrainState) -> None:
+def _difference(stored: dict, wanted: dict) -> str:
+    """The first array by name that is not in both, or has another shape there; nothing if there is none."""
+    shapes = [{"/".join(str(key.key) for key in path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+              for tree in (stored, wanted)]
+    names = [name for name in sorted(shapes[0].keys() | shapes[1].keys()) if shapes[0].get(name) != shapes[1].get(name)]
+    if not names:
+        return ""
+    there, here = (of.get(names[0], "missing") for of in shapes)
+    return f"{names[0]} is {there} there and {here} in the model"
+
+
+def _require_space(manager: Manager, step: int, state: TrainState) -> None:
     needed, free = sum(x.nbytes for x in jax.tree.leaves(state)), shutil.disk_usage(manager.directory).free
     if free < needed:
         raise UserError(f"The disk is full: the checkpoint of step {step} takes {needed / 1e6:,.1f} MB, and "
@@ -221,48 +417,39 @@ def _require_space(manager: ocp.CheckpointManager, step: int, state: TrainState)
                         + (", the checkpoints before it are whole." if manager.latest_step() is not None else "."))
 
 
-def _sweep(directory: pathlib.Path, clean: bool) -> None:
-    """Sets aside checkpoints with unreadable metrics, with which Orbax opens none of the others.
-
-    With `clean` also removes what a save or a deletion that was cut off has left.
-    """
-    lost, damaged = [], []
-    steps = sorted(int(path.name) for path in directory.glob("[0-9]*") if path.name.isdigit())
-    for step in steps:
-        try:
-            json.loads((directory / str(step) / "metrics" / "metrics").read_text())["cost"]
-        except (FileNotFoundError, NotADirectoryError):
-            lost.append(step)
-        except (ValueError, KeyError, TypeError):
-            damaged.append(step)
-    if clean:
-        # Orbax deletes a checkpoint file by file, once there is a newer one; so the newest was not being deleted.
-        damaged += [step for step in lost if step == steps[-1]]
-        remains = [directory / str(step) for step in lost if step != steps[-1]]
-        for path in (*remains, *directory.glob(f"*{UNFINISHED}")):
-            shutil.rmtree(path, ignore_errors=True)
-    if damaged:
-        log.warning("The checkpoints of steps %s in %s are damaged: they are set aside.", sorted(damaged), directory)
-        _set_aside(directory, damaged)
+def _sweep(directory: pathlib.Path) -> None:
+    """Makes the folder, and removes what an interrupted save or deletion has left in it."""
+    make_folder(directory)
+    for path in (*directory.glob(f"*{UNFINISHED}*"), *directory.glob(f"*{DELETED}")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
-def _set_aside(directory: pathlib.Path, steps: Sequence[int]) -> None:
-    """Moves checkpoints to `damaged` beside their folder, so that the step can be saved again."""
-    aside = directory.parent / "damaged"
-    aside.mkdir(exist_ok=True)
-    for step in steps:
-        shutil.rmtree(aside / str(step), ignore_errors=True)
-        (directory / str(step)).rename(aside / str(step))
+def _delete(path: pathlib.Path) -> None:
+    doomed = path.with_name(path.name + DELETED)
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _set_aside(directory: pathlib.Path, step: int) -> None:
+    """Moves a checkpoint to `damaged` beside their folder, so that the step can be saved again."""
+    aside = make_folder(directory.parent / "damaged")
+    names = (f"{step}{suffix}" for suffix in ("", *(f".{i}" for i in range(1, 1000))))
+    target = next(aside / name for name in names if not os.path.lexists(aside / name))
+    (directory / str(step)).rename(target)
 
 
 @jax.jit
-def _checksum(tree) -> Array:
-    """A number that changes with any word of any array, so that what a disk has lost is not taken for weights."""
-    total = jnp.uint32(0)
+def _summary(tree) -> tuple[Array, Array]:
+    """A number that changes with any word of any array, and whether all of them are finite.
+
+    So what a disk has lost is not taken for weights.
+    """
+    total, finite = jnp.uint32(0), jnp.bool_(True)
     for leaf in jax.tree.leaves(tree):
         words = jax.lax.bitcast_convert_type(leaf.reshape(-1), f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)
         total = total * np.uint32(31) + (words * (2 * jax.lax.iota(jnp.uint32, words.size) + 1)).sum(dtype=jnp.uint32)
-    return total
+        finite &= jnp.isfinite(leaf).all()
+    return total, finite
 
 
 def _training(state: TrainState) -> dict:
@@ -277,4 +464,4 @@ def _abstract(tree):
 
 def _reason(error: Exception) -> str:
     """The beginning of an error's text; TensorStore's go on for a page."""
-    return textwrap.shorten(str(error).strip(), 100, placeholder=" ...") or type(error).__name__
+    return printable(textwrap.shorten(str(error).strip(), 100, placeholder=" ...")) or type(error).__name__

@@ -1,6 +1,7 @@
 """Recordings as a stream of clips: pieces of features in their order, of which memory holds a few at a time."""
 
 import dataclasses
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -54,14 +55,29 @@ def recut(clips: Iterable[Clip], frames: int) -> Iterator[Clip]:
             yield dataclasses.replace(clip, features=held)
 
 
+class Abandoned(Exception):
+    """Nobody waits any more for what a thread makes."""
+
+
+_thread = threading.local()  # `abandoned`: an event, in the threads of `ahead`
+
+
+def require_wanted() -> None:
+    """Raises Abandoned in a thread of `ahead` that nobody waits for any more; what takes long calls it often."""
+    abandoned = getattr(_thread, "abandoned", None)
+    if abandoned and abandoned.is_set():
+        raise Abandoned
+
+
 def ahead(items: Iterable[Item], count: int = 32) -> Iterator[Item]:
-    """The same items, of which a thread makes `count` before they are asked for."""
-    end, items = object(), iter(items)
-    with ThreadPoolExecutor(1) as thread:
-        waiting = deque(thread.submit(next, items, end) for _ in range(count))
-        try:
-            while (item := waiting.popleft().result()) is not end:
-                waiting.append(thread.submit(next, items, end))
-                yield item
-        finally:
-            thread.shutdown(cancel_futures=True)
+    """The same items, of which a thread makes `count` before they are asked for; `close` ends the thread."""
+    end, items, abandoned = object(), iter(items), threading.Event()
+    thread = ThreadPoolExecutor(1, initializer=setattr, initargs=(_thread, "abandoned", abandoned))
+    waiting = deque(thread.submit(next, items, end) for _ in range(count))
+    try:
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(thread.submit(next, items, end))
+            yield item
+    finally:
+        abandoned.set()
+        thread.shutdown(cancel_futures=True)

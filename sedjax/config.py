@@ -1,18 +1,64 @@
 """Experiments: ConfigDict, as a file and the command line give it -> frozen dataclasses, checked."""
 
 import dataclasses
-import difflib
 import functools
 import json
+import logging
 import math
 import re
-import typing
+import sys
+import traceback
+import types
+from typing import Annotated, Any, Literal
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+from pydantic import AfterValidator, Field
 
-from sedjax import models
+from sedjax import bounds, files, models
+from sedjax.bounds import BatchSize, FilePath, Frames, FramesOrNone, Share, ShareBelowOne
 from sedjax.errors import UserError
+
+MAX_STEPS = 2**31 - 1  # a step is counted in 32 bits
+MAX_AMOUNT = {"steps": MAX_STEPS, "examples": 1e12, "epochs": 1e9, "percent": 100}
+DURATION = re.compile(r"([0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20}) *(step|example|epoch|percent|%)s?")
+log = logging.getLogger("sedjax")
+
+
+def _parse_duration(text: str) -> tuple[float, str]:
+    """Amount and unit of a duration, "steps", "examples", "epochs" or "percent". Raises ValueError."""
+    match = DURATION.fullmatch(text)
+    if not match:
+        raise ValueError("must be a duration such as '100 steps', '5000 examples', '10 epochs' or '5 percent'")
+    unit = {"%": "percent", "percent": "percent"}.get(match[2], f"{match[2]}s")
+    if float(match[1]) > MAX_AMOUNT[unit]:
+        raise ValueError(f"must be at most {MAX_AMOUNT[unit]:,.0f} {unit}")
+    return float(match[1]), unit
+
+
+def _normal_duration(text: str) -> str:
+    """The one text of a duration, so that two that are equal compare as equal."""
+    amount, unit = _parse_duration(text)
+    return f"{int(amount) if amount.is_integer() else amount} {unit}"
+
+
+def _not_zero(duration: str) -> str:
+    if _parse_duration(duration)[0] == 0:
+        raise ValueError("must be a duration of more than 0")
+    return duration
+
+
+def _not_a_share(duration: str) -> str:
+    if duration.endswith("percent"):
+        raise ValueError("must be in steps, examples or epochs")
+    return duration
+
+
+Duration = Annotated[str, AfterValidator(_normal_duration)]
+Interval = Annotated[Duration, AfterValidator(_not_zero)]
+TotalDuration = Annotated[Duration, AfterValidator(_not_a_share)]
+Thresholds = Annotated[tuple[Share, ...], Field(min_length=1, max_length=1_000),
+                       AfterValidator(lambda values: tuple(sorted(set(values))))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +79,14 @@ class DataConfig:
         it); order and numbers are the same.
     """
 
-    path: str = ""
-    batch_size: int = 32
-    eval_batch_size: int = 32
-    max_frames: int = 250
-    crop_frames: int = 0
-    bucket_frames: int = 50
-    pool_batches: int = 4
-    placement: str = "host"
+    path: FilePath = ""
+    batch_size: BatchSize = 32
+    eval_batch_size: BatchSize = 32
+    max_frames: Frames = 250
+    crop_frames: FramesOrNone = 0
+    bucket_frames: Frames = 50
+    pool_batches: Annotated[int, Field(ge=1, le=1_000_000)] = 4
+    placement: Literal["host", "device"] = "host"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +99,8 @@ class LossConfig:
       absolute_costs: weigh classes by what their mistakes cost.
     """
 
-    pos_weight: str = "costs"
-    class_factors: dict[str, float] = dataclasses.field(default_factory=dict)
+    pos_weight: Literal["costs", "none"] = "costs"
+    class_factors: dict[str, Annotated[float, Field(ge=0, le=1e6)]] = dataclasses.field(default_factory=dict)
     absolute_costs: bool = False
 
 
@@ -72,24 +118,27 @@ class OptimizerConfig:
       layer_decay: factor on the learning rate from each layer of a pretrained encoder to the one below, see
         optimizer.layer_rates; 1 for the same rate everywhere.
       frozen: duration at the beginning in which the pretrained encoder does not change.
-      accumulate: parts into which a batch is split to save memory; the step is that of the whole batch.
+      accumulate: parts into which a batch is split to save memory; the step is that of the whole batch, so models with
+        batch norm, whose statistics each part would have for itself, are refused.
     """
 
-    learning_rate: float = 1e-4
-    beta1: float = 0.9
-    beta2: float = 0.999
-    weight_decay: float = 1e-4
-    schedule: str = "constant"
-    warmup: str = "0 steps"
-    clip_norm: float = 0.0
-    layer_decay: float = 1.0
-    frozen: str = "0 steps"
-    accumulate: int = 1
+    learning_rate: Annotated[float, Field(gt=0, le=1e30)] = 1e-4  # what is too high for a model ends in NaN
+    beta1: ShareBelowOne = 0.9
+    beta2: ShareBelowOne = 0.999
+    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 1e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: Duration = "0 steps"
+    clip_norm: Annotated[float, Field(ge=0, le=1e30)] = 0.0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    frozen: Duration = "0 steps"
+    accumulate: BatchSize = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """How long, how often, which random numbers. Durations are "N steps", "N examples", "N epochs" or "N percent".
+
+    "1 epoch" and "1.0 epochs" are the same duration as "1 epochs".
 
     Attributes:
       duration: of the training, at most.
@@ -105,16 +154,16 @@ class TrainConfig:
       initial_weights: npz of pretrained weights of a part of the model, from data_prep.import_weights; "" for none.
     """
 
-    duration: str = "100 epochs"
-    evaluate_every: str = "1 epochs"
-    save_every: str = "1 epochs"
-    log_every: str = "10 steps"
-    steps_per_call: int = 1
-    patience: int = 10
-    mixup: float = 0.0
-    ema: float = 0.0
-    seed: int = 0
-    initial_weights: str = ""
+    duration: TotalDuration = "100 epochs"
+    evaluate_every: Interval = "1 epochs"
+    save_every: Interval = "1 epochs"
+    log_every: Interval = "10 steps"
+    steps_per_call: Annotated[int, Field(ge=1, le=100_000)] = 1
+    patience: Annotated[int, Field(ge=0, le=1_000_000)] = 10
+    mixup: Annotated[float, Field(ge=0, le=1_000)] = 0.0
+    ema: ShareBelowOne = 0.0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # JAX ignores further bits
+    initial_weights: FilePath = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,11 +172,12 @@ class DecisionConfig:
 
     Attributes:
       pooling: of the frames of a segment, "max" (any frame above the threshold) or "mean".
-      thresholds: candidates; each class takes the one with the lowest validation cost. One candidate is not tuned.
+      thresholds: candidates, in any order; each class takes the one with the lowest validation cost. One candidate is
+        not tuned.
     """
 
-    pooling: str = "max"
-    thresholds: tuple[float, ...] = (0.5,)
+    pooling: Literal["max", "mean"] = "max"
+    thresholds: Thresholds = (0.5,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,23 +196,11 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     decision: DecisionConfig = DecisionConfig()
-    precision: str = "float32"
-    parallel: str = "jit"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    parallel: Literal["jit", "pmap"] = "jit"
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1)
-
-
-CHOICES = {
-    "data.placement": ("host", "device"),
-    "loss.pos_weight": ("costs", "none"),
-    "optimizer.schedule": ("constant", "cosine"),
-    "decision.pooling": ("max", "mean"),
-    "precision": tuple(models.DTYPES),
-    "parallel": ("jit", "pmap"),
-}
-POSITIVE = ("data.batch_size", "data.eval_batch_size", "data.max_frames", "data.bucket_frames", "data.pool_batches",
-            "optimizer.learning_rate", "optimizer.accumulate", "train.steps_per_call")
 
 
 def base_config(model: str) -> ConfigDict:
@@ -186,74 +224,97 @@ def define_flag(required: bool = True) -> None:
     """Defines --config: a config file, any of whose keys the command line can change."""
     config_flags.DEFINE_config_file("config", None, "Experiment, for example configs/demo.py; any of its keys can be "
                                     "changed: --config.optimizer.learning_rate=1e-4.")
+    flags.FLAGS["config"].parser = ConfigFile()
     if required:
         flags.mark_flag_as_required("config")
 
 
+class ConfigFile(flags.ArgumentParser):
+    """FILE or FILE:ARGUMENT -> the ConfigDict that the file's get_config() or get_config(ARGUMENT) returns."""
+
+    def parse(self, argument: str) -> ConfigDict:
+        path, colon, choice = argument.partition(":")
+        text = files.read_text(path, files.MEBIBYTE)
+        where = f"The config file {files.printable(path)}"
+        module = types.ModuleType("sedjax_config_file")
+        module.__file__ = path
+        sys.modules[module.__name__] = module  # where dataclasses in it look for it
+        try:
+            exec(compile(text, path, "exec"), module.__dict__)
+            if not callable(getattr(module, "get_config", None)):
+                raise UserError("there is no function get_config in it.")
+            config = module.get_config(*([choice] if colon else []))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        except (Exception, SystemExit) as error:  # it is a program: whatever can go wrong in one
+            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+            lines += [error.lineno] if isinstance(error, SyntaxError) and error.filename == path else []
+            place = f", line {lines[-1]}," if lines else ""
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:500].rstrip(".")
+            raise UserError(f"{where}{place} cannot be used: {reason}.") from error
+        if not isinstance(config, ConfigDict):
+            raise UserError(f"{where}: get_config() must return a ConfigDict, as those in configs/ do, not "
+                            f"{bounds.shown(config)}.")
+        return config.lock()
+
+    def flag_type(self) -> str:
+        return "config file"
+
+
 def from_flag() -> Config:
-    """The checked config of --config. Raises UserError if it cannot be read or used."""
+    """The checked config of --config. Raises UserError if it cannot be used."""
     return freeze(fields_from_flag())
 
 
 def fields_from_flag() -> dict:
-    """What --config holds, unchecked. Raises UserError if the file cannot be read."""
-    try:
-        return flags.FLAGS.config.to_dict()
-    except OSError as error:  # raised at the first access to what could not be loaded
-        raise UserError(f"The config file cannot be read: {' '.join(str(error).split(': ', 1)[-1].split())}") from error
+    """What --config holds, unchecked."""
+    return flags.FLAGS.config.to_dict()
 
 
 def freeze(fields: dict) -> Config:
     """The checked, immutable form. Raises UserError that names a key which is unknown or has an unusable value."""
-    fields = dict(fields)
-    model = dict(fields.pop("model", {}))
-    if "name" not in model:
+    config = Config(**bounds.check(Config, fields))
+    if "name" not in config.model:
         raise UserError("The config has no model.name.")
-    name = model.pop("name")
-    defaults = models.default_fields(name)
-    _require_known(model, defaults, "model.")
-    model = {key: _convert(model.get(key, default), type(default), f"model.{key}") for key, default in defaults.items()}
-    models.build(name, model, num_classes=1)
-    frozen = _dataclass(Config, {**fields, "model": {"name": name, **model}}, "")
-    for key, allowed in CHOICES.items():
-        if (value := _value(frozen, key)) not in allowed:
-            raise UserError(f"{key} must be one of {list(allowed)}, not {value!r}.")
-    for key in POSITIVE:
-        if (value := _value(frozen, key)) <= 0:
-            raise UserError(f"{key} must be positive, not {value}.")
-    if frozen.data.batch_size % frozen.optimizer.accumulate:
-        raise UserError(f"data.batch_size = {frozen.data.batch_size} cannot be split into optimizer.accumulate = "
-                        f"{frozen.optimizer.accumulate} equal parts.")
-    if frozen.train.steps_per_call > 1 and frozen.data.placement != "device":
-        raise UserError(f"train.steps_per_call = {frozen.train.steps_per_call} needs data.placement = 'device'.")
-    if not 0 <= frozen.data.crop_frames <= frozen.data.max_frames:
-        raise UserError(f"data.crop_frames = {frozen.data.crop_frames} must be from 1 to data.max_frames = "
-                        f"{frozen.data.max_frames}, or 0 for no crops.")
-    if frozen.data.crop_frames and frozen.data.placement == "device":
-        raise UserError(f"data.crop_frames = {frozen.data.crop_frames} needs data.placement = 'host': on the device, "
+    model = models.check_fields(config.model)
+    config = dataclasses.replace(config, model=model)
+    models.build(model["name"], {key: value for key, value in model.items() if key != "name"}, num_classes=1)
+    data, train, optimizer = config.data, config.train, config.optimizer
+    if data.batch_size % optimizer.accumulate:
+        raise UserError(f"data.batch_size = {data.batch_size} cannot be split into optimizer.accumulate = "
+                        f"{optimizer.accumulate} equal parts.")
+    if train.steps_per_call > 1 and data.placement != "device":
+        raise UserError(f"train.steps_per_call = {train.steps_per_call} needs data.placement = 'device'.")
+    if data.crop_frames > data.max_frames:
+        raise UserError(f"data.crop_frames = {data.crop_frames} must be from 1 to data.max_frames = "
+                        f"{data.max_frames}, or 0 for no crops.")
+    if data.crop_frames and data.placement == "device":
+        raise UserError(f"data.crop_frames = {data.crop_frames} needs data.placement = 'host': on the device, "
                         "clips stay the same.")
-    if not 0 <= frozen.train.mixup < math.inf:
-        raise UserError(f"train.mixup must be at least 0 and finite, not {frozen.train.mixup}.")
-    if not frozen.decision.thresholds or not all(0 <= t <= 1 for t in frozen.decision.thresholds):
-        raise UserError(f"decision.thresholds must be numbers from 0 to 1, not {frozen.decision.thresholds}.")
-    if not 0 <= frozen.train.ema < 1:
-        raise UserError(f"train.ema must be at least 0 and below 1, not {frozen.train.ema}.")
-    for key in ("train.duration", "train.evaluate_every", "train.save_every", "train.log_every", "optimizer.warmup",
-                "optimizer.frozen"):
-        steps(_value(frozen, key), key, 1, 1, 1)
-    if not 0 < frozen.optimizer.layer_decay <= 1:
-        raise UserError(f"optimizer.layer_decay must be above 0 and at most 1, not {frozen.optimizer.layer_decay}.")
-    if not models.has_pretrained_encoder(name):
-        for key, default in (("optimizer.layer_decay", 1.0), ("optimizer.frozen", "0 steps")):
-            if (value := _value(frozen, key)) != default:
-                raise UserError(f"{key} = {value!r} is for models with ATST-Frame, whose layers it is about; "
-                                f"{name!r} has none.")
-    return frozen
+    if not models.has_pretrained_encoder(model["name"]):
+        for key, default in (("layer_decay", 1.0), ("frozen", "0 steps")):
+            if (value := getattr(optimizer, key)) != default:
+                raise UserError(f"optimizer.{key} = {value!r} is for models with ATST-Frame, whose layers it is "
+                                f"about; {model['name']!r} has none.")
+    return config
 
 
-def from_json(text: str) -> Config:
-    """The config that Config.to_json wrote."""
-    return freeze(json.loads(text))
+def from_json(text: str, where: files.Path = "config.json") -> Config:
+    """The config that Config.to_json wrote.
+
+    Training values that an earlier version took and this one does not, such as a negative patience, are replaced by
+    their defaults with a warning, so that the trained model can still be used. Raises UserError that names `where`.
+    """
+    fields = files.parse_json(text, dict[str, Any], where)
+    for section, kind in (("loss", LossConfig), ("optimizer", OptimizerConfig), ("train", TrainConfig)):
+        values = fields.get(section)
+        for key in bounds.impossible(kind, values) if isinstance(values, dict) else ():
+            log.warning("%s: %s.%s = %s is not possible any more and counts as the default.", files.printable(where),
+                        section, key, bounds.shown(values.pop(key)))
+    try:
+        return freeze(fields)
+    except UserError as error:
+        raise UserError(f"{files.printable(where)}: {error}") from error
 
 
 def steps(duration: str, key: str, batch_size: int, steps_per_epoch: int, total_steps: int) -> int:
@@ -264,55 +325,17 @@ def steps(duration: str, key: str, batch_size: int, steps_per_epoch: int, total_
       key: the config key, for the error.
       batch_size: examples per step.
       steps_per_epoch: steps per epoch.
-      total_steps: steps of the whole training; 0 where that is what is asked for.
+      total_steps: steps of the whole training.
 
     Raises:
-      UserError: the text is none of these.
+      UserError: the text is none of these, or more steps than can be counted.
     """
-    match = re.fullmatch(r"([0-9.]+) *(steps?|examples?|epochs?|percent|%)", str(duration))
-    units = {"step": 1.0, "example": 1 / batch_size, "epoch": steps_per_epoch, "percent": total_steps / 100}
     try:
-        unit = {"%": "percent"}.get(match[2], match[2].rstrip("s"))
-        if unit == "percent" and not total_steps:
-            raise ValueError
-        return math.ceil(round(float(match[1]) * units[unit], 6))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{key} must be a duration such as '100 steps', '5000 examples', '10 epochs' or '5 percent', "
-                        f"not {duration!r}.") from error
-
-
-def _dataclass(kind: type, fields: dict, prefix: str):
-    known = {field.name: field for field in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
-    _require_known(fields, known, prefix)
-    values = {}
-    for name, value in fields.items():
-        if dataclasses.is_dataclass(hints[name]):
-            values[name] = _dataclass(hints[name], dict(value), f"{prefix}{name}.")
-        else:
-            values[name] = _convert(value, typing.get_origin(hints[name]) or hints[name], f"{prefix}{name}")
-    return kind(**values)
-
-
-def _convert(value, kind: type, key: str):
-    if kind is tuple and isinstance(value, tuple | list):
-        return tuple(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UserError(f"{key} must be of type {kind.__name__}, not {value!r}.")
-    return value
-
-
-def _require_known(fields, known, prefix: str) -> None:
-    for name in fields:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; the keys are {sorted(known)}."
-            raise UserError(f"There is no config key {prefix}{name}{hint}")
-
-
-def _value(config: Config, key: str):
-    for part in key.split("."):
-        config = getattr(config, part)
-    return config
+        amount, unit = _parse_duration(duration)
+    except ValueError as error:
+        raise UserError(f"{key} {error}, not {bounds.shown(duration)}.") from error
+    in_steps = {"steps": 1.0, "examples": 1 / batch_size, "epochs": steps_per_epoch, "percent": total_steps / 100}
+    count = math.ceil(round(amount * in_steps[unit], 6))
+    if count > MAX_STEPS:
+        raise UserError(f"{key} must be at most {MAX_STEPS:,} steps, not {count:,} ({duration}).")
+    return count

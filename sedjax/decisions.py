@@ -15,6 +15,13 @@ def candidates(config: DecisionConfig, task: Task) -> Float[np.ndarray, "candida
     return np.repeat(np.asarray(config.thresholds, np.float32)[:, None], len(task.classes), axis=1)
 
 
+def default(config: DecisionConfig, task: Task) -> Float[np.ndarray, "class"]:
+    """The thresholds of a model that has not been evaluated: .5 if that is a candidate, else the middle one."""
+    ordered = sorted(config.thresholds)
+    chosen = 0.5 if 0.5 in ordered else ordered[len(ordered) // 2]
+    return np.full(len(task.classes), chosen, np.float32)
+
+
 def pool_segments(probabilities: Float[Array, "clip frame class"], frame_mask: Bool[Array, "clip frame"],
                   pooling: str, task: Task) -> Float[Array, "clip segment class"]:
     """One probability a segment from its real frames: their maximum or mean; 0 where a segment has none.
@@ -38,10 +45,17 @@ def tune(counts: Int[np.ndarray, "candidate class outcome"], thresholds: Float[n
          task: Task) -> tuple[Float[np.ndarray, "class"], float]:
     """The threshold of each class with the lowest cost, and the total cost with them.
 
-    Of thresholds that cost the same, the middle one, which is the furthest from where the cost changes.
+    Of thresholds that cost the same, the middle of the longest run of neighbours: the furthest from where the cost
+    changes.
     """
     costs = cost_per_class(counts, task)
     lowest = costs.min(0)
-    ties = [np.flatnonzero(column <= low + 1e-12) for column, low in zip(costs.T, lowest)]
-    best = np.array([tie[len(tie) // 2] for tie in ties])
+    best = np.array([_middle(np.flatnonzero(column <= low + 1e-12)) for column, low in zip(costs.T, lowest)])
     return thresholds[best, np.arange(len(best))], float(lowest.sum())
+
+
+def _middle(numbers: Int[np.ndarray, "number"]) -> int:
+    """The middle of the longest run of consecutive numbers."""
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    longest = max(runs, key=len)
+    return int(longest[len(longest) // 2])

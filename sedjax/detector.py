@@ -1,12 +1,13 @@
 """A trained model, ready for recordings."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import os
 import pathlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -38,6 +39,7 @@ class Detector:
       thresholds: (C,) above which a probability counts.
       step: of the checkpoint.
       embeddings_from: where the extractor lies now, if not where the workdir says.
+      takers: real paths of the workdirs whose models take the embeddings of this one, each those of the next.
     """
 
     workdir: pathlib.Path
@@ -49,6 +51,7 @@ class Detector:
     thresholds: Float[np.ndarray, "class"]
     step: int
     embeddings_from: str | os.PathLike | None = None
+    takers: tuple[str, ...] = ()
 
     def __call__(self, recording: audio.Recording, sample_rate_hz: float | None = None) -> Detection:
         """What it hears in a file, or in an array of samples with their rate, as sedjax.audio reads them.
@@ -71,10 +74,16 @@ class Detector:
           bad: gets the number of each recording that cannot be read, and why; without, the first one raises.
 
         Raises:
-          UserError: a recording cannot be read, or the model takes what cannot be computed.
+          UserError: a recording cannot be read, the model takes what cannot be computed or gives NaN, or `keep` names
+            something else.
         """
-        from sedjax import recordings as recordings_lib  # which knows detectors
+        from sedjax import extractors  # which knows detectors, as the next
+        from sedjax import recordings as recordings_lib
 
+        if isinstance(recordings, str | os.PathLike | np.ndarray):
+            raise UserError("Detector.detect takes a list of recordings: call the detector itself with a single one.")
+        if unknown := [key for key in keep if key not in extractors.SPECTRAL]:
+            raise UserError(f"keep = {unknown[0]!r} is not a spectral feature; they are {list(extractors.SPECTRAL)}.")
         recordings = list(recordings)
         read = functools.partial(recordings_lib.read, recordings, sample_rate_hz, keep, bad)
         clips = recordings_lib.clips(self, read)  # now: a model that cannot do it is an error before anything is read
@@ -100,7 +109,7 @@ class Detector:
         """What the head of the model sees of each frame of each recording."""
         return [found["frames"] for found in self._run_source(source, self._embed)]
 
-    def embed_clips(self, clips: Iterable[Clip]) -> Iterator[tuple[Clip, Float[np.ndarray, "frame width"]]]:
+    def embed_clips(self, clips: Generator[Clip]) -> Iterator[tuple[Clip, Float[np.ndarray, "frame width"]]]:
         """The same of each clip of a stream, in its order."""
         return ((clip, found["frames"]) for clip, found in self.run(clips, self._embed))
 
@@ -111,7 +120,7 @@ class Detector:
 
     @functools.cached_property
     def embedding_width(self) -> int:
-        """Columns of what `embed` gives. Raises UserError if the model has no such thing."""
+        """Columns of what `embed` gives. Raises UserError if the model has no embeddings."""
         features, frame_mask = models.example_inputs(self.model, self.widths)
         batch = {"features": features, "frame_mask": frame_mask}
         try:
@@ -162,8 +171,11 @@ class Detector:
             parts[recording].append(by_clip[clip])
         return [_joined(each) for each in parts]
 
-    def run(self, clips: Iterable[Clip], step: Callable) -> Iterator[tuple[Clip, Found]]:
-        """What a compiled step makes of clips of max_frames at most, in their order; they fill batches together."""
+    def run(self, clips: Generator[Clip], step: Callable) -> Iterator[tuple[Clip, Found]]:
+        """What a compiled step makes of clips of max_frames at most, in their order; they fill batches together.
+
+        `clips` is closed however this ends, so that no thread reads on. Raises UserError if the model gives NaN.
+        """
         size = -(-self.config.data.eval_batch_size // self._mesh.size) * self._mesh.size
         running: deque[list[Clip]] = deque()
 
@@ -172,8 +184,9 @@ class Detector:
                 running.append(group)
                 yield self._batch(group, size)
 
-        for found in self._on_devices(step, batches()):
-            yield from ((clip, self._real(found, row, len(clip))) for row, clip in enumerate(running.popleft()))
+        with contextlib.closing(clips):
+            for found in self._on_devices(step, batches()):
+                yield from ((clip, self._real(found, row, len(clip))) for row, clip in enumerate(running.popleft()))
 
     def _batch(self, group: list[Clip], size: int) -> Batch:
         # Few sizes, so that few are compiled.
@@ -197,10 +210,14 @@ class Detector:
 
     def _real(self, found: Found, row: int, frames: int) -> Found:
         real = {"frames": frames, "segments": grid.num_segments(frames, self.task)}
-        return {name: value[row, : real[name]] for name, value in found.items()}
+        found = {name: value[row, : real[name]] for name, value in found.items()}
+        if not all(np.isfinite(value).all() for value in found.values()):
+            raise UserError(f"The model in {self.workdir} gives NaN or infinity at step {self.step}: choose another "
+                            "--checkpoint, or train again with a smaller learning rate.")
+        return found
 
 
-def load(folder: str | os.PathLike, which: str = "best",
+def load(folder: str | os.PathLike, which: str | int = "best",
          embeddings_from: str | os.PathLike | None = None) -> Detector:
     """The detector that a training left in its workdir.
 
@@ -211,7 +228,8 @@ def load(folder: str | os.PathLike, which: str = "best",
         says, or the workdir does not say: a workdir, or the npz file of an ATST-Frame.
 
     Raises:
-      UserError: it is no workdir, has no such checkpoint, or takes no embeddings although an extractor is given.
+      UserError: it is not a workdir, has no such checkpoint, or takes no embeddings although an extractor is given; or
+        the checkpoint is damaged, of another model, or holds NaN.
     """
     with parallel.together():
         config, task, features = workdir.read(folder)
@@ -220,8 +238,10 @@ def load(folder: str | os.PathLike, which: str = "best",
         if embeddings_from and EMBEDDINGS not in model.features:
             raise UserError(f"The model in {folder} takes no embeddings: leave out --embeddings_from="
                             f"{embeddings_from}.")
-    variables, progress, step = checkpoint.load_weights(folder, which)
-    thresholds = progress.thresholds or decisions.candidates(config.decision, task)[0]
+        widths = {key: entry["width"] for key, entry in features.items()}
+        shapes = jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model, widths))
+    variables, progress, step = checkpoint.load_weights(folder, which, shapes)
+    thresholds = progress.thresholds or decisions.default(config.decision, task)
     return Detector(pathlib.Path(folder), config, task, features, model, variables,
                     np.asarray(thresholds, np.float32), step, embeddings_from)
 

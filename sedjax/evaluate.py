@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import json
+import logging
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -13,13 +13,15 @@ from absl import flags
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from sedjax import input_pipeline, losses, metrics, parallel, placement, preemption, steps
+from sedjax import files, identity, input_pipeline, losses, metrics, parallel, placement, preemption, steps
 from sedjax.commands import require_no_arguments
 from sedjax.config import Config
 from sedjax.detector import load
-from sedjax.files import atomic_output
+from sedjax.errors import UserError
 from sedjax.score import format_score
 from sedjax.task import Task
+
+log = logging.getLogger("sedjax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +29,15 @@ class Evaluation:
     """Counts of each recording of a split, for each candidate threshold, and the mean loss per frame.
 
     Attributes:
-      segments, frames: (recording, candidate, class, outcome) int64.
+      segments, frames: (recording, candidate, class, outcome) int64; `frames` is None unless asked for.
       loss: mean per real frame.
+      non_finite: recordings of which a probability or the loss is NaN or infinite; their counts mean nothing.
     """
 
     segments: np.ndarray
-    frames: np.ndarray
+    frames: np.ndarray | None
     loss: float
+    non_finite: np.ndarray
 
 
 class Evaluator:
@@ -47,12 +51,12 @@ class Evaluator:
     """
 
     def __init__(self, model: nn.Module, config: Config, task: Task, source: input_pipeline.Source, mesh: Mesh,
-                 resident: bool = False):
+                 resident: bool = False, frame_counts: bool = True):
         """Puts the split into device memory if it is to be `resident` between evaluations."""
         self.clips, self.plan = input_pipeline.evaluation_plan(source, config.data, mesh.size)
         self.eval_step = step = functools.partial(
             steps.eval_step, model=model, weights=losses.class_weights(config.loss, task),
-            pooling=config.decision.pooling, task=task)
+            pooling=config.decision.pooling, task=task, frame_counts=frame_counts)
         self._model, self._config, self._source, self._mesh = model, config, source, mesh
         self._split = None
         if resident:
@@ -95,8 +99,10 @@ class Evaluator:
             np.add.at(total, recording, counts)
             return total
 
-        return Evaluation(by_recording(by_clip["segments"]), by_recording(by_clip["frames"]),
-                          float(by_clip["loss"].sum(dtype=np.float64) / self.clips.frames.sum()))
+        return Evaluation(by_recording(by_clip["segments"]),
+                          by_recording(by_clip["frames"]) if "frames" in by_clip else None,
+                          float(by_clip["loss"].sum(dtype=np.float64) / self.clips.frames.sum()),
+                          np.unique(recording[(by_clip["non_finite"] > 0) | ~np.isfinite(by_clip["loss"])]))
 
 
 def define_flags() -> None:
@@ -114,20 +120,23 @@ def main(argv: Sequence[str]) -> None:
     parallel.start()
     options = flags.FLAGS
     folder = pathlib.Path(options.workdir)
+    if options.json:
+        files.require_replaceable(options.json)
     result = evaluate_workdir(folder, options.split, options.data, options.checkpoint)
     if not parallel.is_first():
         return
     step, recordings = result.pop("step"), len(result.pop("counts"))
     score = metrics.Score(result["cost"], result["interval"], result["classes"])
-    print(f"{folder}, checkpoint of step {step}, {options.split} split, {recordings} recordings\n")
+    print(f"{folder}, checkpoint of step {step}, {options.split} split of {result['records']['path']}, "
+          f"{recordings} recordings\n")
     print(format_score(score))
     print("\nFrames:\n" + format_figures(result["frames"]))
     if options.json:
-        with atomic_output(options.json) as path:
-            path.write_text(json.dumps(result, indent=1))
+        files.write_json(options.json, result)
 
 
-def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = None, which: str = "best") -> dict:
+def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = None,
+                     which: str | int = "best") -> dict:
     """The result of a trained model on a split.
 
     Args:
@@ -137,11 +146,13 @@ def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = N
       which: the checkpoint, as for detector.load.
 
     Returns:
-      `step` of the checkpoint, `counts` of segments (recording, class, outcome), the fields of metrics.Score, and
-      `frames`: the figures of metrics.detection_figures. It can be written as JSON.
+      `step` of the checkpoint, `counts` of segments (recording, class, outcome), the fields of metrics.Score,
+      `frames`: the figures of metrics.detection_figures, and `records`: their `path`, and what tells them from others
+      (`identity`). It can be written as JSON.
 
     Raises:
-      UserError: it is no workdir, has no such checkpoint, or the records are of another task or lack a feature.
+      UserError: it is not a workdir, has no such checkpoint, the records are of another task or lack a feature, or a
+        probability is not finite.
     """
     detector = load(folder, which)
     config, task = detector.config, detector.task
@@ -150,12 +161,23 @@ def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = N
         task.require_same(source.task, where=f"the records in {source.path}")
         input_pipeline.require_features({key: entry["width"] for key, entry in source.features.items()},
                                         detector.model.features, detector.widths, where=f"The dataset {source.path}")
+        identity.require_same_extractors(detector.features, source.features, source.path, str(folder))
+        records = {"path": source.path, "identity": source.identity(detector.model.features)}
+    if not data and (differing := identity.difference(detector.features, source.metadata.entries)):
+        log.warning("The records in %s are not those that %s was trained on: the %s differ.", source.path, folder,
+                    differing)
     mesh = parallel.make_mesh()
     evaluate = Evaluator(detector.model, config, task, source, mesh)
     evaluation = evaluate(parallel.replicate(detector.variables, mesh), detector.thresholds[None])
+    if len(evaluation.non_finite):
+        raise UserError(f"The checkpoint of step {detector.step} in {folder} gives NaN or infinite probabilities for "
+                        f"{len(evaluation.non_finite)} of {len(source.lengths)} recordings, the first of them "
+                        f"{source.filenames[evaluation.non_finite[0]]}: choose another with --checkpoint, or check the "
+                        "features of that recording.")
     score = metrics.score(evaluation.segments[:, 0], task)
     frames = metrics.detection_figures(evaluation.frames[:, 0].sum(0), task)
-    return {"step": detector.step, "counts": evaluation.segments[:, 0].tolist(), **score.to_dict(), "frames": frames}
+    return {"step": detector.step, "counts": evaluation.segments[:, 0].tolist(), **score.to_dict(), "frames": frames,
+            "records": records}
 
 
 def format_figures(frames: dict[str, dict[str, float | None]]) -> str:

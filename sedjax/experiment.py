@@ -7,6 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 
+import jax
 import numpy as np
 import optax
 from flax import linen as nn
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 from sedjax import input_pipeline, losses, models, optimizer, parallel, placement, steps, train_state
 from sedjax.config import Config
 from sedjax.config import steps as duration_steps
+from sedjax.errors import UserError
 from sedjax.task import Task
 
 Calls = Callable[[int, int], Iterator[tuple[int, tuple]]]
@@ -124,13 +126,20 @@ class Experiment:
 def prepare(config: Config, devices: int | None = None) -> Experiment:
     """Opens the training split and makes what the config says, on all devices or the first `devices`.
 
-    Raises UserError if there are no records, they lack a feature, or the devices cannot share a batch.
+    Raises UserError if there are no records, they lack a feature, the devices cannot share a batch, or it cannot be
+    accumulated.
     """
     records = input_pipeline.open_records(config.data.path, "train")
     model = models.build_from(config, records.task)
     widths = {key: entry["width"] for key, entry in records.features.items()}
     input_pipeline.require_features(widths, model.features, None, where=f"The dataset {config.data.path}")
     features = {**{key: records.features[key] for key in model.features}, "labels": records.labels}
+    if config.optimizer.accumulate > 1:
+        variables = jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model, widths))
+        if "batch_stats" in variables:
+            raise UserError(f"optimizer.accumulate = {config.optimizer.accumulate} cannot be used with batch norm, "
+                            "which needs the whole batch at once: set optimizer.accumulate = 1, or choose a model "
+                            "without it.")
     mesh = parallel.make_mesh(devices)
     # Under pmap each device splits its own share; under jit the compiler moves clips where it must.
     parallel.require_divisible(config.data.batch_size, mesh, "data.batch_size",

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import operator
+import os
 import pathlib
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sedjax import audio, frontend, grid, input_pipeline
-from sedjax.clips import Clip, ahead, recut
+from sedjax.clips import Clip, ahead, recut, require_wanted
 from sedjax.detector import Detector, load
 from sedjax.errors import UserError
 from sedjax.mel import MFCC_COEFFICIENTS, MLPC, SPECTRAL_VERSION
@@ -45,6 +46,7 @@ class Pass:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for block in self._blocks:
+            require_wanted()
             self.samples += len(block)
             self._listen(block)
             yield block
@@ -125,20 +127,25 @@ def features_of(recordings: Iterable[audio.Recording], wanted: Sequence[str], ex
     """
     needed = {*wanted, *(extractor.features if extractor else ())}
     spectral = tuple(name for name in SPECTRAL if name in needed)
-    begun: collections.deque[Pass] = collections.deque()
+    begun: collections.deque[tuple[audio.Recording, Pass]] = collections.deque()
 
     def passes() -> Iterator[Pass]:
         for recording in recordings:
-            begun.append(Pass(audio.blocks(recording, sample_rate_hz), spectral))
-            yield begun[-1]
+            begun.append((recording, Pass(audio.blocks(recording, sample_rate_hz), spectral)))
+            yield begun[-1][1]
 
     for found in extractor.embed(passes(), np.float16) if extractor else map(_finish, passes()):
-        one = begun.popleft()
-        if isinstance(found, UserError):
-            yield found
-        else:
-            features = one.features | {"embeddings": found}
-            yield {name: features[name] for name in wanted}, one.seconds
+        recording, one = begun.popleft()
+        try:
+            if isinstance(found, UserError):
+                raise found
+            if extractor:
+                require_finite(found, "an array" if isinstance(recording, np.ndarray) else os.fspath(recording))
+        except UserError as error:
+            yield error
+            continue
+        features = one.features | {"embeddings": found}
+        yield {name: features[name] for name in wanted}, one.seconds
 
 
 def spectral_features(path: pathlib.Path,
@@ -148,6 +155,19 @@ def spectral_features(path: pathlib.Path,
     if isinstance(found, UserError):
         raise found
     return found
+
+
+def narrowed(embeddings: np.ndarray, dtype: type = np.float16) -> np.ndarray:
+    """Embeddings in another type; what it cannot hold becomes infinity, for `require_finite` to find."""
+    with np.errstate(over="ignore"):
+        return embeddings.astype(dtype, copy=False)
+
+
+def require_finite(embeddings: np.ndarray, name: str) -> None:
+    """Raises UserError if the embeddings of the recording `name` are not finite numbers."""
+    if not np.isfinite(embeddings).all():
+        raise UserError(f"The embeddings of {name} hold NaN, or numbers beyond the range of {embeddings.dtype}: use "
+                        "another extractor.")
 
 
 def _finish(one: Pass) -> UserError | None:
@@ -170,6 +190,7 @@ _mfcc = jax.jit(frontend.mfcc)
 def _equal_rows(power: np.ndarray) -> Iterator[np.ndarray]:
     """Chunks of one shape, so that one is compiled."""
     for start in range(0, len(power), CHUNK_FRAMES):
+        require_wanted()
         chunk = power[start : start + CHUNK_FRAMES]
         yield np.pad(chunk, [(0, CHUNK_FRAMES - len(chunk)), (0, 0)])
 
@@ -219,7 +240,7 @@ class DetectorExtractor:
 
     @classmethod
     def of(cls, workdir: str) -> "DetectorExtractor":
-        """Raises UserError if it is no workdir, or its model takes what is not extracted from audio."""
+        """Raises UserError if it is not a workdir, or its model takes what audio does not give or has no embeddings."""
         detector = load(workdir)
         audio.require_frame_seconds(detector.task)
         for key in detector.model.features:
@@ -227,7 +248,9 @@ class DetectorExtractor:
                 raise UserError(f"The model in {workdir} takes {key!r}, which it cannot also give: name one that takes "
                                 f"some of {list(WIDTHS)}.")
         input_pipeline.require_features(WIDTHS, detector.model.features, detector.widths, where="a recording")
-        return cls(detector)
+        extractor = cls(detector)
+        _ = extractor.width
+        return extractor
 
     @functools.cached_property
     def parameters(self) -> str:
@@ -259,7 +282,7 @@ class DetectorExtractor:
         for clip, rows in self.detector.embed_clips(cut):
             if clip.recording != number:  # what was there of one that turned out to be damaged is dropped
                 number, parts = clip.recording, []
-            parts.append(rows.astype(dtype, copy=False))
+            parts.append(narrowed(rows, dtype))
             if clip.is_last:
                 yield from errors[given:number]
                 given = number + 1
@@ -336,7 +359,7 @@ class AtstExtractor:
 
         rows = grid.stitch(tokens(), self.hop_samples // atst_frame.TOKEN_SAMPLES)
         try:
-            return np.concatenate([grid.mean_by_group(each, atst_frame.TOKENS_PER_FRAME).astype(dtype)
+            return np.concatenate([narrowed(grid.mean_by_group(each, atst_frame.TOKENS_PER_FRAME), dtype)
                                    for each in rows])
         except UserError as error:
             return error

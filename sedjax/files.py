@@ -22,7 +22,7 @@ import threading
 import urllib.parse
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ ARRAY_BYTES = 64 * MEBIBYTE  # that any npz file may expand to, however well it 
 ARRAY_EXPANSION = 100  # that a larger one may expand by; deflate reaches 1000 on zeros
 OUTPUTS = ".sedjax_outputs"  # in each folder of outputs: name and digest of what sedjax wrote there
 TEMPORARY = ".sedjax-"
+NAME_BYTES = 255  # that a file system takes
 
 # numpy parses array headers with ast.parse, which raises SystemError now and then when two threads of CPython 3.11 use
 # it at once (https://github.com/python/cpython/issues/106905).
@@ -136,6 +137,12 @@ def read_npz(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.ndar
         return {key: _read_array(archive, member) for key, member in members.items()}
 
 
+def npz_names(path: Path) -> tuple[str, ...]:
+    """Keys of an npz file; what they name may be damaged. Raises UserError as `read_npz`."""
+    with _open_npz(path, None) as (_, members):
+        return tuple(members)
+
+
 def npz_shapes(path: Path, keys: Iterable[str] | None = None) -> dict[str, tuple[int, ...]]:
     """Shapes of arrays of an npz file by key, from their headers alone. Raises UserError as `read_npz`."""
     with _open_npz(path, keys) as (archive, members):
@@ -144,6 +151,19 @@ def npz_shapes(path: Path, keys: Iterable[str] | None = None) -> dict[str, tuple
             with archive.open(member) as file:
                 shapes[key] = _read_header(file, member)[0]
         return shapes
+
+
+def npz_keys(path: Path) -> dict[str, bool]:
+    """Keys of the arrays of an npz file: whether sedjax made the array, and nobody has changed it since.
+
+    Raises UserError as `read_npz`.
+    """
+    with _open_npz(path, None) as (archive, members):
+        try:
+            made = pydantic.TypeAdapter(dict[str, int]).validate_json(archive.comment, strict=True)
+        except pydantic.ValidationError:  # by another program, which has no use for comments, or one of its own
+            made = {}
+        return {key: made.get(key) == member.CRC for key, member in members.items()}
 
 
 def read_csv(path: Path, required: Iterable[str] = ()) -> list[dict[str, str]]:
@@ -200,6 +220,8 @@ def _open_npz(path: Path, keys: Iterable[str] | None) -> Iterator[tuple[zipfile.
             with zipfile.ZipFile(file) as archive:
                 # A key is not a file name: `foo.npy` is stored as foo.npy.npy. numpy takes one for the other.
                 members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+                if len(members) < len(archive.infolist()):
+                    raise ValueError("two of its arrays have one name")
                 if keys is not None:
                     _require_keys(path, keys, members)
                     members = {key: members[key] for key in keys}
@@ -289,6 +311,24 @@ def atomic_output(path: Path, ours: bool = False, durable: bool = False) -> Iter
         temporary.unlink(missing_ok=True)
 
 
+def savez(file: Path, arrays: Mapping[str, np.ndarray], packed: bool = False) -> None:
+    """Writes arrays as np.savez does, whatever their keys are; that takes some, such as `file`, for its parameters.
+
+    Raises UserError for a key that no npz file can hold.
+    """
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED) as archive:
+        for key, value in arrays.items():
+            name = f"{key}.npy"
+            try:
+                if zipfile.ZipInfo(name).filename != name or len(name.encode()) > 0xFFFF:
+                    raise ValueError
+            except ValueError as error:  # UnicodeEncodeError too
+                raise UserError(f"Cannot write {printable(file)}: it cannot hold an array called "
+                                f"{printable(key[:100])!r}.") from error
+            with archive.open(name, "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(value), allow_pickle=False)
+
+
 def require_replaceable(path: Path) -> None:
     """Raises UserError if there is a file that sedjax did not write, or that has changed since, unless it is empty."""
     path = pathlib.Path(path)
@@ -312,6 +352,19 @@ def write_json(path: Path, value: Any, ours: bool = False, durable: bool = False
     """Writes a value that JSON can hold, without NaN and infinity. Raises UserError as `atomic_output`."""
     with atomic_output(path, ours, durable) as temporary:
         temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_npz(path: Path, arrays: dict[str, np.ndarray], made: Iterable[str]) -> None:
+    """Writes an npz file, in which a comment gives the checksums of the arrays `made` by sedjax, for `npz_keys`.
+
+    Unlike np.savez it takes any key. It goes inside `atomic_output`.
+    """
+    with zipfile.ZipFile(path, "w") as archive:
+        for key, array in arrays.items():
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+        sums = {info.filename.removesuffix(".npy"): info.CRC for info in archive.infolist()}
+        archive.comment = json.dumps({key: sums[key] for key in made}).encode("ascii")
 
 
 def make_folder(path: Path) -> pathlib.Path:
@@ -345,9 +398,33 @@ class _Output(pydantic.BaseModel):
 
 
 def _is_ours(path: pathlib.Path) -> bool:
-    lines = read_json_lines(path.parent / OUTPUTS, _Output)
-    digests = {line.digest for line in lines if line.name == _key(path)}
+    digests = _outputs(path.parent).get(_key(path))
     return bool(digests) and _digest(path) in digests
+
+
+# By folder: what tells whether its OUTPUTS is still as this process read or wrote it, and what it says. A run writes
+# thousands of files into a folder.
+_KNOWN: dict[str, tuple[tuple[int, ...] | None, dict[str, set[str]]]] = {}
+
+
+def _outputs(folder: pathlib.Path) -> dict[str, set[str]]:
+    """Digests of what sedjax wrote into a folder, by `_key`."""
+    path, place = folder / OUTPUTS, os.path.abspath(folder)
+    state = _state(path)
+    if place not in _KNOWN or _KNOWN[place][0] != state:
+        digests: dict[str, set[str]] = {}
+        for line in read_json_lines(path, _Output):
+            digests.setdefault(line.name, set()).add(line.digest)
+        _KNOWN[place] = state, digests
+    return _KNOWN[place][1]
+
+
+def _state(path: pathlib.Path) -> tuple[int, ...] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _key(path: pathlib.Path) -> str:
@@ -357,6 +434,14 @@ def _key(path: pathlib.Path) -> str:
 
 def _note(path: pathlib.Path, digest: str) -> None:
     """Notes what is about to be written; a line that a kill leaves without its file does no harm."""
-    line = json.dumps({"name": _key(path), "digest": digest}) + "\n"
+    digests, place = _outputs(path.parent), os.path.abspath(path.parent)
+    if digest in digests.get(_key(path), ()):
+        return
+    # It begins on a line of its own, whatever a full disk or a kill left of the one before.
+    line = "\n" + json.dumps({"name": _key(path), "digest": digest}) + "\n"
     with open(path.parent / OUTPUTS, "a", encoding="utf-8") as file:
         file.write(line)
+    before, after = _KNOWN[place][0], _state(path.parent / OUTPUTS)
+    if after and after[2] == (before[2] if before else 0) + len(line):  # no other process wrote to it meanwhile
+        digests.setdefault(_key(path), set()).add(digest)
+        _KNOWN[place] = after, digests

@@ -10,12 +10,12 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from sedjax import parallel
+from sedjax import identity, parallel
 from sedjax.config import DataConfig
 from sedjax.errors import UserError
 from sedjax.layout import Layout
 from sedjax.steps import Batch
-from sedjax.task import Task, task_from_json
+from sedjax.task import Task
 
 RECENT = 4  # recordings of a directory that are kept in memory, and can be read at once
 
@@ -43,15 +43,25 @@ class Records:
     labels: dict  # the same for the labels
     path: str
     split: str
+    metadata: identity.RecordsMetadata
     _source: object
 
     def read(self, index: int, keys: tuple[str, ...]) -> tuple[dict[str, np.ndarray], np.ndarray]:
         try:
             record = self._source[index]
+            features, votes = {key: record["features"][key] for key in keys}, record["votes"]
+            widths = {**{key: self.features[key]["width"] for key in keys}, identity.LABELS: self.labels["width"]}
+            for key, value in {**features, identity.LABELS: votes}.items():
+                if value.shape != (self.lengths[index], widths[key]):
+                    raise ValueError(f"{key} of shape {value.shape}")
         except Exception as error:  # array_record and protobuf raise many kinds
             raise UserError(f"Record {index} of the split {self.split!r} in {self.path} is damaged: "
                             f"build the records again ({type(error).__name__}).") from error
-        return {key: record["features"][key] for key in keys}, record["votes"]
+        return features, votes
+
+    def identity(self, keys: tuple[str, ...]) -> dict[str, str]:
+        """What tells its labels and features `keys` from those of other data sets."""
+        return self.metadata.identity(self.split, keys)
 
     @functools.cached_property
     def filenames(self) -> tuple[str, ...]:
@@ -60,28 +70,23 @@ class Records:
 
 def open_records(path: str, split: str) -> Records:
     """Opens a split. Raises UserError if there are no records at `path`, or no such split."""
-    if not path:
-        raise UserError("No records: set data.path (--config.data.path=DIR) to a directory that "
-                        "`python -m data_prep.build_records` wrote.")
-    if not os.path.exists(os.path.join(path, "dataset_info.json")):
-        raise UserError(f"There are no records in {path}: make them with `python -m data_prep.build_records`.")
+    metadata = identity.read_metadata(path)
+    lengths = np.array(metadata.lengths.get(split, ()), np.int32)
+    if not len(lengths):
+        raise UserError(f"The records in {path} have no split {split!r}.")
 
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder_from_directory(path)
-        metadata = builder.info.metadata
-        task = task_from_json(metadata["task"], name="records", where=f"{path}/metadata.json")
-        lengths = np.asarray(metadata["lengths"][split], np.int32)
-        source = builder.as_data_source(split)
+        source = tfds.builder_from_directory(path).as_data_source(split)
         if len(source) != len(lengths):
             raise ValueError(f"{len(source)} records instead of {len(lengths)}")
-    except KeyError as error:
-        raise UserError(f"The records in {path} have no split {split!r}.") from error
-    except (ValueError, OSError, AssertionError, tfds.core.DatasetNotFoundError) as error:
-        raise UserError(f"The records in {path} are damaged: build them again ({error}).") from error
-    return Records(task, lengths, metadata["features"], metadata["labels"], path, split,
-                   source)
+    except Exception as error:  # TFDS raises many kinds, according to what is damaged
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"The records in {path} are damaged: build them again ({reason}).") from error
+    entries = dict(metadata.entries)
+    labels = entries.pop(identity.LABELS)
+    return Records(metadata.task, lengths, entries, labels, path, split, metadata, source)
 
 
 @dataclasses.dataclass(frozen=True)

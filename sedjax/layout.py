@@ -1,18 +1,20 @@
 """Reads a directory in MLPC layout (SPEC section 3): recordings, features, audio, labels, splits."""
 
+import collections
 import dataclasses
-import json
 import os
 import pathlib
 
 import numpy as np
 
-from sedjax import audio, files
+from sedjax import audio, files, identity
 from sedjax.errors import UserError
 from sedjax.task import MLPC_2025, Task, read_task
 
 SPLITS = ("train", "validation", "test")
 EXTRACTORS = "extractors.json"
+NUMBERS = "biuf"  # kinds of arrays; complex ones would lose a part
+SMALLEST_VOTE = np.finfo(np.float16).smallest_subnormal
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -40,13 +42,13 @@ class Layout:
     def num_frames(self, filename: str, keys: tuple[str, ...] = ()) -> int:
         """Frames of a recording, as the features `keys` have them.
 
-        From the header of its features file, or of its labels file if it has no features; for audio alone the labels
-        come first. Without either the recording itself is read.
+        From the headers of its features file, or of its labels file if it has no features; for audio alone, and if no
+        features are named, the labels come first. Without either the recording itself is read.
 
         Raises UserError if there is none of them, or for a damaged file.
         """
         frames = self._frames_in_headers(filename, keys)
-        if frames is None and not self.audio_path(filename).exists():
+        if frames is None and not os.path.exists(self.audio_path(filename)):
             raise UserError(f"{self.path} has neither features nor labels nor audio of {filename!r}, so its length is "
                             "unknown.")
         if frames is None:
@@ -77,17 +79,22 @@ class Layout:
         Raises UserError if the file that notes it is damaged.
         """
         path = self.path / EXTRACTORS
+        if not os.path.lexists(path):
+            return None
         try:
-            return json.loads(path.read_text(encoding="utf-8")).get(key) if path.exists() else None
-        except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"{path} is damaged: delete it, or extract the features again ({error}).") from error
+            found = files.read_json(path, dict[str, identity.Extractor])
+        except UserError as error:
+            raise UserError(f"{error} Delete it, or extract the features again.") from error
+        return found[key].model_dump(exclude_unset=True) if key in found else None
 
     def _frames_in_headers(self, filename: str, keys: tuple[str, ...]) -> int | None:
-        paths = [self.features_path(filename), self.labels_path(filename)]
-        if set(keys) == {audio.FEATURE}:
-            paths.reverse()  # a features file that nobody asked for may be damaged
-        return next((_rows(path, keys if path == self.features_path(filename) else self.task.classes)
-                     for path in paths if path.exists()), None)
+        stored = tuple(key for key in keys if key != audio.FEATURE)
+        features, labels = self.features_path(filename), self.labels_path(filename)
+        if stored and os.path.exists(features):
+            return _rows(features, stored)
+        if os.path.exists(labels):  # before features that nobody asked for, which may be of something else
+            return _rows(labels, self.task.classes)
+        return _rows(features, None) if os.path.exists(features) else None
 
     def _stored_features(self, filename: str, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
         path = self.features_path(filename)
@@ -95,7 +102,7 @@ class Layout:
         found = {}
         for key, value in arrays.items():
             value = value[:, None] if value.ndim == 1 else value
-            if value.ndim != 2 or not np.issubdtype(value.dtype, np.number) or 0 in value.shape:
+            if value.ndim != 2 or value.dtype.kind not in NUMBERS or 0 in value.shape:
                 raise UserError(f"{path}: {key!r} must be numbers of shape (frames, width), "
                                 f"not {value.dtype} {value.shape}.")
             with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinity, an error of its own below
@@ -119,18 +126,18 @@ class Layout:
         columns = []
         for label, marks in arrays.items():
             marks = marks[:, None] if marks.ndim == 1 else marks
-            numbers = np.issubdtype(marks.dtype, np.number) or marks.dtype == bool
-            if marks.ndim != 2 or 0 in marks.shape or not numbers:
+            if marks.ndim != 2 or 0 in marks.shape or marks.dtype.kind not in NUMBERS:
                 raise UserError(f"{path}: {label!r} must be 0/1 of shape (frames, annotators), "
                                 f"not {marks.dtype} {marks.shape}.")
-            marks = marks.astype(np.float32)
             if not ((marks >= 0) & (marks <= 1)).all():
-                raise UserError(f"{path}: {label!r} holds a value outside 0 to 1.")
-            columns.append(marks.mean(axis=1))
+                raise UserError(f"{path}: {label!r} holds NaN or a value outside 0 to 1.")
+            votes = marks.mean(axis=1, dtype=np.float64).astype(np.float16)
+            # However few have marked a frame: some have.
+            columns.append(np.maximum(votes, np.where(marks.any(axis=1), SMALLEST_VOTE, 0)))
         lengths = {label: len(column) for label, column in zip(self.task.classes, columns)}
         if len(set(lengths.values())) > 1:
             raise UserError(f"{path}: classes differ in their number of frames: {lengths}.")
-        return np.stack(columns, axis=1).astype(np.float16)
+        return np.stack(columns, axis=1)
 
 
 def read_layout(path: str | os.PathLike, task: Task | None = None) -> Layout:
@@ -154,7 +161,7 @@ def read_layout(path: str | os.PathLike, task: Task | None = None) -> Layout:
             raise UserError(f"{path / 'metadata.csv'}: {other!r} and {filename!r} would share one features file.")
     if task is None:
         costs = path / "costs.json"
-        task = read_task(costs) if costs.exists() else MLPC_2025
+        task = read_task(costs) if os.path.lexists(costs) else MLPC_2025
     return Layout(path, filenames, task)
 
 
@@ -169,7 +176,7 @@ def read_splits(layout: Layout, split_seed: int | None = None) -> dict[str, tupl
       UserError: splits.csv names an unknown split or recording, one recording twice, or not all of them.
     """
     path = layout.path / "splits.csv"
-    if split_seed is None and path.exists():
+    if split_seed is None and os.path.lexists(path):
         split_of: dict[str, str] = {}
         for line, row in enumerate(files.read_csv(path, ("filename", "split")), start=2):
             filename, split = row["filename"], row["split"]
@@ -200,13 +207,17 @@ def _stem(filename: str) -> str:
     return pathlib.PurePath(filename).stem
 
 
-def _rows(path: pathlib.Path, keys: tuple[str, ...]) -> int:
-    """Rows of the first array among `keys`, of all if there are none, that has any. Raises UserError."""
-    shapes = files.npz_shapes(path, [key for key in keys if key != audio.FEATURE] or None)
-    try:
-        return next(shape[0] for shape in shapes.values() if shape)
-    except StopIteration:
-        raise UserError(f"{path} holds no array with rows.") from None
+def _rows(path: pathlib.Path, keys: tuple[str, ...] | None) -> int:
+    """Rows of the first array of `keys` that has any; of all arrays, those that most have. Raises UserError."""
+    shapes = [shape for shape in files.npz_shapes(path, keys).values() if shape]
+    if not shapes:
+        raise UserError(f"{path} holds no array with rows.")
+    if keys is None:
+        # Features have rows and columns; what has not may be a list of anything.
+        shapes = [shape for shape in shapes if len(shape) == 2] or shapes
+        counts = collections.Counter(shape[0] for shape in shapes)
+        return max(counts, key=lambda rows: (counts[rows], rows))
+    return shapes[0][0]
 
 
 def _audio_frames(path: pathlib.Path, frames: int | None) -> np.ndarray:

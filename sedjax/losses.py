@@ -13,7 +13,7 @@ from sedjax.task import OUTCOMES, Task
 def weighted_bce(logits: Float[Array, "*shape class"], targets: Float[Array, "*shape class"],
                  weights: Float[Array, "2 class"]) -> Float[Array, "*shape class"]:
     """Binary cross-entropy of each element, its positive part times weights[0], its negative part times weights[1]."""
-    positive, negative = jnp.broadcast_to(weights[:, None, None, :], (2, *logits.shape))
+    positive, negative = (jnp.broadcast_to(weight, logits.shape) for weight in weights)
     return -(positive * targets * jax.nn.log_sigmoid(logits)
              + negative * (1 - targets) * jax.nn.log_sigmoid(-logits))
 
@@ -32,12 +32,16 @@ def class_weights(config: LossConfig, task: Task) -> Float[np.ndarray, "2 class"
     whose mistakes cost three times as much counts three times as much (SPEC section 5, defect 3).
     """
     costs = dict(zip(OUTCOMES, task.cost_matrix.T))
-    if (costs["FP"] <= 0).any():
-        raise UserError(f"The task {task.name!r} has a false alarm that costs nothing: pos_weight is not defined.")
+    needs = [key for key, used in (("pos_weight = 'costs'", config.pos_weight == "costs"),
+                                   ("absolute_costs = True", config.absolute_costs)) if used]
+    if needs and (costs["FP"] <= 0).any():
+        free = task.classes[int(np.argmax(costs["FP"] <= 0))]
+        raise UserError(f"The task {task.name!r} has a false alarm that costs nothing, that of {free!r}: "
+                        f"loss.{needs[0]} is not defined.")
     positive = costs["FN"] / costs["FP"] if config.pos_weight == "costs" else np.ones(len(task.classes))
     unknown = [name for name in config.class_factors if name not in task.classes]
     if unknown:
-        raise UserError(f"loss.class_factors names {unknown[0]!r}, which is no class of {list(task.classes)}.")
+        raise UserError(f"loss.class_factors names a class that the task {task.name!r} does not have: {unknown[0]!r}.")
     positive = positive * [config.class_factors.get(name, 1.0) for name in task.classes]
     scale = costs["FP"] / costs["FP"].mean() if config.absolute_costs else np.ones(len(task.classes))
     return np.stack([positive * scale, scale]).astype(np.float32)

@@ -6,9 +6,28 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator, Mapping
+from typing import Annotated
+
+import pydantic
 
 from sedjax import parallel
-from sedjax.files import atomic_output
+from sedjax.files import atomic_output, read_json_lines
+
+
+class _Entry(pydantic.BaseModel):
+    step: Annotated[int, pydantic.Field(ge=0, lt=2**31)]
+    seconds: pydantic.FiniteFloat = 0.0
+
+
+class _Training(_Entry):
+    loss: pydantic.FiniteFloat
+    gradient_norm: pydantic.FiniteFloat = 0.0
+
+
+class _Validation(_Entry):
+    epoch: pydantic.FiniteFloat
+    validation_loss: pydantic.FiniteFloat
+    validation_cost: pydantic.FiniteFloat
 
 
 class MetricWriter:
@@ -33,7 +52,8 @@ class MetricWriter:
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         now, before = time.monotonic(), self._time
         self._time = now
-        self._file.write(json.dumps({"step": step, **scalars, "seconds": round(now - before, 3)}) + "\n")
+        entry = {"step": step, **scalars, "seconds": round(now - before, 3)}
+        self._file.write(json.dumps(entry, allow_nan=False) + "\n")
         self._events.write_scalars(step, dict(scalars))
 
     def close(self) -> None:
@@ -61,10 +81,6 @@ def open_writer(workdir: pathlib.Path, first_step: int) -> Iterator[MetricWriter
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """The entries of metrics.jsonl in order; a line that was cut off or damaged is left out."""
-    path = workdir / "metrics.jsonl"
-    entries = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            entries.append(json.loads(line))
-    return entries
+    """The entries of metrics.jsonl in order; a line that is incomplete or damaged is left out."""
+    entries = read_json_lines(workdir / "metrics.jsonl", _Training | _Validation)
+    return [entry.model_dump(exclude_unset=True) for entry in entries]

@@ -1,14 +1,15 @@
 """What is written of detections: tables of all recordings, and files of each."""
 
 import csv
+import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from sedjax import figures, grid
+from sedjax import figures, files, grid
 from sedjax.detection import Detection, Event
 from sedjax.detector import Detector
 from sedjax.errors import UserError
@@ -16,7 +17,7 @@ from sedjax.files import atomic_output
 from sedjax.submission import write_submission
 from sedjax.task import Task
 
-TABLES = ("csv", "tsv")
+TABLES = {"csv": "predictions.csv", "tsv": "events.tsv"}
 EVENT_COLUMNS = ("filename", "onset", "offset", "event_label", "score")
 
 
@@ -39,8 +40,7 @@ def write_json(path: pathlib.Path, detection: Detection, detector: Detector) -> 
                       "active": [name for name, on in zip(task.classes, active) if on],
                       "probabilities": dict(zip(task.classes, _short(row)))}
                      for i, (active, row) in enumerate(zip(detection.active, detection.segments))]}
-    with atomic_output(path) as temporary:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
+    files.write_json(path, content)
 
 
 def write_frames(path: pathlib.Path, detection: Detection, detector: Detector) -> None:
@@ -67,6 +67,26 @@ FILES = {"audacity": (".txt", write_labels), "json": (".json", write_json), "png
          "frames": (".npz", write_frames)}
 
 
+def require_writable(folder: pathlib.Path, stems: Iterable[str], kinds: Collection[str],
+                     recordings: Iterable[pathlib.Path]) -> None:
+    """Raises UserError if anything that is to be written would replace a recording, or what sedjax did not write.
+
+    Args:
+      folder: of the outputs.
+      stems: from `stems`.
+      kinds: of TABLES and FILES.
+      recordings: what is read.
+    """
+    names = [name for kind, name in TABLES.items() if kind in kinds]
+    names += [f"{stem}{suffix}" for stem in stems for kind, (suffix, _) in FILES.items() if kind in kinds]
+    read = {os.path.realpath(path) for path in recordings}
+    for path in (folder / name for name in names):
+        if os.path.realpath(path) in read:
+            raise UserError(f"{path} is a recording to be read, and would be replaced by what is found: choose another "
+                            "--output.")
+        files.require_replaceable(path)
+
+
 def write_files(folder: pathlib.Path, stem: str, detection: Detection, detector: Detector,
                 kinds: Iterable[str]) -> None:
     """Writes the given kinds of FILES of one recording. Raises UserError if it cannot."""
@@ -82,9 +102,9 @@ def write_tables(folder: pathlib.Path, task: Task, active: Mapping[str, np.ndarr
     `csv`: predictions.csv, active segments in the form of a submission. `tsv`: events.tsv in the form of DCASE.
     """
     if "csv" in kinds:
-        write_submission(folder / "predictions.csv", task, dict(active))
+        write_submission(folder / TABLES["csv"], task, dict(active))
     if "tsv" in kinds:
-        _write_rows(folder / "events.tsv", [EVENT_COLUMNS, *(
+        _write_rows(folder / TABLES["tsv"], [EVENT_COLUMNS, *(
             (filename, _text(event.onset), _text(event.offset), event.label, f"{event.score:.4f}")
             for filename, found in events.items() for event in found)])
 
@@ -92,16 +112,25 @@ def write_tables(folder: pathlib.Path, task: Task, active: Mapping[str, np.ndarr
 def stems(names: Sequence[str]) -> list[str]:
     """How the files of each recording begin: its name without suffix, with it where two would be the same.
 
-    Raises UserError if two still are.
+    What would be too long for a file system ends in a checksum. Raises UserError if two are still the same.
     """
     flat = [name.replace(os.sep, "_") for name in names]
     found = [pathlib.PurePath(name).stem for name in flat]
     if len(set(found)) < len(found):
         found = flat
+    found = [_shortened(stem, name) for stem, name in zip(found, names)]
     first = dict(zip(reversed(found), reversed(names)))
     if twice := [(first[stem], name) for stem, name in zip(found, names) if first[stem] != name]:
         raise UserError(f"The outputs of {twice[0][0]} and {twice[0][1]} would have the same names: rename one.")
     return found
+
+
+def _shortened(stem: str, name: str) -> str:
+    room = files.NAME_BYTES - max(len(suffix) for suffix, _ in FILES.values())
+    if len(stem.encode()) <= room:
+        return stem
+    checksum = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+    return f"{stem.encode()[: room - len(checksum) - 1].decode(errors='ignore')}~{checksum}"
 
 
 def _write_rows(path: pathlib.Path, rows: Iterable[Sequence[str]]) -> None:

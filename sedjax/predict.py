@@ -5,28 +5,34 @@
 
 The first form takes any audio files and folders of them, computes what the model needs, and writes into the folder
 OUT: predictions.csv (segments of all recordings in the form of a submission), events.tsv (events of all in the form of
-DCASE) and files of each. What cannot be read is listed in bad_recordings.csv. The second form takes the features in a
-directory in MLPC layout, and writes the submission only.
+DCASE) and files of each. What cannot be read is listed in bad_recordings.csv. Files of an earlier run in OUT are
+replaced if they have the same names, and stay otherwise; files that sedjax did not write are never replaced. The second
+form takes the features in a directory in MLPC layout, and writes the submission only.
 """
 
+import contextlib
 import dataclasses
 import functools
+import logging
 import os
 import pathlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from absl import flags
 from tqdm import tqdm
 
-from sedjax import outputs, parallel, submission
-from sedjax.commands import BAD_LIST, SOME_BAD_STATUS, distinct_names, write_bad
+from sedjax import identity, outputs, parallel, submission
+from sedjax.commands import BAD_LIST, SOME_BAD_STATUS, distinct_names, tidy_sigterm, write_bad
 from sedjax.detection import Detection
-from sedjax.detector import EMBEDDINGS, Detector, load
+from sedjax.detector import Detector, load
 from sedjax.errors import UserError
+from sedjax.files import make_folder, printable, require_replaceable
 from sedjax.input_pipeline import Features
-from sedjax.layout import SPLITS, Layout, read_layout, read_splits
+from sedjax.layout import SPLITS, read_layout, read_splits
 from sedjax.recordings import find, warn_of_others
+
+log = logging.getLogger("sedjax")
 
 FORMATS = {"csv": "predictions.csv", "tsv": "events.tsv", "audacity": "labels", "json": "everything but frames",
            "png": "picture"}
@@ -61,13 +67,15 @@ def main(argv: Sequence[str]) -> None:
     if unknown := [name for name in formats if name not in FORMATS]:
         raise UserError(f"--formats takes any of {', '.join(FORMATS)}, not {unknown[0]!r}.")
     parallel.start()
-    if options.source:
-        of_directory(load(options.workdir, options.checkpoint), options.source, options.split, options.output)
-        return
-    with parallel.together():
-        paths = find(places)
-    detector = load(options.workdir, options.checkpoint, options.embeddings_from)
-    bad = of_recordings(detector, paths, pathlib.Path(options.output), (*formats, *["frames"] * options.frames))
+    with tidy_sigterm():
+        if options.source:
+            parallel.on_first(lambda: _require_writable(pathlib.Path(options.output)))
+            of_directory(load(options.workdir, options.checkpoint), options.source, options.split, options.output)
+            return
+        with parallel.together():
+            paths = find(places)
+        detector = load(options.workdir, options.checkpoint, options.embeddings_from)
+        bad = of_recordings(detector, paths, pathlib.Path(options.output), (*formats, *["frames"] * options.frames))
     if bad:
         sys.exit(SOME_BAD_STATUS)
 
@@ -88,12 +96,14 @@ def of_recordings(detector: Detector, paths: Sequence[pathlib.Path], folder: pat
     Raises:
       UserError: the model takes what cannot be computed, or an output cannot be written.
     """
-    names = dict(zip(map(str, paths), distinct_names(paths)))
-    stems = dict(zip(names, outputs.stems(list(names.values()))))
+    with parallel.together():
+        names = dict(zip(map(str, paths), distinct_names(paths)))
+        stems = dict(zip(names, outputs.stems(list(names.values()))))
     kinds, bad, active, events = set(kinds), {}, {}, {}
     found = detector.detect(paths, keep=("melspectrogram",) if "png" in kinds else (), bad=bad)
-    parallel.on_first(lambda: _begin(detector, folder))
-    with tqdm(total=len(paths), unit="recording", disable=None if parallel.is_first() else True) as progress:
+    parallel.on_first(lambda: _begin(detector, folder, paths, stems.values(), kinds))
+    with (contextlib.closing(found),
+          tqdm(total=len(paths), unit="recording", disable=None if parallel.is_first() else True) as progress):
         for detection in found:
             name = names[detection.recording]
             active[name], events[name] = detection.active, detection.events
@@ -108,19 +118,28 @@ def of_recordings(detector: Detector, paths: Sequence[pathlib.Path], folder: pat
         outputs.write_tables(folder, detector.task, active, events, kinds)
         write_bad(folder, reasons)
         listed = f"; {len(bad):,} cannot be read, listed in {folder / BAD_LIST}" if bad else ""
-        print(f"Found {sum(map(len, events.values())):,} events in {len(active):,} recordings, written to "
-              f"{folder}{listed}.")
+        print(printable(f"Found {sum(map(len, events.values())):,} events in {len(active):,} recordings, written to "
+                        f"{folder}{listed}."))
 
     parallel.on_first(end)
     return reasons
 
 
-def _begin(detector: Detector, folder: pathlib.Path) -> None:
+def _begin(detector: Detector, folder: pathlib.Path, paths: Sequence[pathlib.Path], stems: Iterable[str],
+           kinds: Collection[str]) -> None:
     warn_of_others(detector)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot make the folder {folder}: {error.strerror}.") from error
+    make_folder(folder)
+    outputs.require_writable(folder, stems, kinds, paths)
+    require_replaceable(folder / BAD_LIST)
+    for kind, name in outputs.TABLES.items():
+        if kind not in kinds and os.path.lexists(folder / name):
+            log.info("%s is of an earlier run: this one leaves it as it is.", printable(folder / name))
+
+
+def _require_writable(path: pathlib.Path) -> None:
+    if not os.path.isdir(path.parent):
+        raise UserError(f"Cannot write {path}: there is no folder {path.parent}.")
+    require_replaceable(path)
 
 
 def of_directory(detector: Detector, source: str, split: str | None, output: str) -> None:
@@ -129,8 +148,8 @@ def of_directory(detector: Detector, source: str, split: str | None, output: str
     parallel.on_first(lambda: submission.write_submission(
         output, detector.task, {name: one.active for name, one in found.items()}))
     if parallel.is_first():
-        print(f"Wrote {len(found):,} recordings, {sum(len(one.active) for one in found.values()):,} segments, to "
-              f"{output}.")
+        segments = sum(len(one.active) for one in found.values())
+        print(printable(f"Wrote {len(found):,} recordings, {segments:,} segments, to {output}."))
 
 
 def predict_directory(detector: Detector, path: str | os.PathLike, split: str | None = None) -> dict[str, Detection]:
@@ -148,20 +167,11 @@ def predict_directory(detector: Detector, path: str | os.PathLike, split: str | 
         layout = read_layout(path)
         if (layout.path / "costs.json").exists():
             detector.task.require_same(layout.task, where=str(layout.path / "costs.json"))
-        _require_same_extractor(detector, layout)
+        identity.require_same_extractors(
+            detector.features, {key: {"extractor": layout.extractor(key)} for key in detector.model.features},
+            str(layout.path), str(detector.workdir))
         if split:
             layout = dataclasses.replace(layout, filenames=read_splits(layout)[split])
         source = Features.of(layout, detector.task, detector.model.features, detector.widths)
     return {name: dataclasses.replace(found, recording=name)
             for name, found in zip(layout.filenames, detector.predict(source))}
-
-
-def _require_same_extractor(detector: Detector, layout: Layout) -> None:
-    """Raises UserError if the embeddings in a directory are known to be of another extractor than those trained on."""
-    if EMBEDDINGS not in detector.model.features:
-        return
-    expected, found = detector.features[EMBEDDINGS].get("extractor"), layout.extractor(EMBEDDINGS)
-    if expected and found and expected["parameters"] != found["parameters"]:
-        raise UserError(f"The embeddings in {layout.path} are of the extractor {found['parameters']!r} "
-                        f"({found['path']}), but the model in {detector.workdir} was trained on those of "
-                        f"{expected['parameters']!r} ({expected['path']}): make them with that one.")

@@ -41,25 +41,23 @@ class Stop:
 
 @contextlib.contextmanager
 def listen() -> Iterator[Stop]:
-    """Turns the first SIGTERM (preemption) or SIGINT (Ctrl-C) into a request; a second one ends the process as usual.
+    """Turns SIGTERM (preemption) and SIGINT (Ctrl-C) into a request; a second one of the same kind ends the process.
 
-    Of several processes each listens for itself; `agreed` tells all of them.
+    Whoever stops a process may send both. Of several processes each listens for itself; `agreed` tells all of them.
     """
     stop = Stop()
     before = {}
 
-    def restore() -> None:
-        while before:
-            signal.signal(*before.popitem())
-
     def request(number: int, frame) -> None:
-        stop.signal = signal.Signals(number).name
-        restore()
-        log.warning("%s: stopping after this step.", stop.signal)
+        signal.signal(number, signal.SIG_DFL)
+        if not stop:
+            stop.signal = signal.Signals(number).name
+            log.warning("%s: stopping after this step.", stop.signal)
 
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
     finally:
-        restore()
+        for number, handler in before.items():
+            signal.signal(number, handler)

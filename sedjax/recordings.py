@@ -13,6 +13,7 @@ from sedjax.clips import Clip, ahead, recut
 from sedjax.detector import EMBEDDINGS, Detector, load
 from sedjax.errors import UserError
 from sedjax.extractors import DetectorExtractor, Extractor
+from sedjax.files import printable
 
 log = logging.getLogger("sedjax")
 
@@ -24,9 +25,9 @@ def find(places: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
     """
     paths: dict[str, pathlib.Path] = {}
     for place in map(pathlib.Path, places):
-        if not place.exists():
+        if not os.path.exists(place):
             raise UserError(f"There is no recording and no folder {place}.")
-        for path in audio.files_in(place) if place.is_dir() else [place]:
+        for path in audio.files_in(place) if os.path.isdir(place) else [place]:
             paths.setdefault(os.path.realpath(path), path)
     return list(paths.values())
 
@@ -52,7 +53,7 @@ def clips(detector: Detector, read: Callable[..., Iterator[Clip]], further: Sequ
     if isinstance(extractor, DetectorExtractor):
         embedded = extractor.detector.embed_clips(clips(extractor.detector, read, needed))
         return recut((dataclasses.replace(clip, features={**{key: clip.features[key] for key in needed},
-                                                          EMBEDDINGS: rows.astype(np.float16)})
+                                                          EMBEDDINGS: _half(rows, extractor.detector)})
                       for clip, rows in embedded), frames)
     if extractor and audio.FEATURE in needed:
         raise UserError(f"The model in {detector.workdir} takes the sound beside embeddings, which cannot be computed "
@@ -60,6 +61,12 @@ def clips(detector: Detector, read: Callable[..., Iterator[Clip]], further: Sequ
     if not needed and not extractor:  # a model that takes nothing must still know how many frames there are
         needed = ("melspectrogram",)
     return ahead(recut(read(needed, extractor), frames))
+
+
+def _half(embeddings: np.ndarray, detector: Detector) -> np.ndarray:
+    embeddings = extractors.narrowed(embeddings)
+    extractors.require_finite(embeddings, f"the model in {detector.workdir}")
+    return embeddings
 
 
 def read(recordings: Sequence[audio.Recording], sample_rate_hz: float | None, keep: tuple[str, ...],
@@ -107,7 +114,7 @@ def warn_of_others(detector: Detector) -> None:
         keys = [key for key in detector.model.features if key in extractors.SPECTRAL
                 and detector.features[key].get("extractor", {}).get("parameters") != extractors.SPECTRAL_VERSION]
         if keys:
-            others.append(f"{' and '.join(keys)} of the model in {detector.workdir}")
+            others.append(printable(f"{' and '.join(keys)} of the model in {detector.workdir}"))
         extractor = detector.extractor if EMBEDDINGS in detector.model.features else None
         detector = extractor.detector if isinstance(extractor, DetectorExtractor) else None
     if others:
@@ -121,7 +128,7 @@ def extractor_of(detector: Detector) -> Extractor:
 
     Looked for where it was, then beside the workdir, since both may have moved together.
 
-    Raises UserError if it is not known or not there, or is another one by now.
+    Raises UserError if it is not known or not there, is another one by now, or takes embeddings of this model itself.
     """
     entry, width = detector.features[EMBEDDINGS].get("extractor"), detector.widths[EMBEDDINGS]
     said = f"The model in {detector.workdir} takes embeddings ({width} wide)"
@@ -133,17 +140,22 @@ def extractor_of(detector: Detector) -> Extractor:
         if not entry:
             raise UserError(f"{said}, and it is not known what computes them: {say_where}.")
         place = pathlib.Path(entry["path"])
-        place = place if place.exists() else detector.workdir.absolute().parent / place.name
-        if not place.exists():
+        place = place if os.path.exists(place) else detector.workdir.absolute().parent / place.name
+        if not os.path.exists(place):
             raise UserError(f"{said} that {entry['path']} computes, which is not there any more: {say_where}.")
         return place
 
     options = {"hop_seconds": 9.6, "drop_layers": 0, **(entry or {})}
+    takers = (*detector.takers, os.path.realpath(detector.workdir))
     with parallel.together():
         place = place_of()
+        if os.path.realpath(place) in takers:
+            raise UserError(f"{said} that {place} would compute, a model that takes its embeddings from this one in "
+                            f"turn: {say_where}.")
         is_atst = place.suffix == ".npz"
         atst = extractors.of(str(place), options["hop_seconds"], options["drop_layers"]) if is_atst else None
-    extractor = atst or DetectorExtractor(load(place))  # in which the processes work together
+    # In `load` the processes work together.
+    extractor = atst or DetectorExtractor(dataclasses.replace(load(place), takers=takers))
     with parallel.together():
         if entry and extractor.parameters != entry["parameters"]:
             raise UserError(f"{said} of another extractor than {place}: {entry['parameters']!r}, not "

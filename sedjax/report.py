@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import json
 import logging
@@ -9,13 +10,14 @@ import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pydantic
 from absl import flags
 from jaxtyping import Float, Int
 
-from sedjax import __version__, models, workdir
+from sedjax import __version__, files, identity, models, workdir
 from sedjax.commands import distinct_names
 from sedjax.errors import UserError
 from sedjax.evaluate import evaluate_workdir
@@ -67,6 +69,7 @@ class System:
       counts: of segments on the split.
       cost, interval: on the split, per minute, with its 95 % interval.
       class_costs: on the split, per minute, by class.
+      recordings: fingerprint of the recordings and labels of the split; "" if unknown.
     """
 
     name: str
@@ -84,6 +87,7 @@ class System:
     cost: float
     interval: tuple[float, float]
     class_costs: dict[str, float]
+    recordings: str = ""
 
     @property
     def naive(self) -> bool:
@@ -99,9 +103,11 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     if len(argv) < 2:
         raise UserError("report needs the workdir of a training, or several: python -m sedjax report WORKDIR...")
-    split = flags.FLAGS.split
+    split, folder = flags.FLAGS.split, pathlib.Path(flags.FLAGS.output or pathlib.Path(argv[1]) / "report")
+    for name in (PAGE, *FIGURES):
+        files.require_replaceable(folder / name)
     systems = collect(argv[1:], split)
-    path = write(systems, split, pathlib.Path(flags.FLAGS.output or pathlib.Path(argv[1]) / "report"))
+    path = write(systems, split, folder)
     print(systems_table(systems, split) + f"\n\nWrote {path}.")
 
 
@@ -126,26 +132,76 @@ def collect(folders: Sequence[str | os.PathLike], split: str) -> list[System]:
             parameters=models.count_parameters(models.build_from(config, task), widths),
             best=int(np.flatnonzero(history["steps"] == result["step"])[-1]), counts=np.array(result["counts"]),
             cost=result["cost"], interval=tuple(result["interval"]),
-            class_costs={label: figures["cost"] for label, figures in result["classes"].items()}))
+            class_costs={label: figures["cost"] for label, figures in result["classes"].items()},
+            recordings=result["records"]["identity"].get(identity.LABELS, "")))
     return sorted(systems, key=lambda system: system.cost)
 
 
 def result_of(folder: pathlib.Path, split: str, step: int) -> dict:
-    """What evaluate.evaluate_workdir returns: kept in the workdir, made again once the best checkpoint is another.
+    """What evaluate.evaluate_workdir returns, of the best checkpoint and the records that are there now.
 
-    Raises UserError as evaluate_workdir does, or if the result cannot be kept.
+    It is kept in the workdir if that can be written, and made again once anything that it depends on has changed.
+
+    Raises UserError as evaluate_workdir does.
     """
     path = folder / "report" / f"evaluation_{split}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # missing, or damaged
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if result["step"] == step and result["counts"]:
-            return result
+    kept = None
+    with contextlib.suppress(UserError):  # missing, or of another form
+        kept = files.read_json(path, _Kept)
+    if kept and kept.digest == _digest(kept.of, kept.result) and kept.of == _depends_on(folder, split, step):
+        return kept.result
     log.info("Evaluating %s on the %s split.", folder, split)
     result = evaluate_workdir(folder, split)
-    _make_folder(path.parent)
-    with atomic_output(path, ours=True) as temporary:
-        temporary.write_text(json.dumps(result), encoding="utf-8")
+    of = {"step": result["step"], "checkpoint": _checkpoint_identity(folder, result["step"]),
+          "records": result["records"]["identity"]}
+    try:
+        files.make_folder(path.parent)
+        files.write_json(path, {"of": of, "digest": _digest(of, result), "result": result}, ours=True)
+    except UserError as error:
+        log.warning("This evaluation cannot be kept: %s", error)
     return result
+
+
+@pydantic.dataclasses.dataclass
+class _Kept:
+    """An evaluation in a workdir.
+
+    Attributes:
+      of: what it depends on, as `_depends_on` gives it.
+      digest: of the others.
+      result: what evaluate.evaluate_workdir returned.
+    """
+
+    of: dict[str, Any]
+    digest: str
+    result: dict[str, Any]
+
+
+def _depends_on(folder: pathlib.Path, split: str, step: int) -> dict[str, Any]:
+    """What the evaluation of a step depends on: the checkpoint and the records, which may be None: unknown.
+
+    Where there are no records any more, they are those of the training.
+
+    Raises UserError if the records are damaged.
+    """
+    config, _, features = workdir.read(folder)
+    keys = [key for key in features if key != identity.LABELS]
+    records = (identity.read_metadata(config.data.path).identity(split, keys)
+               if identity.has_records(config.data.path) else identity.of_split(features, split, keys))
+    return {"step": step, "checkpoint": _checkpoint_identity(folder, step), "records": records}
+
+
+def _checkpoint_identity(folder: pathlib.Path, step: int) -> str | None:
+    """Of the progress at a step, which has the checksums of the weights; None if there is no such checkpoint."""
+    try:
+        with files.open_file(folder / "checkpoints" / str(step) / "progress" / "metadata") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except UserError:
+        return None
+
+
+def _digest(of: dict[str, Any], result: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps([of, result]).encode(), digest_size=16).hexdigest()
 
 
 def read_history(folder: pathlib.Path) -> dict:
@@ -227,6 +283,10 @@ def draw_class_costs(systems: Sequence[System], path: pathlib.Path) -> "matplotl
     return figure
 
 
+PAGE = "index.md"
+FIGURES = {"validation_cost.png": draw_validation_cost, "loss.png": draw_losses, "class_costs.png": draw_class_costs}
+
+
 def systems_table(systems: Sequence[System], split: str) -> str:
     """One Markdown row per system; seconds of training only if one of them tells."""
     rows = [["system", "model", "parameters", "best step", "validation cost", f"{split} cost", "95 % interval",
@@ -252,12 +312,11 @@ def class_table(systems: Sequence[System]) -> str:
 
 def write(systems: Sequence[System], split: str, folder: pathlib.Path) -> pathlib.Path:
     """Writes the figures and index.md, which shows them, and returns its path. Raises UserError if it cannot."""
-    _make_folder(folder)
-    draw_validation_cost(systems, folder / "validation_cost.png")
-    draw_losses(systems, folder / "loss.png")
-    draw_class_costs(systems, folder / "class_costs.png")
+    files.make_folder(folder)
+    for name, draw in FIGURES.items():
+        draw(systems, folder / name)
     recordings = sorted({f"{len(system.counts):,}" for system in systems})
-    warning = "" if len(recordings) == 1 else (
+    warning = "" if same_recordings(systems) else (
         "**The systems were not evaluated on the same recordings: their costs cannot be compared.**\n\n")
     text = f"""# {systems[0].task.name}: {len(systems)} system{"s" if len(systems) > 1 else ""}
 
@@ -278,16 +337,15 @@ Losses can be compared only between systems that weigh classes and errors alike.
 
 {class_table(systems)}
 """
-    with atomic_output(folder / "index.md") as temporary:
+    with atomic_output(folder / PAGE) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    return folder / "index.md"
+    return folder / PAGE
 
 
-def _make_folder(folder: pathlib.Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot make the folder {folder}: {error.strerror}.") from error
+def same_recordings(systems: Sequence[System]) -> bool:
+    """Whether systems were evaluated on the same recordings and labels, as far as is known."""
+    known = {system.recordings for system in systems} - {""}
+    return len({len(system.counts) for system in systems}) == 1 and len(known) <= 1
 
 
 def markdown(rows: list[list[str]], text_columns: int) -> str:

@@ -1,6 +1,7 @@
 """The command `score`: a submission file against the ground truth, as the challenge counts it (SPEC section 2)."""
 
-import json
+import itertools
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,10 +9,12 @@ from absl import flags
 
 from sedjax import grid, metrics
 from sedjax.errors import UserError
-from sedjax.files import atomic_output
+from sedjax.files import printable, require_replaceable, write_json
 from sedjax.layout import SPLITS, Layout, read_layout, read_splits
 from sedjax.submission import Segments, read_submission, require_same_segments
 from sedjax.task import MLPC_2025, OUTCOMES, Task, read_task
+
+RECORDINGS_AT_ONCE = 10_000  # whose segments are counted together
 
 
 def define_flags() -> None:
@@ -36,6 +39,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--json needs --ground_truth: without it there is no score to write.")
     if options.split and not options.dataset:
         raise UserError("--split needs --dataset, the directory that is split.")
+    if options.json:
+        _require_output(options.json, (options.predictions, options.ground_truth, options.costs))
 
     task = read_task(options.costs) if options.costs else None
     layout = read_layout(options.dataset, task) if options.dataset else None
@@ -52,8 +57,7 @@ def main(argv: Sequence[str]) -> None:
     truth = read_submission(options.ground_truth, task)
     score = score_submissions(predictions, truth, task, options.predictions, options.ground_truth)
     if options.json:
-        with atomic_output(options.json) as temporary:
-            temporary.write_text(json.dumps(score.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_json(options.json, score.to_dict())
     print(format_score(score))
 
 
@@ -64,9 +68,15 @@ def score_submissions(predictions: Segments, truth: Segments, task: Task, where_
     Raises UserError, with the names of both sides, unless they have the same recordings and numbers of segments.
     """
     require_same_segments(_lengths(predictions), _lengths(truth), where_predictions, where_truth, task)
-    counts = [metrics.confusion_counts(predictions[filename], actual, np.ones(len(actual), bool))
-              for filename, actual in truth.items()]
-    return metrics.score(np.stack(counts), task)
+    counts = np.empty((len(truth), len(task.classes), len(OUTCOMES)), np.int32)
+    filenames = iter(truth)
+    for first in range(0, len(truth), RECORDINGS_AT_ONCE):
+        block = list(itertools.islice(filenames, RECORDINGS_AT_ONCE))
+        predicted, actual = ([side[filename] for filename in block] for side in (predictions, truth))
+        starts = np.cumsum([0, *map(len, actual[:-1])])
+        counts[first : first + len(block)] = metrics.recording_counts(
+            np.concatenate(predicted), np.concatenate(actual), starts)
+    return metrics.score(counts, task)
 
 
 def format_score(score: metrics.Score) -> str:
@@ -88,6 +98,14 @@ def expected_segments(layout: Layout, split: str | None = None) -> dict[str, int
     """
     filenames = read_splits(layout)[split] if split else layout.filenames
     return {filename: grid.num_segments(layout.num_frames(filename), layout.task) for filename in filenames}
+
+
+def _require_output(path: str, inputs: Sequence[str | None]) -> None:
+    """Raises UserError if a file cannot be written at `path`, or is one of the inputs."""
+    require_replaceable(path)
+    for given in inputs:
+        if given and os.path.exists(path) and os.path.exists(given) and os.path.samefile(path, given):
+            raise UserError(f"--json={printable(path)} is the input {printable(given)}: choose another name.")
 
 
 def _lengths(segments: Segments) -> dict[str, int]:

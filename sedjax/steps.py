@@ -37,7 +37,8 @@ def train_step(state: TrainState, batch: Batch, key: Key[Array, ""], *, model: n
       key: of everything random in the training; an argument, so that all seeds share one compiled step.
       model, optimizer: as for train_state.create.
       weights: of the loss, from losses.class_weights.
-      accumulate: equal parts into which the batch is split, one after the other; the gradient is that of the whole.
+      accumulate: equal parts into which the batch is split, one after the other; the gradient is that of the whole,
+        unless the model has batch norm (experiment.prepare refuses that).
       mixup: alpha of augment.mixup, for which each device needs an even number of clips; 0 for none.
       ema: decay of the average of what is learned.
 
@@ -92,12 +93,14 @@ def train_step(state: TrainState, batch: Batch, key: Key[Array, ""], *, model: n
 
 
 def eval_step(variables: dict, batch: Batch, thresholds: Float[Array | np.ndarray, "candidate class"], *,
-              model: nn.Module, weights: Float[np.ndarray, "2 class"], pooling: str, task: Task) -> dict[str, Array]:
+              model: nn.Module, weights: Float[np.ndarray, "2 class"], pooling: str, task: Task,
+              frame_counts: bool = True) -> dict[str, Array]:
     """Counts and loss of each clip.
 
     Returns:
-      `segments` and `frames`: (clip, candidate, class, outcome) int32 counts; `loss` (clip,), the loss summed over the
-      clip's frames.
+      `segments` and, with `frame_counts`, `frames`: (clip, candidate, class, outcome) int32 counts; `loss` (clip,), the
+      loss summed over the clip's frames; `non_finite` (clip,), how many of its logits are NaN or infinite, which the
+      counts do not show: NaN is above no threshold.
     """
     logits = model.apply(variables, batch["features"], batch["frame_mask"])
     mask, actual = batch["frame_mask"], batch["votes"] > 0
@@ -105,9 +108,13 @@ def eval_step(variables: dict, batch: Batch, thresholds: Float[Array | np.ndarra
     pooled = decisions.pool_segments(probabilities, mask, pooling, task)
     from_segments = confusion_counts(decisions.active(pooled, thresholds), _segments(actual & mask[..., None], task),
                                      _segments(mask[..., None], task)[..., 0])
-    from_frames = confusion_counts(decisions.active(probabilities, thresholds), actual[:, None], mask[:, None])
+    beside = {}
+    if frame_counts:
+        beside["frames"] = confusion_counts(decisions.active(probabilities, thresholds), actual[:, None],
+                                            mask[:, None])
     loss = jnp.where(mask[..., None], weighted_bce(logits, actual.astype(jnp.float32), jnp.asarray(weights)), 0)
-    return {"segments": from_segments, "frames": from_frames, "loss": loss.sum((1, 2))}
+    non_finite = (mask[..., None] & ~jnp.isfinite(logits)).sum((1, 2), dtype=jnp.int32)
+    return {"segments": from_segments, "loss": loss.sum((1, 2)), "non_finite": non_finite, **beside}
 
 
 def predict_step(variables: dict, batch: Batch, *, model: nn.Module, pooling: str, task: Task) -> dict[str, Array]:

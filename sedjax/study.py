@@ -3,11 +3,11 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 
-from sedjax import __version__, checkpoint, metrics, report
+from sedjax import __version__, checkpoint, files, identity, metrics, report, workdir
 from sedjax.config import Config
 from sedjax.errors import UserError
 from sedjax.files import atomic_output
@@ -58,11 +58,13 @@ class Comparison:
 
     Attributes:
       difference: of the cost per minute; negative is better.
-      interval: 95 %, over recordings and seeds.
+      interval: 95 %, as metrics.difference_interval has it.
+      note: what the interval does not know, where a trained system has one run; else "".
     """
 
     difference: float
     interval: tuple[float, float]
+    note: str = ""
 
     @property
     def verdict(self) -> str:
@@ -76,12 +78,16 @@ def run_name(row: Row, seed: int) -> str:
 
 
 def compare(runs: Sequence[System], baseline: Sequence[System]) -> Comparison:
-    """A system's runs against another's. Raises UserError if they were not evaluated on as many recordings."""
-    if len({len(run.counts) for run in [*runs, *baseline]}) > 1:
+    """A system's runs against another's. Raises UserError if they were not evaluated on the same recordings."""
+    if not report.same_recordings([*runs, *baseline]):
         raise UserError(f"{runs[0].name!r} and {baseline[0].name!r} were not evaluated on the same recordings.")
-    interval = metrics.difference_interval(np.stack([run.counts for run in runs]),
-                                           np.stack([run.counts for run in baseline]), runs[0].task)
-    return Comparison(float(np.mean([run.cost for run in runs]) - np.mean([run.cost for run in baseline])), interval)
+    sides = [list(runs), list(baseline)]
+    if max(map(len, sides)) > 1:  # the naive system has the same result with every seed: two runs say so
+        sides = [side * 2 if len(side) == 1 and side[0].naive else side for side in sides]
+    interval = metrics.difference_interval(*(np.stack([run.counts for run in side]) for side in sides), runs[0].task)
+    note = ("", "one run, spread of the other's", "recordings only")[sum(len(side) == 1 for side in sides)]
+    return Comparison(float(np.mean([run.cost for run in runs]) - np.mean([run.cost for run in baseline])), interval,
+                      note)
 
 
 def agreement(found: str, published: str) -> str:
@@ -93,15 +99,38 @@ def agreement(found: str, published: str) -> str:
     return "confirmed" if found == published else "contradicted"
 
 
-def collect(rows: Sequence[Row], folder: pathlib.Path, split: str) -> dict[str, list[System]]:
-    """The finished runs of each system by its name, the systems of a row under its title; without those with none."""
+def require_same(config: Config, folder: pathlib.Path) -> None:
+    """Raises UserError if the finished run in a folder is of another config, or of other records than those there now.
+
+    Where there are none any more, its evaluations may still be kept.
+    """
+    if identity.has_records(config.data.path):
+        found = identity.read_metadata(config.data.path)
+        workdir.require_same(folder, config, found.task, found.entries)
+        workdir.update(folder, config)
+    else:
+        workdir.require_same_config(folder, config)
+
+
+def collect(rows: Sequence[Row], folder: pathlib.Path, split: str,
+            left_out: Container[str] = ()) -> dict[str, list[System]]:
+    """The finished runs of each system by its name, under the title of its row; without systems that have none.
+
+    Runs that are `left_out`, by run_name, do not count.
+    """
     found = {}
     for row in rows:
-        folders = [folder / run_name(row, seed) for seed in row.seeds]
+        folders = [folder / run_name(row, seed) for seed in row.seeds if run_name(row, seed) not in left_out]
         if finished := [path for path in folders if checkpoint.is_finished(path)]:
             found[row.name] = [dataclasses.replace(system, name=row.title)
                                for system in report.collect(finished, split)]
     return found
+
+
+def require_replaceable(figures: dict[str, Figure], folder: pathlib.Path) -> None:
+    """Raises UserError if `write` would replace what sedjax did not write."""
+    for name in (report.PAGE, *(f"{name}.png" for name in figures)):
+        files.require_replaceable(folder / "report" / name)
 
 
 def write(rows: Sequence[Row], figures: dict[str, Figure], folder: pathlib.Path,
@@ -112,16 +141,15 @@ def write(rows: Sequence[Row], figures: dict[str, Figure], folder: pathlib.Path,
       rows: all systems of the study.
       figures: by file name, without its ending.
       folder: of the study.
-      problems: why runs are missing, by run_name.
+      problems: why runs are missing, or do not count, by run_name.
 
     Raises:
       UserError: no run is finished, or the files cannot be written.
     """
-    validation, test = (collect(rows, folder, split) for split in SPLITS)
+    validation, test = (collect(rows, folder, split, problems) for split in SPLITS)
     if not test:
         raise UserError(f"No run in {folder} is finished" + (f": {'; '.join(problems.values())}." if problems else "."))
-    output = folder / "report"
-    output.mkdir(exist_ok=True)
+    output = files.make_folder(folder / "report")
     pictures = []
     for name, figure in figures.items():
         systems = [system for key in figure.systems for system in validation.get(key, [])]
@@ -137,8 +165,9 @@ def write(rows: Sequence[Row], figures: dict[str, Figure], folder: pathlib.Path,
 
 Cost per minute (lower is better) on {len(first.counts):,} test recordings, at the checkpoint with the lowest
 validation cost; mean and standard deviation over {" or ".join(map(str, seeds))} seeds. A difference is against the
-parent system on the test split, with its 95 % interval over recordings and seeds; a verdict needs an interval
-without 0. Made by sedjax {__version__}.
+parent system on the test split; its 95 % interval is a t interval for other recordings and other seeds, and a verdict
+needs one without 0. If a trained system has one run, its seeds are taken to spread as those of the other system; if
+neither has several, the interval is that of these two runs on other recordings only. Made by sedjax {__version__}.
 
 {table(rows, validation, test)}
 
@@ -156,9 +185,9 @@ On the test split, mean over the seeds.
 
 {class_table(rows, test)}
 """
-    with atomic_output(output / "index.md") as path:
+    with atomic_output(output / report.PAGE) as path:
         path.write_text(text, encoding="utf-8")
-    return output / "index.md"
+    return output / report.PAGE
 
 
 def table(rows: Sequence[Row], validation: dict[str, list[System]], test: dict[str, list[System]]) -> str:
@@ -178,7 +207,8 @@ def table(rows: Sequence[Row], validation: dict[str, list[System]], test: dict[s
         if row.parent in test:
             found = compare(runs, test[row.parent])
             line[2] = found.verdict
-            compared = [f"{found.difference:+.2f}", "{:+.2f} to {:+.2f}".format(*found.interval)]
+            note = f" ({found.note})" if found.note else ""
+            compared = [f"{found.difference:+.2f}", "{:+.2f} to {:+.2f}".format(*found.interval) + note]
         seconds = [run.seconds for run in runs if run.seconds is not None]
         lines.append([*line, agreement(line[2], row.published) if line[2] else "", f"{runs[0].parameters:,}", *costs,
                       *compared, f"{np.mean(seconds):,.0f}" if seconds else ""])

@@ -1,21 +1,45 @@
 """Submission files: one row per segment, one 0/1 column per class (SPEC section 2)."""
 
+import array
+import collections
 import csv
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from jaxtyping import Bool
 
 from sedjax import grid
 from sedjax.errors import UserError
-from sedjax.files import atomic_output, csv_rows
+from sedjax.files import atomic_output, csv_rows, printable
 from sedjax.task import Task
 
 KEY_COLUMNS = ("filename", "onset")
 VALUES = {"0": False, "1": True, "0.0": False, "1.0": True}
 
-Segments = dict[str, Bool[np.ndarray, "_ class"]]  # of each recording by its filename
+ONSETS = 1 << 16  # whose segments are remembered
+MOST_SEGMENTS = 1 << 62  # what an array of 64-bit integers holds; no recording has as many
+
+Segments = Mapping[str, Bool[np.ndarray, "_ class"]]  # of each recording by its filename
+
+
+class _Submission(Mapping):
+    """Segments of recordings as parts of one array: a million arrays of their own would take half a gigabyte."""
+
+    def __init__(self, index: dict[str, int], edges: np.ndarray, active: np.ndarray):
+        """Takes the number of each recording, and where in `active` the segments of each number begin and end."""
+        self._index, self._edges, self._active = index, edges, active
+
+    def __getitem__(self, filename: str) -> np.ndarray:
+        number = self._index[filename]
+        return self._active[self._edges[number] : self._edges[number + 1]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __len__(self) -> int:
+        return len(self._index)
 
 
 def read_submission(path: str | os.PathLike, task: Task) -> Segments:
@@ -26,39 +50,50 @@ def read_submission(path: str | os.PathLike, task: Task) -> Segments:
     Raises:
       UserError: it names the file, line and column of whatever is not as SPEC section 2 has it.
     """
-    path = os.fspath(path)
-    lines = csv_rows(path)
-    line, header = next(lines, (1, None))
+    where, rows = printable(path), csv_rows(path)
+    line, header = next(rows, (1, None))
     if header is None:
-        raise UserError(f"{path} is empty.")
-    _check_header(header, task, where=f"{path}, line {line}")
+        raise UserError(f"{where} is empty.")
+    _check_header(header, task, where=f"{where}, line {line}")
     filename_at, onset_at = (header.index(column) for column in KEY_COLUMNS)
     classes_at = [header.index(name) for name in task.classes]
+    segment_of = functools.lru_cache(ONSETS)(functools.partial(_segment, task=task))  # few texts, many rows
 
-    found: dict[str, dict[int, tuple[int, list[bool]]]] = {}  # filename -> segment -> (line, values)
-    segment_of: dict[str, int] = {}  # by the text of the onset: few texts, many rows
-    for line, row in lines:
+    index: dict[str, int] = {}  # number of each recording
+    recordings, segments, lines, active = array.array("q"), array.array("q"), array.array("q"), bytearray()
+    for line, row in rows:
         if len(row) != len(header):
-            raise UserError(f"{path}, line {line}: {len(row)} fields where the header has {len(header)}"
+            raise UserError(f"{where}, line {line}: {len(row)} fields where the header has {len(header)}"
                             + (f"; the column {header[len(row)]!r} has no value." if len(row) < len(header) else "."))
-        filename, onset = row[filename_at], row[onset_at]
-        if onset not in segment_of:
-            segment_of[onset] = _segment(onset, task, where=f"{path}, line {line}, column 'onset'")
-        if not filename:
-            raise UserError(f"{path}, line {line}, column 'filename': no file is named.")
-        segments = found.setdefault(filename, {})
-        segment = segment_of[onset]
-        if segment in segments:
-            raise UserError(f"{path}, line {line}, column 'onset': {filename!r} at {onset} is on "
-                            f"line {segments[segment][0]} already.")
         try:
-            segments[segment] = line, [VALUES[row[at]] for at in classes_at]
+            segments.append(segment_of(row[onset_at]))
+        except ValueError as error:
+            raise UserError(f"{where}, line {line}, column 'onset': {error}.") from None
+        if not row[filename_at]:
+            raise UserError(f"{where}, line {line}, column 'filename': no file is named.")
+        recordings.append(index.setdefault(row[filename_at], len(index)))
+        lines.append(line)
+        try:
+            active.extend([VALUES[row[at]] for at in classes_at])
         except KeyError as error:
             name = next(name for name, at in zip(task.classes, classes_at) if row[at] not in VALUES)
-            raise UserError(f"{path}, line {line}, column {name!r}: {error.args[0]!r} is neither 0 nor 1.") from None
-    if not found:
-        raise UserError(f"{path} has a header but no rows.")
-    return {filename: _in_order(segments, filename, path, task) for filename, segments in found.items()}
+            raise UserError(f"{where}, line {line}, column {name!r}: {error.args[0]!r} is neither 0 nor 1.") from None
+    if not index:
+        raise UserError(f"{where} has a header but no rows.")
+
+    recording, segment = np.frombuffer(recordings, np.int64), np.frombuffer(segments, np.int64)
+    order = np.lexsort((segment, recording))  # rows of the same segment stay in the order of their lines
+    recording, segment = recording[order], segment[order]
+    edges = np.searchsorted(recording, np.arange(len(index) + 1))
+    expected = np.arange(len(segment)) - edges[recording]
+    if (wrong := np.flatnonzero(segment != expected)).size:
+        first = wrong[0]
+        onset = grid.onset_text(int(min(segment[first], expected[first])), task)
+        place = f"{where}, line {lines[order[first]]}, column 'onset': {list(index)[recording[first]]!r}"
+        if segment[first] > expected[first]:
+            raise UserError(f"{place} goes on without a row for {onset}.")
+        raise UserError(f"{place} at {onset} is on line {lines[order[first - 1]]} already.")
+    return _Submission(index, edges, np.frombuffer(active, bool).reshape(len(order), -1)[order])
 
 
 def write_submission(path: str | os.PathLike, task: Task, segments: Segments) -> None:
@@ -108,33 +143,28 @@ def require_same_segments(found: Mapping[str, int], expected: Mapping[str, int],
 
 def _check_header(header: list[str], task: Task, where: str) -> None:
     wanted = (*KEY_COLUMNS, *task.classes)
-    missing = [column for column in wanted if column not in header]
-    unknown = [column for column in header if column not in wanted]
+    times = collections.Counter(header)
+    missing = [column for column in wanted if column not in times]
+    unknown = [column for column in times if column not in wanted]
     if missing:
         raise UserError(f"{where}: the column {missing[0]!r} of the task {task.name!r} is missing"
                         + (f", and {unknown[0]!r} is unknown." if unknown else "."))
-    if repeated := [column for column in header if header.count(column) > 1]:
+    if repeated := [column for column in times if times[column] > 1]:
         raise UserError(f"{where}: the column {repeated[0]!r} is there twice.")
     if unknown:
         raise UserError(f"{where}: the column {unknown[0]!r} is not a class of the task {task.name!r}.")
 
 
-def _segment(onset: str, task: Task, where: str) -> int:
+def _segment(onset: str, task: Task) -> int:
+    """The segment that starts at an onset, MOST_SEGMENTS at most. Raises ValueError that says what is wrong with it."""
+    if not onset.isascii() or "_" in onset:  # which float takes, unlike other programs
+        raise ValueError(f"{onset!r} is not a number")
     try:
-        segment = grid.onset_segment(float(onset), task)
+        seconds = float(onset)
     except ValueError:
-        raise UserError(f"{where}: {onset!r} is not a number.") from None
+        raise ValueError(f"{onset!r} is not a number") from None
+    segment = grid.onset_segment(seconds, task)
     if segment is None:
         starts = ", ".join(grid.onset_text(i, task) for i in range(3))
-        raise UserError(f"{where}: no segment starts at {onset!r}; they start at {starts} and so on.")
-    return segment
-
-
-def _in_order(segments: dict[int, tuple[int, list[bool]]], filename: str, path: str, task: Task) -> np.ndarray:
-    """The values of segments 0, 1, 2, ...: (S, C) bool. Raises UserError if one is missing between them."""
-    if len(segments) <= max(segments):
-        gap = next(i for i in range(len(segments)) if i not in segments)
-        after = min(i for i in segments if i > gap)
-        raise UserError(f"{path}, line {segments[after][0]}, column 'onset': {filename!r} goes on without a "
-                        f"row for {grid.onset_text(gap, task)}.")
-    return np.array([segments[i][1] for i in range(len(segments))], bool)
+        raise ValueError(f"no segment starts at {onset!r}; they start at {starts} and so on")
+    return min(segment, MOST_SEGMENTS)

@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from sedjax import checkpoint, parallel, preemption, report, study, workdir
+from sedjax import checkpoint, parallel, preemption, report, study
 from sedjax import config as config_lib
 from sedjax.commands import require_no_arguments
 from sedjax.config import Config
@@ -84,6 +84,9 @@ def freeze(fields: dict) -> Sweep:
             raise UserError(f"systems.{name}: there is no system {system['parent']!r} to compare it with.")
         rows.append(Row(name, system["title"], system["parent"], system["published"],
                         tuple(system["seeds"]) or seeds, config))
+    for kind, names in (("systems", systems), ("figures", figures)):
+        if odd := [name for name in names if not name.isprintable() or name in ("", "..") or "/" in name]:
+            raise UserError(f"{kind}.{odd[0]}: it cannot be the name of a file.")
     for name, figure in figures.items():
         if unknown := [system for system in figure.systems if system not in systems]:
             raise UserError(f"figures.{name}: there is no system {unknown[0]!r}.")
@@ -104,9 +107,11 @@ def main(argv: Sequence[str]) -> None:
     sweep, folder = freeze(config_lib.fields_from_flag()), pathlib.Path(options.workdir)
     if unknown := [name for name in options.only if name not in {row.name for row in sweep.rows}]:
         raise UserError(f"--only: there is no system {unknown[0]!r}; there are {[row.name for row in sweep.rows]}.")
+    study.require_replaceable(sweep.figures, folder)
     chosen = [row for row in sweep.rows if not options.only or row.name in options.only]
     with preemption.listen() as stop:
         not_run, failed = run(chosen, folder, stop)
+        failed |= of_others([row for row in sweep.rows if row not in chosen], folder)
     if stop:
         log.info("Stopped by %s: the same command goes on from there.", stop.signal)
         return
@@ -145,11 +150,29 @@ def run(rows: Sequence[Row], folder: pathlib.Path, stop: preemption.Stop) -> tup
     return not_run, failed
 
 
+def of_others(rows: Sequence[Row], folder: pathlib.Path) -> dict[str, str]:
+    """Which finished runs are of another config or of other records, and why, by their folder in `folder`."""
+    found = {}
+    for row in rows:
+        for seed in row.seeds:
+            name = study.run_name(row, seed)
+            if checkpoint.is_finished(folder / name):
+                try:
+                    study.require_same(_with_seed(row.config, seed), folder / name)
+                except UserError as error:
+                    found[name] = str(error)
+    return found
+
+
+def _with_seed(config: Config, seed: int) -> Config:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
+
+
 def run_one(config: Config, seed: int, folder: pathlib.Path, stop: preemption.Stop) -> None:
     """Trains one system with one seed in `folder`, and evaluates it on the validation and the test split."""
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
+    config = _with_seed(config, seed)
     if checkpoint.is_finished(folder):
-        workdir.require_same_config(folder, config)
+        study.require_same(config, folder)
     elif not train(config, folder, stop).finished:
         return  # it was asked to stop
     for split in study.SPLITS:

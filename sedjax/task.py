@@ -3,12 +3,34 @@
 import dataclasses
 import json
 import os
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import AfterValidator, Field
 
+from sedjax import bounds
+from sedjax.bounds import without_controls
 from sedjax.errors import UserError
+from sedjax.files import MEBIBYTE, Path, parse_json, printable, read_text
 
 OUTCOMES = ("TP", "FP", "TN", "FN")
+RESERVED = {"filename", "onset"}
+MAX_CLASSES = 20_000
+MAX_FILE_BYTES = 16 * MEBIBYTE
+
+# Names are columns of tables and keys of npz files.
+ClassName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(without_controls)]
+Cost = Annotated[float, Field(ge=-1e9, le=1e9)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """The row of a class in costs.json."""
+
+    TP: Cost
+    FP: Cost
+    TN: Cost
+    FN: Cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,25 +45,24 @@ class Task:
       frames_per_segment: frames in one segment, the unit that is scored.
     """
 
-    name: str
-    classes: tuple[str, ...]
-    costs: tuple[tuple[float, float, float, float], ...]
-    frame_seconds: float = 0.12
-    frames_per_segment: int = 10
+    name: Annotated[str, Field(max_length=1_000), AfterValidator(without_controls)]
+    classes: Annotated[tuple[ClassName, ...], Field(min_length=1, max_length=MAX_CLASSES)]
+    costs: tuple[tuple[Cost, Cost, Cost, Cost], ...]
+    frame_seconds: Annotated[float, Field(ge=0.001, le=60)] = 0.12
+    frames_per_segment: Annotated[int, Field(ge=1, le=10_000)] = 10
 
     def __post_init__(self):
-        if not self.classes or len(set(self.classes)) != len(self.classes):
-            raise UserError(f"The task {self.name!r} needs at least one class and no class twice, "
-                            f"not {list(self.classes)}.")
-        if reserved := {"", "filename", "onset"} & set(self.classes):
-            raise UserError(f"The task {self.name!r} has a class called {min(reserved)!r}, which a submission file "
-                            "cannot have beside its columns filename and onset.")
-        if len(self.costs) != len(self.classes) or any(len(row) != len(OUTCOMES) for row in self.costs):
-            raise UserError(f"The task {self.name!r} needs one cost for each of {OUTCOMES} per class.")
-        if not np.all(np.isfinite(self.cost_matrix)):
-            raise UserError(f"The task {self.name!r} has a cost that is not a finite number.")
-        if not 0 < self.frame_seconds < float("inf") or self.frames_per_segment < 1:
-            raise UserError(f"The task {self.name!r} needs a positive frame length and at least one frame per segment.")
+        try:
+            bounds.check(Task, vars(self))
+            if double := bounds.twice(self.classes):
+                raise UserError(f"the class {double!r} is there twice.")
+            if reserved := RESERVED & set(self.classes):
+                raise UserError(f"there is a class called {min(reserved)!r}, which a submission file cannot have "
+                                "beside its columns filename and onset.")
+            if len(self.costs) != len(self.classes):
+                raise UserError(f"there are {len(self.classes)} classes and costs of {len(self.costs)}.")
+        except UserError as error:
+            raise UserError(f"The task {bounds.shown(self.name)} is not possible: {error}") from error
 
     @property
     def cost_matrix(self) -> np.ndarray:
@@ -79,48 +100,40 @@ class Task:
                                 f"{getattr(other, field)} instead of {getattr(self, field)}.")
 
 
-def task_from_json(text: str, name: str, where: str) -> Task:
+def task_from_json(text: str, name: str, where: Path) -> Task:
     """The task in `text`: either what Task.to_json writes, or a costs.json {class: {TP, FP, TN, FN}} in class order.
 
     Raises UserError that names `where` if it is neither.
     """
+    content = parse_json(text, dict[str, Any], where)
+    fields = content if isinstance(content.get("costs"), dict) else {"costs": content}
     try:
-        content = json.loads(text, object_pairs_hook=_without_repeats)
-        fields = content if isinstance(content.get("costs"), dict) else {"costs": content}
-        costs = fields["costs"]
-        for label, row in costs.items():
-            if set(row) != set(OUTCOMES):
-                raise UserError(f"{where}: class {label!r} needs exactly the costs {list(OUTCOMES)}, not {list(row)}.")
-        return Task(
-            name=str(fields.get("name", name)),
-            classes=tuple(costs),
-            costs=tuple(tuple(float(row[outcome]) for outcome in OUTCOMES) for row in costs.values()),
-            frame_seconds=float(fields.get("frame_seconds", Task.frame_seconds)),
-            frames_per_segment=int(fields.get("frames_per_segment", Task.frames_per_segment)),
-        )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{where} is not a task: expected JSON of the form "
-                        f'{{"Speech": {{"TP": 0, "FP": 1, "TN": 0, "FN": 5}}, ...}} ({error}).') from error
+        rows = {}
+        for label, row in fields["costs"].items():
+            if not isinstance(row, dict):
+                raise UserError(f'expected {{"Speech": {{"TP": 0, "FP": 1, "TN": 0, "FN": 5}}, ...}}, not '
+                                f"{bounds.shown(row)} for {bounds.shown(label)}.")
+            rows[label] = tuple(bounds.check(Costs, row, f"class {bounds.shown(label)}: ").values())
+        values = {"name": name, **fields, "costs": tuple(rows.values())}
+        task = Task(classes=tuple(rows), **bounds.check(Task, values, without=["classes"]))
+        json.loads(text, object_pairs_hook=_without_repeats)
+        return task
+    except UserError as error:
+        raise UserError(f"{printable(where)}: {error}") from error
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    # json keeps the last of two equal keys: a class that is listed twice would vanish without a word.
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
+    # Parsers keep the last of two equal keys: a class that is listed twice would vanish without a word.
+    if double := bounds.twice(name for name, _ in pairs):
+        raise UserError(f"{bounds.shown(double)} is there twice.")
     return dict(pairs)
 
 
-def read_task(path: str | os.PathLike) -> Task:
+def read_task(path: Path) -> Task:
     """The task in a task.json or costs.json file. Raises UserError if it cannot be read."""
-    path = os.fspath(path)
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read the task file {path}: {error}.") from error
+    text = read_text(path, MAX_FILE_BYTES)
     folder = os.path.basename(os.path.dirname(os.path.abspath(path)))
-    return task_from_json(text, name=folder, where=path)
+    return task_from_json(text, name=printable(folder), where=path)
 
 
 MLPC_2025 = Task(

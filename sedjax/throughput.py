@@ -191,7 +191,7 @@ class Evaluation(Loop):
         self._variables = training.variables
         source = input_pipeline.open_records(config.data.path, "validation")
         self._evaluator = Evaluator(setup.model, config, setup.task, source, setup.mesh,
-                                    resident=config.data.placement == "device")
+                                    resident=config.data.placement == "device", frame_counts=False)
         self.clips, self.batches = self._evaluator.clips, len(self._evaluator.plan)
         self._thresholds = decisions.candidates(config.decision, setup.task)
 

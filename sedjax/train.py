@@ -16,7 +16,6 @@ from sedjax import checkpoint, decisions, experiment, input_pipeline, parallel, 
 from sedjax import config as config_lib
 from sedjax.commands import require_no_arguments
 from sedjax.config import Config
-from sedjax.errors import UserError
 from sedjax.evaluate import Evaluator
 from sedjax.files import atomic_output
 from sedjax.metric_writer import MetricWriter, open_writer
@@ -57,32 +56,42 @@ def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = N
         log.warning("Crops have %d frames but model.positions is %d: evaluation uses positions that no crop "
                     "trains.", crop, rows)
 
-    parallel.on_first(lambda: workdir.prepare(folder, config, task, setup.features))
+    parallel.on_first(lambda: workdir.require_usable(folder, config, task, setup.features))
     with parallel.together():
         state = setup.initial_state()
-        if parallel.is_first():
-            write_parameters(folder, state)
+    parameters = parameter_overview.get_parameter_overview(state.params)
     state = parallel.replicate(state, mesh)
     key = parallel.replicate(train_state.random_keys(config.train.seed)[1], mesh)
     with parallel.together():
         train_call, calls = experiment.compile_training(setup)
-        evaluate = Evaluator(setup.model, config, task, validation, mesh, resident=config.data.placement == "device")
+        evaluate = Evaluator(setup.model, config, task, validation, mesh, resident=config.data.placement == "device",
+                             frame_counts=False)
     thresholds = decisions.candidates(config.decision, task)
 
+    def write_beginning() -> None:
+        workdir.prepare(folder, config, task, setup.features)
+        with atomic_output(folder / "parameters.txt", ours=True) as path:
+            path.write_text(parameters + "\n")
+
+    parallel.on_first(write_beginning)  # not earlier: what is wrong with the data or the config has been said by now
+
     def validate(state: train_state.TrainState, step: int, progress: checkpoint.Progress,
-                 writer: MetricWriter) -> checkpoint.Progress:
+                 writer: MetricWriter, manager: checkpoint.Manager) -> checkpoint.Progress:
         try:
             found = evaluate(state.weights, thresholds, stop)
         except preemption.Stopped:
             return dataclasses.replace(progress, cost=None, evaluation_due=True)
+        if len(found.non_finite):
+            raise checkpoint.diverged("loss on the validation split", step, manager)
         chosen, cost = decisions.tune(found.segments.sum(0), thresholds, task)
-        progress = advance(progress, cost, chosen, config.train.patience, last=step == total)
+        progress = advance(progress, step, cost, chosen, config.train.patience, last=step == total)
+        manager.wait_until_finished()  # so that this entry is not long ahead of its checkpoint
         writer.write(step, {"epoch": step / per_epoch, "validation_loss": found.loss, "validation_cost": cost})
         log.info("Step %d, epoch %.1f: validation cost %.3f (best %.3f), loss %.4f.", step, step / per_epoch, cost,
                  progress.best_cost, found.loss)
         return progress
 
-    with checkpoint.open_manager(folder, clean=True) as manager:
+    with checkpoint.open_manager(folder) as manager:
         progress = checkpoint.Progress(evaluation_due=total == 0)  # the naive baseline has nothing to learn
         restored = checkpoint.restore(manager, state)
         if restored:
@@ -101,7 +110,7 @@ def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = N
         before, last = first, None
         with open_writer(folder, first) as writer, logging_redirect_tqdm([log]), bar:
             if progress.evaluation_due:
-                progress = validate(state, first, progress, writer)
+                progress = validate(state, first, progress, writer, manager)
                 if not (progress.evaluation_due and restored):
                     checkpoint.save(manager, state, progress)
             for step, inputs in () if stop.agreed() or progress.finished else calls(first, total):
@@ -111,16 +120,16 @@ def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = N
                 last = scalars
                 stops = stop.agreed()
                 if before % durations.log_every == 0:
-                    write_training(writer, running, before, folder, manager.latest_step())
+                    write_training(writer, running, before, manager)
                     running = []
                 running.append((step - before, scalars))
                 if durations.saves(step) or stops:
-                    write_training(writer, running, step, folder, manager.latest_step())
+                    write_training(writer, running, step, manager)
                     running = []
                 bar.update(step - before)
                 before = step
                 if durations.evaluates(step):
-                    progress = validate(state, step, progress, writer)
+                    progress = validate(state, step, progress, writer, manager)
                     bar.set_postfix(cost=progress.cost, best=progress.best_cost)
                 if durations.saves(step) or stops:
                     checkpoint.save(manager, state, progress if durations.evaluates(step)
@@ -129,38 +138,31 @@ def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = N
                     break
     if not progress.finished:
         log.info("Stopped by %s after step %d%s.", stop.signal or "a signal to another process", step,
-                 ": it is saved, and the same command goes on from there" if manager.latest_step() == step
+                 ": it is saved, and the same command resumes there" if manager.latest_step() == step
                  else ", with nothing to save")
     return progress
 
 
-def write_parameters(folder: pathlib.Path, state: train_state.TrainState) -> None:
-    with atomic_output(folder / "parameters.txt", ours=True) as path:
-        path.write_text(parameter_overview.get_parameter_overview(state.params) + "\n")
-
-
-def write_training(writer: MetricWriter, running: list[tuple], step: int, folder: pathlib.Path,
-                   last_saved: int | None) -> None:
-    """Writes the mean of the scalars that calls returned, up to `step`. Raises UserError if a loss is not finite."""
+def write_training(writer: MetricWriter, running: list[tuple], step: int, manager: checkpoint.Manager) -> None:
+    """Writes the mean of the scalars that calls returned, up to `step`. Raises UserError if one is not finite."""
     if not running:
         return
     taken = [jax.tree.map(lambda x, count=count: np.atleast_1d(x)[:count], found)
              for count, found in jax.device_get(running)]
     values = jax.tree.map(lambda *calls: np.concatenate(calls), *taken)
-    means = {name: float(np.mean(value)) for name, value in values.items()}
-    if not np.isfinite(means["loss"]):
-        bad = step - len(values["loss"]) + 1 + int(np.argmin(np.isfinite(values["loss"])))
-        raise UserError(f"The loss became NaN or infinite at step {bad}; the last good checkpoint in {folder} is "
-                        f"{'none yet' if last_saved is None else f'that of step {last_saved}'}: lower "
-                        "optimizer.learning_rate or set optimizer.clip_norm, and start in a new workdir.")
-    writer.write(step, means)
+    bad = {name: int(np.argmin(np.isfinite(value))) for name, value in values.items() if not np.isfinite(value).all()}
+    if bad:
+        name = min(bad, key=lambda name: (bad[name], name != "loss"))
+        raise checkpoint.diverged(name.replace("_", " "), step - len(values[name]) + 1 + bad[name], manager)
+    writer.write(step, {name: float(np.mean(value, dtype=np.float64)) for name, value in values.items()})
 
 
-def advance(progress: checkpoint.Progress, cost: float, thresholds: np.ndarray, patience: int,
+def advance(progress: checkpoint.Progress, step: int, cost: float, thresholds: np.ndarray, patience: int,
             last: bool) -> checkpoint.Progress:
-    """The progress after an evaluation."""
+    """The progress after an evaluation of a step."""
     better = progress.best_cost is None or cost < progress.best_cost
     since = 0 if better else progress.evaluations_since_best + 1
     return checkpoint.Progress(cost=cost, thresholds=tuple(map(float, thresholds)),
-                               best_cost=cost if better else progress.best_cost, evaluations_since_best=since,
+                               best_cost=cost if better else progress.best_cost,
+                               best_step=step if better else progress.best_step, evaluations_since_best=since,
                                finished=last or bool(patience and since >= patience))

@@ -5,8 +5,9 @@ import os
 import pathlib
 
 from sedjax import config as config_lib
+from sedjax import identity
 from sedjax.errors import UserError
-from sedjax.files import atomic_output
+from sedjax.files import atomic_output, make_folder, read_text, require_replaceable
 from sedjax.task import Task, read_task
 
 # What may change between two starts of one training: how it runs, not what it computes. Only precision changes
@@ -15,24 +16,65 @@ FREE = {"data.eval_batch_size", "data.path", "data.placement", "parallel", "prec
         "train.save_every", "train.steps_per_call"}
 
 
+# What a training writes into its workdir. A folder in which somebody else did is not one.
+FILES = ("config.json", "features.json", "metrics.jsonl", "parameters.txt", "task.json")
+FOLDERS = ("checkpoints", "damaged", "report")
+
+
+def require_usable(workdir: pathlib.Path, config: config_lib.Config, task: Task, features: dict[str, dict]) -> None:
+    """Checks, without writing anything, that a folder is the workdir of this training or can become it.
+
+    Raises UserError if it holds a training of something else, or what a training would overwrite.
+    """
+    if (workdir / "config.json").exists():
+        require_same(workdir, config, task, features)
+        return
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"The workdir {workdir} is not a folder: choose another --workdir.")
+    for name in (*FILES, *FOLDERS):
+        path = workdir / name
+        if path.is_dir() and name in FOLDERS and not any(path.iterdir()):
+            continue
+        try:
+            require_replaceable(path)  # what a killed start has left may be
+        except UserError as error:
+            raise UserError(f"{workdir} is not a workdir, but holds {name}, which a training would overwrite: choose "
+                            "another --workdir.") from error
+
+
 def prepare(workdir: pathlib.Path, config: config_lib.Config, task: Task, features: dict[str, dict]) -> None:
     """Writes config.json, task.json and features.json into a new workdir, or checks that an old one has the same.
 
-    Raises UserError if the folder cannot be written or holds a training of something else.
+    Raises UserError if the folder cannot be written, or as `require_usable`.
     """
+    require_usable(workdir, config, task, features)
     if (workdir / "config.json").exists():
-        task.require_same(read(workdir)[1], where=f"the workdir {workdir}")
-        require_same_config(workdir, config)
+        update(workdir, config)
         return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Cannot make the workdir {workdir}: {error.strerror}.") from error
+    make_folder(workdir)
     # config.json comes last: a folder that has it has the others.
     for name, text in (("features.json", json.dumps(features)), ("task.json", task.to_json()),
                        ("config.json", config.to_json())):
-        with atomic_output(workdir / name, ours=True, durable=True) as path:
-            path.write_text(text)
+        with atomic_output(workdir / name, durable=True) as path:
+            path.write_text(text, encoding="utf-8")
+
+
+def require_same(workdir: pathlib.Path, config: config_lib.Config, task: Task, features: dict[str, dict]) -> None:
+    """Raises UserError if a workdir holds a training with another config, other than in FREE, or on other records."""
+    _, old_task, old_features = read(workdir)
+    task.require_same(old_task, where=f"the workdir {workdir}")
+    require_same_config(workdir, config)
+    identity.require_same_extractors(old_features, features, config.data.path, str(workdir))
+    if differing := identity.difference(old_features, features):
+        raise UserError(f"The workdir {workdir} holds a training on other records than those in {config.data.path}: "
+                        f"the {differing} differ; use another --workdir, or the old records.")
+
+
+def update(workdir: pathlib.Path, config: config_lib.Config) -> None:
+    """Writes what is FREE into the config of a workdir, so that the records are found where they are now."""
+    if config != read(workdir)[0]:
+        with atomic_output(workdir / "config.json", ours=True, durable=True) as path:
+            path.write_text(config.to_json(), encoding="utf-8")
 
 
 def require_same_config(workdir: pathlib.Path, config: config_lib.Config) -> None:
@@ -46,16 +88,12 @@ def require_same_config(workdir: pathlib.Path, config: config_lib.Config) -> Non
 
 
 def read(workdir: str | os.PathLike) -> tuple[config_lib.Config, Task, dict[str, dict]]:
-    """Config, task and feature statistics of a workdir. Raises UserError if it is none."""
-    workdir = pathlib.Path(workdir)
-    try:
-        config = config_lib.from_json((workdir / "config.json").read_text())
-        features = json.loads((workdir / "features.json").read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{workdir} is not the workdir of a training: there is no {error.filename}.") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{workdir}/config.json or features.json is damaged: {error}.") from error
-    return config, read_task(workdir / "task.json"), features
+    """Config, task and feature statistics of a workdir. Raises UserError if it is not one, or is damaged."""
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.exists():
+        raise UserError(f"{workdir} is not the workdir of a training: there is no {path}.")
+    config = config_lib.from_json(read_text(path), path)
+    return config, read_task(path.with_name("task.json")), identity.read_entries(path.with_name("features.json"))
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

@@ -100,7 +100,7 @@ def test_padding_batch_mates_and_the_type_of_samples_change_no_logit(clips, name
     ({"model__drop_layers": -1}, "model.drop_layers = -1"),
     ({"model__hop_seconds": 5.0}, r"model.hop_seconds must be one of \[9.6, 4.8\]"),
     ({"model": "atst_hybrid", "model__atst_width": 16}, "model.atst_width must be a multiple of 64"),
-    ({"model": "atst_hybrid", "model__standardize": True}, "model.standardize must be one of"),
+    ({"model": "atst_hybrid", "model__standardize": True}, "model.standardize must be False"),
     ({"model": "atst_hybrid", "model__heads": 3}, "cannot be divided"),
 ])
 def test_sizes_that_do_not_fit(changes, words):

@@ -151,14 +151,15 @@ def test_more_than_ten_seconds_at_once_is_an_error(small):
 
 
 @pytest.mark.parametrize("change", [{"params/atst/pos_embed": None}, {"params/atst/block_0/qkv/kernel": None},
-                                    {"params/atst/fc": np.zeros(3)}, {"params/atst/mask_embed": np.zeros(3)}])
+                                    {"params/atst/fc": np.zeros(3)}, {"params/atst/mask_embed": np.zeros(3)},
+                                    {"params/atst/pos_embed": np.zeros((1, 3, 0))}])
 def test_a_file_that_is_not_whole(small, tmp_path, change):
     (tmp_path / "b.npz").write_bytes(small.read_bytes())
     change_npz(tmp_path / "b.npz", **change)
-    with pytest.raises(UserError, match=r"b\.npz (holds no ATST-Frame|do not fit)"):
+    with pytest.raises(UserError, match=r"b\.npz (does not hold an ATST-Frame|do not fit)"):
         atst_frame.load(tmp_path / "b.npz")
     (tmp_path / "b.npz").write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"b\.npz holds no ATST-Frame"):
+    with pytest.raises(UserError, match=r"b\.npz is damaged"):
         atst_frame.load(tmp_path / "b.npz")
 
 

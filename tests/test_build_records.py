@@ -1,12 +1,13 @@
 """Records from a directory: what is damaged is named, and nothing half-written stays."""
 
 import os
+import pathlib
 
 import numpy as np
 import pytest
 from tiny import change_npz, run_command, write_layout
 
-from data_prep import build_records
+from data_prep import build_records, staging
 from sedjax import input_pipeline
 from sedjax.errors import UserError
 from sedjax.layout import read_layout, read_splits
@@ -102,3 +103,99 @@ def test_damaged_records_are_an_error(layout, tmp_path):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UserError, match="damaged"):
         input_pipeline.open_records(str(tmp_path / "records"), "train").read(0, KEYS)
+
+
+def snapshot(path: pathlib.Path) -> dict[str, bytes | None]:
+    return {str(each.relative_to(path)): each.read_bytes() if each.is_file() else None for each in path.rglob("*")}
+
+
+def test_only_records_are_replaced(layout, tmp_path, monkeypatch):
+    build_records.build(layout.path, tmp_path / "records", KEYS)
+    build_records.build(layout.path, layout.path / "inside", KEYS)
+    for name, extra in (("notes", "notes.txt"), ("shard", "sed_records-train.array_record-00001-of-00002"),
+                        ("subfolder", "dir/x"), ("link", None)):
+        build_records.build(layout.path, tmp_path / name, KEYS)
+        if extra is None:
+            shard = next((tmp_path / name).glob("*train*"))
+            shard.rename(tmp_path / "shard.bin")
+            shard.symlink_to(tmp_path / "shard.bin")
+        else:
+            (tmp_path / name / extra).parent.mkdir(exist_ok=True)
+            (tmp_path / name / extra).write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "to source").symlink_to(layout.path)
+    (tmp_path / "info").mkdir()
+    (tmp_path / "info" / "dataset_info.json").write_text('{"name": "x", "fileFormat": "array_record", "splits": []}')
+    monkeypatch.setattr(build_records, "survey", None)  # nothing is read before
+    monkeypatch.chdir(layout.path)
+    before = snapshot(tmp_path)
+    for output in (layout.path, ".", "./", "..", "../source/", "audio_features", "inside", tmp_path, tmp_path / "notes",
+                   tmp_path / "shard", tmp_path / "subfolder", tmp_path / "link", tmp_path / "file",
+                   tmp_path / "to source", tmp_path / "to source" / "labels", tmp_path / "info"):
+        with pytest.raises(UserError, match=r"choose another --output"):
+            run_command(build_records, f"--source={layout.path}", f"--output={output}", "--features=embeddings",
+                        "--overwrite")
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("killed_at", ["old away", "new there"])
+def test_a_kill_leaves_the_old_records_or_the_new(layout, tmp_path, monkeypatch, killed_at):
+    output = tmp_path / "records"
+    build_records.build(layout.path, output, KEYS)
+    before = snapshot(output)
+    rename = pathlib.Path.rename
+
+    def killed(path, target):
+        if killed_at == "new there" or path == output:
+            rename(path, target)
+        if path != output or killed_at == "old away":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "rename", killed)
+        patch.setattr(staging, "_clear", lambda *_: None)  # a killed process does nothing more
+        with pytest.raises(KeyboardInterrupt):
+            build_records.build(layout.path, output, ("embeddings", "mfcc"), overwrite=True)
+    (tmp_path / f"{staging.PREFIX}mine").mkdir()
+    (tmp_path / f"{staging.PREFIX}mine" / "x").write_text("mine")
+    with staging.staging(tmp_path / "other"):
+        pass
+    assert output.exists() == (killed_at == "new there")
+    with staging.staging(output):  # what the next build begins with
+        found = snapshot(output)
+    assert (found == before) == (killed_at == "old away")
+    assert sorted(os.listdir(tmp_path)) == [f"{staging.PREFIX}mine", "records", "source"]
+
+
+def test_a_build_in_another_process_is_left_alone(tmp_path):
+    with staging.staging(tmp_path / "records") as one, staging.staging(tmp_path / "records") as other:
+        assert one.exists()
+        assert other.exists()
+    assert os.listdir(tmp_path) == []
+
+
+def test_files_that_change_meanwhile(layout, tmp_path, monkeypatch):
+    statistics = build_records.staging.staging
+
+    def changed(output):
+        change_npz(layout.features_path(layout.filenames[0]), embeddings=np.zeros((20, 16), np.float16))
+        return statistics(output)
+
+    monkeypatch.setattr(build_records.staging, "staging", changed)
+    with pytest.raises(UserError, match=r"'100\.mp3' .* changed while"):
+        build_records.build(layout.path, tmp_path / "records", KEYS)
+    assert os.listdir(tmp_path) == ["source"]
+
+
+def test_a_feature_has_a_fingerprint_of_its_own(layout, tmp_path):
+    for name, keys in (("one", KEYS), ("two", ("mfcc", *KEYS))):
+        build_records.build(layout.path, tmp_path / name, keys)
+    one, two = (input_pipeline.open_records(str(tmp_path / name), "test").identity(KEYS) for name in ("one", "two"))
+    assert one == two
+    assert one.keys() == {"embeddings", "labels"}
+
+
+@pytest.mark.parametrize("key", ["labels", "a/b", "", "a\n"])
+def test_names_that_records_cannot_have(layout, tmp_path, key):
+    with pytest.raises(UserError, match="cannot have a feature"):
+        build_records.build(layout.path, tmp_path / "records", (key,))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from tiny import TINY_TASK, run_command, tiny_config, write_layout
 
 from data_prep import extract
 from data_prep.spectral import spectral_features
-from sedjax import audio, checkpoint, extractors, models, predict, workdir
+from sedjax import audio, checkpoint, extractors, files, models, predict, workdir
 from sedjax.errors import UserError
 from sedjax.layout import read_layout
 from sedjax.train_state import TrainState
@@ -149,7 +150,7 @@ def test_bad_files_are_listed_and_the_others_done(folder, tmp_path, capsys):
     assert read_layout(output).filenames == tuple(SECONDS)
     assert {path.name for path in (output / "audio_features").iterdir()} == {"a.npz", "b.npz", "c.npz", "d.npz"}
     listed = {row["filename"]: row["reason"] for row in rows_of(output / "bad_recordings.csv")}
-    assert "is not UTF-8" in listed.pop("caf\\udce9.wav")
+    assert "not UTF-8" in listed.pop("caf\\udce9.wav")
     assert set(listed) == bad | {"link.wav"}
     assert all(name in reason and "\n" not in reason for name, reason in listed.items())
     assert "share its features file with b.flac" in listed["b.wav"]
@@ -253,6 +254,123 @@ def test_what_others_wrote_is_kept(folder, tmp_path):
         ("z.mp3", "Linz"), ("b.flac", "Graz"), ("a.wav", ""), ("d.wav", "")]
 
 
+def replaced(path: pathlib.Path, **arrays: np.ndarray) -> bytes:
+    """What the user has put in place of a features file."""
+    np.savez(path, **arrays)
+    return path.read_bytes()
+
+
+def test_features_of_another_source_are_not_replaced(folder, tmp_path, mel_workdir):
+    """Of another program, or ours that were changed since, whatever the journal says; in a hidden file too."""
+    features, output = tmp_path / "out" / "audio_features", tmp_path / "out"
+    features.mkdir(parents=True)
+    theirs = {name: replaced(features / name, mfcc=np.ones((9, 32), np.float16)) for name in ("a.npz", ".mine.npz")}
+    assert extract.extract(folder, output, ("melspectrogram", "mfcc")) == (3, 1)
+    theirs["c.npz"] = replaced(features / "c.npz", melspectrogram=np.ones((4, 64), np.float32),
+                               mfcc=np.ones((4, 32), np.float16))
+    os.utime(folder / "c.ogg", ns=(1, 1))
+    assert extract.extract(folder, output, ("melspectrogram", "mfcc")) == (2, 2)
+    listed = rows_of(output / "bad_recordings.csv")
+    assert [row["filename"] for row in listed] == ["a.wav", "c.ogg"]
+    assert "a.npz holds 'mfcc' that sedjax did not make" in listed[0]["reason"]
+    theirs["d.npz"] = replaced(features / "d.npz", melspectrogram=np.ones((255, 64), np.float32),
+                               embeddings=np.ones((255, 4), np.float16))
+    (output / "metadata.csv").write_text("filename\nb.flac\nd.wav\n")
+    before = (features / "b.npz").read_bytes()
+    with pytest.raises(UserError, match=r"d\.npz holds 'embeddings' that sedjax did not make"):
+        run_command(extract, f"--source={output}", f"--embeddings_from={mel_workdir}")
+    assert (features / "b.npz").read_bytes() == before
+    assert {name: (features / name).read_bytes() for name in theirs} == theirs
+
+
+def test_what_others_made_stays_when_the_recording_changes(folder, tmp_path):
+    """What sedjax made of the old recording goes; an array may have any name."""
+    path = tmp_path / "out" / "audio_features" / "a.npz"
+    path.parent.mkdir(parents=True)
+    files.write_npz(path, {"file": np.ones((9, 1))}, made=())
+    extract.extract(folder, tmp_path / "out", ("mfcc", "melspectrogram"))
+    assert set(arrays(path)) == {"file", "mfcc", "melspectrogram"}
+    os.utime(folder / "a.wav", ns=(1, 1))
+    assert extract.extract(folder, tmp_path / "out", ("mfcc",)) == (4, 0)
+    assert set(arrays(path)) == {"file", "mfcc"}
+
+
+def test_features_files_that_hold_no_arrays(folder, tmp_path):
+    features = tmp_path / "out" / "audio_features"
+    features.mkdir(parents=True)
+    (features / "a.npz").write_bytes(b"half")
+    with zipfile.ZipFile(features / "c.npz", "w") as archive:
+        archive.writestr("x.npy", "text")
+    (features / "d.npz").mkdir()
+    np.savez(features / "b.npz", x=np.array([None, {}]))
+    assert extract.extract(folder, tmp_path / "out", ("mfcc",)) == (0, 4)
+    assert all(name in row["reason"] for name, row in zip(
+        ("a.npz", "b.npz", "c.npz", "d.npz"), rows_of(tmp_path / "out" / "bad_recordings.csv")))
+
+
+@pytest.mark.parametrize("text", ["filename,place\n", "filename\nz.mp3\n",
+                                  "\ufeffplace,filename\r\n\"Linz,\r\n1\",z.mp3"])
+def test_metadata_keeps_every_byte(folder, tmp_path, text):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "metadata.csv").write_text(text, newline="")
+    extract.extract(folder, tmp_path / "out", ("mfcc",))
+    assert (tmp_path / "out" / "metadata.csv").read_bytes().startswith(text.encode())
+    rows = files.read_csv(tmp_path / "out" / "metadata.csv")
+    assert [row["filename"] for row in rows if row["filename"] != "z.mp3"] == list(SECONDS)
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("extractors.json", "[]"), ("extractors.json", "[" * 99_999), ("extractors.json", '{"mfcc": 1}'),
+    ("extractors.json", '{"mfcc": {"parameters": NaN}}'), ("extractors.json", '{"mfcc": {"parameters": [1]}}'),
+    ("extracted.jsonl", "[]\n"), ("extracted.jsonl", "notes"), ("metadata.csv", "name\na.wav\n"),
+    ("bad_recordings.csv", "mine")])
+def test_files_in_the_output_that_are_something_else(folder, tmp_path, monkeypatch, name, text):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text(text)
+    monkeypatch.setattr(audio, "blocks", None)
+    with pytest.raises(UserError, match=name):
+        extract.extract(folder, tmp_path / "out", ("mfcc",))
+    assert (tmp_path / "out" / name).read_text() == text
+
+
+def test_a_journal_that_was_damaged_vouches_for_nothing(folder, tmp_path, monkeypatch):
+    done = []
+    original = extractors.features_of
+    monkeypatch.setattr(extractors, "features_of", lambda paths, *more: original(
+        (done.append(path.name) or path for path in paths), *more))
+    extract.extract(folder, tmp_path / "out", ("mfcc",))
+    path = tmp_path / "out" / "extracted.jsonl"
+    lines = path.read_text().splitlines()
+    changes = [("mfcc", "mel"), ('"bytes": ', '"bytes": -'), ('"seconds": ', '"seconds": -'),
+               ('{"mfcc": ', '{"mfcc": [],"": ')]
+    damaged = [line.replace(*change) for line, change in zip(lines, changes)]
+    path.write_text("\n".join([*damaged, "[" * 9999, "null", "3"]))
+    done.clear()
+    assert extract.extract(folder, tmp_path / "out", ("mfcc",)) == (4, 0)
+    assert done == list(SECONDS)
+
+
+def test_a_model_without_embeddings(folder, tmp_path):
+    naive = untrained(tmp_path, "naive", {})
+    write_layout(tmp_path / "source", recordings=2)
+    for flags in ((f"--audio={folder}", f"--output={tmp_path / 'out'}", "--features=embeddings"),
+                  (f"--source={tmp_path / 'source'}",)):
+        with pytest.raises(UserError, match="The model 'naive' in .* has no embeddings"):
+            run_command(extract, *flags, f"--embeddings_from={naive}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_any_length_and_characters(folder, tmp_path):
+    names = ["n" * 251 + ".wav", "é" * 125 + ".wav", "x" * 238 + ".wav", "\u202fnarrow.wav"]
+    bad = ["o" * 252 + ".au", "line\n.wav", "red\x1b[31m.wav"]
+    for name in (*names, *bad):
+        shutil.copy(folder / "c.ogg", folder / name)
+    assert extract.extract(folder, tmp_path / "out", ("mfcc",)) == (8, 3)
+    assert {row["filename"] for row in rows_of(tmp_path / "out" / "bad_recordings.csv")} == set(
+        map(files.printable, bad))
+    assert set(names) < {row["filename"] for row in rows_of(tmp_path / "out" / "metadata.csv")}
+
+
 def test_the_arrays_of_a_file_have_as_many_rows_whatever_the_labels_have(folder, tmp_path):
     for name in ("audio_features", "labels"):
         (tmp_path / "out" / name).mkdir(parents=True)
@@ -298,7 +416,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
     written = {path: path.stat().st_mtime_ns for path in (output / "audio_features").glob("[0-9]*.npz")}
     assert 3 <= len(written) < 60
     assert not (output / "metadata.csv").exists()
-    (output / "audio_features" / ".59.npz.x.npz").write_bytes(b"half")  # as a kill at another moment leaves behind
+    (output / "audio_features" / ".sedjax-x.npz").write_bytes(b"half")  # as a kill at another moment leaves behind
     assert extract.extract(folder, output, ("melspectrogram", "mfcc")) == (60, 0)
     assert sum(path.stat().st_mtime_ns != before for path, before in written.items()) <= 1, "the last was not noted yet"
     layout = read_layout(output)
@@ -415,5 +533,5 @@ def test_a_folder_without_recordings_and_an_output_that_cannot_be(folder, tmp_pa
     with pytest.raises(UserError, match="There are no recordings in"):
         extract.extract(tmp_path / "empty", tmp_path / "out", ("mfcc",))
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="Cannot write"):
+    with pytest.raises(UserError, match="Cannot make the folder"):
         extract.extract(folder, tmp_path / "file", ("mfcc",))

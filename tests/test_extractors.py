@@ -110,3 +110,21 @@ def test_features_beside_embeddings_are_those_without(extractor):
         assert list(both) == ["mfcc", "embeddings"]
         assert len(both["embeddings"]) == len(both["mfcc"])
         np.testing.assert_array_equal(both["mfcc"], one["mfcc"])
+
+
+class Broken:
+    """An extractor whose embeddings are not finite, or beyond float16."""
+
+    parameters, width, features = "broken", 4, ()
+
+    def embed(self, passes, dtype=np.float32):
+        for one, value in zip(passes, (1, np.nan, 1e6, np.inf, 2)):
+            frames = -(-sum(map(len, one)) // FRAME)
+            yield extractors.narrowed(np.full((frames, 4), value, np.float32), dtype)
+
+
+def test_embeddings_that_are_not_finite_are_those_of_a_recording_that_has_none():
+    found = made_of(*[noise(8000)] * 5, wanted=("embeddings",), extractor=Broken())
+    assert [isinstance(one, UserError) for one in found] == [False, True, True, True, False]
+    assert all("embeddings of an array hold NaN, or numbers beyond the range of float16" in str(found[i])
+               for i in (1, 2, 3))

@@ -122,6 +122,46 @@ def test_only_what_sedjax_wrote_is_replaced(tmp_path):
     assert os.path.exists("/dev/null")
 
 
+def test_what_was_written_is_read_once_for_many_files_and_again_if_others_write(tmp_path, monkeypatch):
+    read = []
+    read_json_lines = files.read_json_lines
+    monkeypatch.setattr(files, "read_json_lines", lambda *more: read.append(more) or read_json_lines(*more))
+    for _ in range(2):
+        for number in range(20):
+            files.write_json(tmp_path / f"{number}.json", number)
+    assert len(read) == 1
+    assert len((tmp_path / files.OUTPUTS).read_text().split()) == 4 * 20, "each once"
+    with open(tmp_path / files.OUTPUTS, "a") as file:
+        file.write('{"name": "19.js')  # a full disk
+    files.write_json(tmp_path / "new.json", 1)
+    files._KNOWN.clear()
+    files.write_json(tmp_path / "new.json", 2)
+    os.remove(tmp_path / files.OUTPUTS)
+    with pytest.raises(UserError, match=r"new\.json is there already"):
+        files.write_json(tmp_path / "new.json", 3)
+
+
+def test_arrays_that_sedjax_made(tmp_path):
+    path = tmp_path / "a.npz"
+    arrays = {"file": np.arange(3), "allow_pickle": np.ones((2, 2)), "mine.npy": np.zeros(1)}
+    files.write_npz(path, arrays, made=["file", "mine.npy"])
+    assert files.npz_keys(path) == {"file": True, "allow_pickle": False, "mine.npy": True}
+    for key, value in files.read_npz(path).items():
+        np.testing.assert_array_equal(value, arrays[key])
+    with np.load(path) as archive:
+        assert sorted(archive) == ["allow_pickle", "file", "mine.npy"]
+    with zipfile.ZipFile(path, "a") as archive:
+        comment = archive.comment
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("file.npy", b"other")
+        archive.comment = comment
+    assert files.npz_keys(path) == {"file": False}
+    for comment in (b"by hand", b'{"file": "x"}', b"[" * 9999):
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.comment = comment
+        assert files.npz_keys(path) == {"file": False}
+
+
 def test_a_file_of_the_user_that_comes_while_ours_is_made_stays(tmp_path):
     def write():
         with files.atomic_output(tmp_path / "a.csv") as temporary:

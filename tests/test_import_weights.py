@@ -1,5 +1,6 @@
 """PyTorch checkpoints: all tensors or none."""
 
+import os
 import pathlib
 
 import jax
@@ -79,9 +80,38 @@ def test_the_command_makes_a_workdir_that_predicts(tensors, tmp_path, capsys):
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 half a zip"])
 def test_a_file_that_is_no_checkpoint(tmp_path, content):
     (tmp_path / "weights.npz").write_bytes(content)
-    with pytest.raises(UserError, match="not a readable npz"):
+    with pytest.raises(UserError, match=r"weights\.npz is damaged or not an npz"):
         run_command(import_weights, *FLAGS, f"--checkpoint={tmp_path / 'weights.npz'}", f"--workdir={tmp_path / 'w'}")
     assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(("value", "words"), [
+    (np.nan, r"NaN.*'proj\.0\.weight'"), (1e300, r"float32 in 'proj\.0\.weight'"), (None, r"weights\.npz is damaged"),
+    ("text", r"'proj\.0\.weight' holds <U4"), (1j, r"'proj\.0\.weight' holds complex")])
+def test_tensors_that_are_not_finite_numbers(tensors, tmp_path, value, words):
+    np.savez(tmp_path / "weights.npz", **tensors | {"model.proj.0.weight": np.full((8, 16), value)})
+    with pytest.raises(UserError, match=words):
+        run_command(import_weights, *FLAGS, f"--checkpoint={tmp_path / 'weights.npz'}", f"--workdir={tmp_path / 'w'}")
+    assert os.listdir(tmp_path) == ["weights.npz"]
+
+
+def test_a_workdir_is_whole_or_not_there(tensors, tmp_path, monkeypatch):
+    def full(*_):
+        raise UserError("The disk is full")
+
+    np.savez(tmp_path / "weights.npz", **tensors)
+    monkeypatch.setattr(import_weights.checkpoint, "save", full)
+    with pytest.raises(UserError, match="The disk is full"):
+        run_command(import_weights, *FLAGS, f"--checkpoint={tmp_path / 'weights.npz'}", f"--workdir={tmp_path / 'w'}")
+    assert os.listdir(tmp_path) == ["weights.npz"]
+
+
+def test_an_output_of_the_user_stays(tmp_path):
+    (tmp_path / "stem.npz").write_text("mine")
+    for flags in (STEM_FLAGS, ["--network=atst_frame"]):
+        with pytest.raises(UserError, match=r"stem\.npz is there already"):
+            run_command(import_weights, *flags, "--checkpoint=none.npz", f"--output={tmp_path / 'stem.npz'}")
+    assert (tmp_path / "stem.npz").read_text() == "mine"
 
 
 def test_a_lightning_checkpoint(tensors, tmp_path):
@@ -176,7 +206,7 @@ def test_the_command_makes_a_part_of_a_model(image_classifier, tmp_path, capsys)
         run_command(import_weights, *flags, "--config.model.resnet_width=16")
     with pytest.raises(UserError, match="must end in .npz"):
         run_command(import_weights, *flags, f"--output={tmp_path / 'stem.txt'}")
-    assert [path.name for path in tmp_path.iterdir()] == ["weights.npz"]
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["weights.npz"]
 
 
 @pytest.mark.parametrize(("flags", "words"), [

@@ -14,7 +14,7 @@ from tiny import TINY_TASK, change_npz, run_command, write_csv, write_layout
 
 from data_prep import layout as checker
 from sedjax.errors import UserError
-from sedjax.files import read_csv
+from sedjax.files import read_csv, savez
 from sedjax.layout import read_layout, read_splits
 from sedjax.task import MLPC_2025, Task
 
@@ -187,7 +187,10 @@ SPOIL = {
     "labels missing": (lambda d: d.labels_path(BAD).unlink(), r"There is no file .*labels/103_labels\.npz"),
     "labels empty": (lambda d: d.labels_path(BAD).write_bytes(b""), r"103_labels\.npz is damaged"),
     "class absent": (lambda d: change_npz(d.labels_path(BAD), Crow=None), "'Crow' is missing"),
-    "labels beyond 1": (lambda d: change_npz(d.labels_path(BAD), Crow=np.full((20, 1), 2)), "'Crow' holds a value"),
+    "labels beyond 1": (lambda d: change_npz(d.labels_path(BAD), Crow=np.full((20, 1), 2)), "'Crow' holds NaN or"),
+    "labels that are NaN": (lambda d: change_npz(d.labels_path(BAD), Crow=np.full((20, 1), np.nan)), "holds NaN"),
+    "labels that are complex": (lambda d: change_npz(d.labels_path(BAD), Crow=np.full((20, 1), 1j)), "complex128"),
+    "complex features": (lambda d: change_npz(d.features_path(BAD), mfcc=np.full((20, 24), 1j)), "complex128"),
     "labels without annotators": (lambda d: change_npz(d.labels_path(BAD), Crow=np.zeros((20, 0))),
                                   r"'Crow' must be 0/1 of shape \(frames, annotators\)"),
     "classes of two lengths": (lambda d: change_npz(d.labels_path(BAD), Crow=np.zeros((3, 1))),
@@ -439,3 +442,65 @@ def test_the_command_ends_with_status_2_and_the_number_of_problems(tiny):
 def test_one_directory_must_be_named(arguments):
     with pytest.raises(UserError, match="Name one directory"):
         run_command(checker, *arguments)
+
+
+# Lengths and names.
+
+
+def test_the_length_is_that_of_the_arrays_that_are_asked_for(tiny):
+    frames = len(tiny.votes(BAD))
+    with np.load(tiny.features_path(BAD)) as archive:
+        held = dict(archive)
+    np.savez(tiny.features_path(BAD), rate=np.float32(16000), short=np.zeros((3, 2)), wave=np.zeros(9000), **held)
+    for keys in ((), ("embeddings",), ("mfcc", "embeddings"), ("audio", "mfcc")):
+        assert tiny.num_frames(BAD, keys) == frames
+    assert tiny.num_frames(BAD, ("short",)) == 3
+    tiny.labels_path(BAD).unlink()
+    assert tiny.num_frames(BAD) == frames
+    np.savez(tiny.features_path(BAD), rate=np.float32(16000))
+    with pytest.raises(UserError, match=r"103\.npz holds no array with rows"):
+        tiny.num_frames(BAD)
+
+
+@pytest.mark.parametrize("name", ["n" * 236 + ".mp3", "n" * 251 + ".mp3", "é" * 125 + ".mp3", "n" * 5000])
+def test_a_recording_whose_name_no_file_can_have_is_listed(tiny, capsys, name):
+    write_csv(tiny.path / "metadata.csv", ["filename"], [[each] for each in (*tiny.filenames, name)])
+    (tiny.path / "splits.csv").unlink()
+    for features in ("embeddings", "audio,embeddings"):
+        (tiny.path / "audio").mkdir(exist_ok=True)
+        (tiny.path / "audio" / BAD).touch()
+        with pytest.raises(UserError, match="problem"):
+            run_command(checker, tiny.path, f"--features={features}")
+        assert f"{name}: " in capsys.readouterr().out
+    with pytest.raises(UserError, match="so its length is unknown"):
+        read_layout(tiny.path).num_frames(name)
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "splits.csv", "costs.json"])
+def test_a_pipe_hangs_nothing(tiny, name, capsys):
+    (tiny.path / name).unlink()
+    os.mkfifo(tiny.path / name)
+    with pytest.raises(UserError) as error:
+        run_command(checker, tiny.path)
+    assert f"{name} is not a regular file" in f"{error.value} {capsys.readouterr().out}"
+
+
+def test_classes_whose_names_are_those_of_files_and_parameters(tmp_path):
+    classes = ("foo", "foo.npy", "file", "allow_pickle", "a/b", "../x")
+    layout = write_layout(tmp_path, Task("odd", classes, ((0, 1, 0, 5),) * 6), recordings={"a.mp3": 12}, labels=False)
+    (tmp_path / "labels").mkdir()
+    savez(layout.labels_path("a.mp3"), {name: np.full((12, 1), i % 2) for i, name in enumerate(classes)})
+    assert layout.votes("a.mp3")[0].tolist() == [0, 1, 0, 1, 0, 1]
+    for name in ("a\0b", "\ud800", "x" * 70_000):
+        with pytest.raises(UserError, match="cannot hold an array"):
+            savez(tmp_path / "a.npz", {name: np.zeros(1)})
+    for name in ("a\nb", "\x1b[31m", "a\0", "\ud800"):
+        with pytest.raises(UserError, match="cannot be printed"):
+            Task("odd", (name,), ((0, 1, 0, 5),))
+
+
+def test_a_mark_is_a_vote_however_few_have_made_it(tiny):
+    marks = np.zeros((len(tiny.votes(BAD)), 1))
+    marks[3] = 1e-60
+    change_npz(tiny.labels_path(BAD), Crow=marks)
+    assert (tiny.votes(BAD)[:, 1] > 0).nonzero()[0].tolist() == [3]

@@ -3,6 +3,7 @@
 import pathlib
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 NOTEBOOK = pathlib.Path(__file__).parent.parent / "colab" / "quickstart.ipynb"
@@ -20,3 +21,17 @@ def test_quickstart_on_tiny_settings(tmp_path, monkeypatch):
     kinds = {kind for output in outputs for kind in output.get("data", {})}
     assert "image/png" in kinds
     assert any("<audio" in output.get("data", {}).get("text/html", "") for output in outputs)
+
+
+def test_what_is_installed_is_the_clone_or_what_the_user_names(tmp_path, monkeypatch):
+    cell = next(cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if "SOURCE = " in cell.source)
+    code = cell.replace("%pip install --quiet \"{SOURCE}\"", "installed.append(SOURCE)")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    installed = []
+    monkeypatch.chdir(NOTEBOOK.parent)
+    exec(code, {"installed": installed})
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace('SOURCE = ""', 'SOURCE = "git+https://host/x"'), {"installed": installed})
+    assert installed == [str(NOTEBOOK.parent.parent), "git+https://host/x"]
+    with pytest.raises(SystemExit, match="Set SOURCE"):
+        exec(code, {"installed": installed})

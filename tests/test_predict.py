@@ -8,6 +8,8 @@ import pathlib
 import re
 import shlex
 import shutil
+import signal
+import threading
 import tracemalloc
 from typing import ClassVar
 
@@ -228,7 +230,7 @@ def test_every_output_reads_back(detectors, audio_workdir, folder, tmp_path, cap
             assert archive["classes"].tolist() == list(TINY_TASK.classes)
             assert archive["frame_seconds"] == 0.12
         assert plt.imread(stem.with_suffix(".png")).shape[1] == 1000
-    assert len(list(out.iterdir())) == 2 + 4 * len(found)
+    assert len(list(out.glob("[!.]*"))) == 2 + 4 * len(found)
 
 
 def test_the_command_and_the_loop_of_the_readme(audio_workdir, folder, tmp_path, monkeypatch, capsys):
@@ -345,6 +347,137 @@ def test_an_output_that_cannot_be(audio_workdir, folder, tmp_path):
         run_command(predict, f"--workdir={audio_workdir}", folder / "half.flac", f"--output={tmp_path / 'file'}")
 
 
+def write_short(folder: pathlib.Path, *names: str | bytes) -> None:
+    """Recordings of 0.01 s."""
+    folder.mkdir(exist_ok=True)
+    soundfile.write(folder / "first.wav", np.zeros(160), 16000)
+    for name in names:
+        shutil.copy(folder / "first.wav", os.path.join(os.fsencode(folder), os.fsencode(name)))
+    (folder / "first.wav").unlink()
+
+
+ALL = ("--formats=csv,tsv,audacity,json,png", "--frames")
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.json", "x.png", "x.npz", "predictions.csv", "events.tsv",
+                                  "bad_recordings.csv"])
+def test_files_of_the_user_stay(audio_workdir, tmp_path, monkeypatch, name):
+    """Nothing is computed, and nothing else is written."""
+    write_short(tmp_path, "x.wav", "y.wav")
+    (tmp_path / name).write_text("mine")
+    monkeypatch.setattr(audio, "blocks", None)
+    with pytest.raises(UserError, match=rf"{re.escape(name)} is there already"):
+        run_command(predict, f"--workdir={audio_workdir}", tmp_path, f"--output={tmp_path}", *ALL)
+    assert (tmp_path / name).read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {name, "x.wav", "y.wav"}
+
+
+def test_a_recording_is_not_an_output(detectors, tmp_path):
+    write_short(tmp_path, "x.wav")
+    (tmp_path / "x.wav").rename(tmp_path / "x.json")
+    (tmp_path / "link.json").symlink_to("x.json")
+    (tmp_path / "x.txt").touch()
+    for name, kind in (("x.json", "json"), ("link.json", "json"), ("x.txt", "audacity")):
+        with pytest.raises(UserError, match=rf"{name} is a recording to be read"):
+            predict.of_recordings(detectors["audio"], [tmp_path / name], tmp_path, [kind])
+    assert {path.name for path in tmp_path.iterdir()} == {"x.json", "link.json", "x.txt"}
+
+
+def test_a_second_run_into_the_same_folder(detectors, tmp_path, monkeypatch):
+    """Replaces its own files; the tables are of this run, other files of earlier ones stay, edited ones for ever."""
+    said = []
+    monkeypatch.setattr(predict.log, "info", lambda text, *words: said.append(text % words))
+    write_short(tmp_path / "a", "x.wav", "y.wav")
+    write_short(tmp_path / "b", "z.wav")
+
+    def run(folder, *kinds):
+        predict.of_recordings(detectors["audio"], sorted(folder.iterdir()), tmp_path / "out", kinds)
+
+    for _ in range(2):
+        run(tmp_path / "a", "csv", "tsv", "json")
+    assert not said
+    run(tmp_path / "b", "csv", "audacity")
+    assert {row["filename"] for row in rows_of(tmp_path / "out" / "predictions.csv")} == {"z.wav"}
+    assert {path.name for path in (tmp_path / "out").glob("[!.]*")} == {
+        "predictions.csv", "events.tsv", "x.json", "y.json", "z.txt"}
+    assert [text for text in said if "events.tsv is of an earlier run" in text] == said != []
+    (tmp_path / "out" / "x.json").write_text("edited")
+    with pytest.raises(UserError, match=r"x\.json is there already"):
+        run(tmp_path / "a", "json")
+
+
+@pytest.mark.parametrize("place", ["mine.csv", "folder", "none/a.csv"])
+def test_a_submission_that_cannot_be_written_is_an_error_at_once(audio_workdir, tmp_path, place):
+    (tmp_path / "mine.csv").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=place.split("/")[0]):
+        run_command(predict, f"--workdir={audio_workdir}", "--source=nowhere", f"--output={tmp_path / place}")
+    assert (tmp_path / "mine.csv").read_text() == "mine"
+
+
+def test_names_of_any_length_and_characters(audio_workdir, tmp_path, capsys):
+    names = ["n" * 251 + ".wav", "n" * 250 + "m.wav", "é" * 125 + ".wav", "x" * 238 + ".wav",
+             b"\xff" * 100 + b".wav", "tab\tline\nred\x1b[31m.wav", "\u202fnarrow.wav"]
+    write_short(tmp_path / "in", *names)
+    run_command(predict, f"--workdir={audio_workdir}", tmp_path / "in", f"--output={tmp_path}/out\x1b[31m",
+                "--formats=csv,tsv,audacity,json", "--frames")
+    assert "\x1b" not in capsys.readouterr().out
+    (out,) = tmp_path.glob("out*")
+    found = {row["filename"] for row in rows_of(out / "predictions.csv")}
+    assert len(found) == len((out / "predictions.csv").read_text().splitlines()) - 1 == len(names)
+    assert {"n" * 251 + ".wav", "tab\\tline\\nred\\x1b[31m.wav"} <= found
+    assert {json.loads(path.read_text())["recording"].rpartition("/")[2] for path in out.glob("*.json")} >= {
+        "é" * 125 + ".wav"}
+    for suffix in (".txt", ".json", ".npz"):
+        assert len(list(out.glob(f"[!.]*{suffix}"))) == len(names)
+
+
+def test_what_is_not_finite_is_never_written(detectors, tmp_path):
+    write_short(tmp_path / "in", "x.wav")
+    variables = jax.tree.map(lambda x: np.full_like(x, np.nan), detectors["audio"].variables)
+    diverged = dataclasses.replace(detectors["audio"], variables=variables)
+    vars(diverged)["_predict"] = detectors["audio"]._predict  # compiled
+    with pytest.raises(UserError, match=r"audio.*/w gives NaN or infinity at step 0"):
+        predict.of_recordings(diverged, [tmp_path / "in" / "x.wav"], tmp_path / "out", ["json", "csv"])
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_calls_that_do_not_fit(detectors, folder):
+    detector, path = detectors["audio"], folder / "half.flac"
+
+    def failing():
+        yield path
+        raise LookupError("of the caller")
+
+    for keep in (("mel",), ("embeddings",), ("audio",)):
+        with pytest.raises(UserError, match=f"keep = '{keep[0]}' .*'melspectrogram', 'mfcc'"):
+            detector.detect([path], keep=keep)
+    with pytest.raises(UserError, match="takes a list of recordings"):
+        detector.detect(str(path))
+    with pytest.raises(LookupError, match="of the caller"):
+        detector.detect(failing())
+    first, second = detector.detect([path, path])
+    np.testing.assert_array_equal(first.frames, second.frames)
+    assert list(detector.detect([])) == []
+
+
+def test_ctrl_c_ends_the_reading_of_a_long_recording(detectors, tmp_path, monkeypatch):
+    read = []
+
+    def blocks(*_):
+        for number in range(3000):  # eight hours
+            read.append(number)
+            if number == 3:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            yield np.zeros(160_000, np.float32)
+
+    monkeypatch.setattr(audio, "blocks", blocks)
+    with pytest.raises(KeyboardInterrupt):
+        predict.of_recordings(detectors["melspectrogram"], [tmp_path / "long.wav"], tmp_path / "out", ["json"])
+    assert len(read) < 1000
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 # The extractor of embeddings.
 
 
@@ -419,6 +552,21 @@ def test_embeddings_of_unknown_origin(mel_workdir, tmp_path):
     (workdir / "features.json").write_text('{"embeddings": {"width": 24}}')
     with pytest.raises(UserError, match=r"\(24 wide\), but .* gives embeddings that are 16 wide"):
         sedjax.load(workdir, embeddings_from=str(mel_workdir)).detect([])
+
+
+def test_an_extractor_that_takes_embeddings_of_the_model_itself(tmp_path):
+    one, two = embedding_workdir(tmp_path, 16, None), tmp_path / "two"
+    parameters = extractors.DetectorExtractor(sedjax.load(one)).parameters
+    shutil.copytree(one, two)
+
+    def takes_from(workdir, extractor):
+        entry = {"path": str(extractor), "parameters": parameters}
+        (workdir / "features.json").write_text(json.dumps({"embeddings": {"width": 16, "extractor": entry}}))
+
+    takes_from(one, two)
+    takes_from(two, one)
+    with pytest.raises(UserError, match=f"{one} would compute, a model that takes its embeddings from"):
+        sedjax.load(one).detect([])
 
 
 class Level(Loudness):

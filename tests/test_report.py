@@ -14,7 +14,9 @@ from sedjax import commands, evaluate, report, train, workdir
 from sedjax.errors import UserError
 from sedjax.task import MLPC_2025, Task
 
-STATISTICS = {"embeddings": {"width": 16}, "labels": {"width": 3}}
+FINGERPRINTS = {"labels": "of labels", "embeddings": "of embeddings"}
+STATISTICS = {key: {"width": width, "fingerprint": dict.fromkeys(("validation", "test"), FINGERPRINTS[key])}
+              for key, width in (("embeddings", 16), ("labels", 3))}
 FIGURES = ("validation_cost.png", "loss.png", "class_costs.png")
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -23,7 +25,14 @@ def result(step: int, costs: tuple[float, ...] = (1, 2, 4), recordings: int = 7)
     """What evaluate_workdir returns, as far as the report needs it."""
     return {"step": step, "counts": np.zeros((recordings, 3, 4), int).tolist(), "cost": sum(costs),
             "interval": [sum(costs) - 1, sum(costs) + 2],
-            "classes": {name: {"cost": cost} for name, cost in zip(TINY_TASK.classes, costs)}, "frames": {}}
+            "classes": {name: {"cost": cost} for name, cost in zip(TINY_TASK.classes, costs)}, "frames": {},
+            "records": {"path": "records", "identity": FINGERPRINTS}}
+
+
+def kept(content: dict) -> str:
+    """The file in a workdir that keeps a result."""
+    of = {"step": content["step"], "checkpoint": None, "records": content["records"]["identity"]}
+    return json.dumps({"of": of, "digest": report._digest(of, content), "result": content})
 
 
 def write_workdir(path: pathlib.Path, costs=(30.0, 20.0, 25.0), model: str = "embedding_transformer",
@@ -38,7 +47,7 @@ def write_workdir(path: pathlib.Path, costs=(30.0, 20.0, 25.0), model: str = "em
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (path / "report").mkdir()
     for split, content in results.items():
-        (path / "report" / f"evaluation_{split}.json").write_text(json.dumps(content))
+        (path / "report" / f"evaluation_{split}.json").write_text(kept(content))
     return path
 
 
@@ -115,17 +124,22 @@ def test_a_training_without_steps_has_no_training_loss(tmp_path, evaluated):
     assert np.isnan(system.train_loss).tolist() == [True]
 
 
-@pytest.mark.parametrize("kept", [None, json.dumps(result(4)), "{", "[]", "{}"],
-                         ids=["missing", "older", "cut off", "a list", "empty"])
-def test_only_what_has_no_result_of_its_best_checkpoint_is_evaluated(tmp_path, evaluated, kept):
+OTHER_RECORDS = {"path": "records", "identity": {**FINGERPRINTS, "labels": "others"}}
+
+
+@pytest.mark.parametrize("content", [
+    None, kept(result(4)), "{", "[]", "{}", "1" * 5000, "[" * 100_000, json.dumps(result(8)),
+    kept({**result(8), "records": OTHER_RECORDS}), kept(result(8)).replace(": 7,", ": 3,"),
+], ids=["missing", "older", "cut off", "a list", "empty", "number", "deep", "no digest", "other records", "edited"])
+def test_only_what_has_no_result_of_its_best_checkpoint_is_evaluated(tmp_path, evaluated, content):
     folder = write_workdir(tmp_path / "run", validation=result(8))
-    if kept is not None:
-        (folder / "report" / "evaluation_test.json").write_text(kept)
+    if content is not None:
+        (folder / "report" / "evaluation_test.json").write_text(content)
     for _ in range(2):
         report.collect([folder], "test")
         report.collect([folder], "validation")
     assert evaluated == [("run", "test")]
-    assert json.loads((folder / "report" / "evaluation_test.json").read_text()) == result(8)
+    assert json.loads((folder / "report" / "evaluation_test.json").read_text())["result"] == result(8)
 
 
 def test_of_equal_costs_the_first_is_the_best_as_for_checkpoints(tmp_path, evaluated):
@@ -273,7 +287,7 @@ def test_the_command_writes_one_page_that_shows_all_figures(tmp_path, evaluated,
     assert all(f"]({name})" in page for name in FIGURES)
 
     run_command(report, *folders, "--split=validation", f"--output={tmp_path / 'new' / 'folder'}")
-    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == sorted([*FIGURES, "index.md"])
+    assert sorted(path.name for path in (tmp_path / "new" / "folder").glob("[!.]*")) == sorted([*FIGURES, "index.md"])
     assert "**15.00** | **27.00**" in (tmp_path / "new" / "folder" / "index.md").read_text()
     assert (tmp_path / "one" / "report" / "index.md").read_text() == page
     assert evaluated == []
@@ -300,7 +314,7 @@ def test_nothing_half_written_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(pathlib.Path, "write_text", disk_full)
     with pytest.raises(UserError, match=r"index\.md: No space left"):
         report.write([make_system("one")], "test", tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(FIGURES)
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == sorted(FIGURES)
 
 
 def test_a_report_of_a_training_holds_what_evaluate_says(tmp_path, records):
@@ -308,10 +322,26 @@ def test_a_report_of_a_training_holds_what_evaluate_says(tmp_path, records):
     train.train(tiny_config("naive", data__path=str(records), train__duration="0 epochs"), folder)
     run_command(report, folder)
     run_command(evaluate, f"--workdir={folder}", f"--json={tmp_path / 'result.json'}")
-    kept = json.loads((folder / "report" / "evaluation_test.json").read_text())
+    kept = json.loads((folder / "report" / "evaluation_test.json").read_text())["result"]
     said = json.loads((tmp_path / "result.json").read_text())
-    assert list(said) == ["cost", "interval", "classes", "frames"]
+    assert list(said) == ["cost", "interval", "classes", "frames", "records"]
+    assert said["records"]["path"] == str(records)
+    assert said["records"]["identity"].keys() == {"labels"}
     assert len(kept.pop("counts")) == 4
     assert kept == {"step": 0, **said}
     assert "| naive | naive | 0 | 0 | " in (folder / "report" / "index.md").read_text()
     assert f"| {said['cost']:.2f} |" in (folder / "report" / "index.md").read_text()
+
+
+def test_a_result_that_cannot_be_kept_and_outputs_of_others(tmp_path, evaluated):
+    folder = write_workdir(tmp_path / "run")
+    (folder / "report").rmdir()
+    (folder / "report").write_text("mine")  # as good as a workdir that is read-only
+    run_command(report, folder, f"--output={tmp_path / 'out'}")
+    assert (folder / "report").read_text() == "mine"
+    (tmp_path / "out" / "index.md").write_text("mine")
+    evaluated.clear()
+    with pytest.raises(UserError, match=r"out/index\.md is there already"):
+        run_command(report, folder, f"--output={tmp_path / 'out'}")
+    assert evaluated == []
+    assert (tmp_path / "out" / "index.md").read_text() == "mine"

@@ -78,6 +78,23 @@ def test_other_recordings_are_an_error_that_names_both_files(pair, tmp_path):
         run_command(score, "--predictions", pair[0], "--ground_truth", pair[1])
 
 
+def test_the_score_is_not_written_over_other_files(pair, tmp_path):
+    (tmp_path / "mine.json").write_text("[]")
+    (tmp_path / "link").symlink_to(pair[1])
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.suffix}
+    for output in (*pair, tmp_path / "link", tmp_path / "mine.json"):  # sedjax wrote both of the pair
+        with pytest.raises(UserError, match=rf"{output.name} is "):
+            run_command(score, "--predictions", pair[0], "--ground_truth", pair[1], "--json", output)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_recordings_are_counted_block_by_block(monkeypatch):
+    truth, predictions = (random_segments({str(i): 1 + i % 4 for i in range(10)}, 3, seed) for seed in (0, 1))
+    whole = score.score_submissions(predictions, truth, TINY_TASK)
+    monkeypatch.setattr(score, "RECORDINGS_AT_ONCE", 3)
+    assert score.score_submissions(predictions, truth, TINY_TASK) == whole
+
+
 def test_costs_are_those_of_the_file(tmp_path):
     (tmp_path / "costs.json").write_text(TINY_TASK.to_json())
     truth, predictions = ({"a": np.full((2, 3), active)} for active in (True, False))
@@ -140,7 +157,7 @@ def test_lengths_come_from_labels_where_there_are_no_features(tmp_path):
     (["--predictions=p.csv", "--json=o.json"], "--json needs --ground_truth"),
     (["--predictions=p.csv", "--split=test"], "--split needs --dataset"),
     (["--predictions=p.csv"], r"There is no file p\.csv"),
-    (["--predictions=p.csv", "--costs=c.json"], r"Cannot read the task file c\.json"),
+    (["--predictions=p.csv", "--costs=c.json"], r"no file c\.json"),
     (["--predictions=p.csv", "--dataset=d"], "There is no directory d"),
 ])
 def test_wrong_arguments_are_explained(arguments, message, tmp_path, monkeypatch):

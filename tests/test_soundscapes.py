@@ -253,10 +253,10 @@ def test_other_content_is_left_alone(written, tmp_path):
         write_soundscapes(written, Parameters(recordings=30, seconds_min=3, seconds_max=4, seed=2))
     (tmp_path / "notes.txt").write_text("mine")
     for output in (tmp_path, tmp_path / "notes.txt"):
-        with pytest.raises(UserError, match="is no built-in data set"):
+        with pytest.raises(UserError, match="is not a built-in data set"):
             write_soundscapes(output, PARAMETERS)
     (tmp_path / "soundscapes.json").write_text("[]")
-    with pytest.raises(UserError, match="is no built-in data set"):
+    with pytest.raises(UserError, match="is not a built-in data set"):
         write_soundscapes(tmp_path, PARAMETERS)
     assert contents(tmp_path) == {"notes.txt": b"mine", "soundscapes.json": b"[]"}
 

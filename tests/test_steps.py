@@ -185,3 +185,30 @@ def test_thresholds_are_tuned_per_class_for_cost():
     chosen, cost = decisions.tune(counts, candidates, TINY_TASK)
     np.testing.assert_allclose(chosen, [0.5, 0.8, 0.5])
     assert cost == pytest.approx(metrics.cost_per_class(counts[1], TINY_TASK)[0], abs=1e-9)
+
+
+@pytest.mark.parametrize(("cheap", "chosen"), [([0, 4], 0), ([0, 2, 3, 4], 3), ([1, 2, 4], 2), ([0, 1, 2, 3, 4], 2)])
+def test_of_ties_that_are_apart_the_middle_of_the_longest_run_is_taken(cheap, chosen):
+    candidates = np.repeat(np.linspace(0.1, 0.9, 5, dtype=np.float32)[:, None], 3, axis=1)
+    counts = np.zeros((5, 3, 4), int)
+    counts[..., 2], counts[..., 3] = 10, 1
+    counts[cheap, :, 3] = 0
+    np.testing.assert_array_equal(decisions.tune(counts, candidates, TINY_TASK)[0], candidates[chosen])
+
+
+@pytest.mark.parametrize(("thresholds", "default"), [((0.05, 0.5, 0.9), 0.5), ((0.9, 0.05, 0.3), 0.3), ((0.4,), 0.4)])
+def test_a_model_that_was_not_evaluated_has_the_middle_threshold(thresholds, default):
+    found = decisions.default(tiny_config(decision__thresholds=thresholds).decision, TINY_TASK)
+    np.testing.assert_array_equal(found, np.full(3, default, np.float32))
+
+
+def test_an_evaluation_counts_what_is_not_finite_and_frames_if_asked():
+    """In real frames: what a model makes of padding is nobody's business."""
+    logits = np.zeros((2, 10, 3), np.float32)
+    logits[0, 2, 1], logits[0, 3, 1], logits[1, 9] = np.nan, -np.inf, np.nan
+    batch = {"features": {"logits": jnp.asarray(logits)}, "votes": jnp.zeros((2, 10, 3)), "clip_id": jnp.arange(2),
+             "frame_mask": jnp.asarray(np.arange(10)[None] < np.array([[10], [9]]))}
+    found = steps.eval_step({}, batch, np.full((1, 3), 0.5, np.float32), model=Given(),
+                            weights=np.ones((2, 3), np.float32), pooling="max", task=TINY_TASK, frame_counts=False)
+    assert found["non_finite"].tolist() == [2, 0]
+    assert "frames" not in found

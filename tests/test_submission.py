@@ -1,7 +1,7 @@
 import csv
 import random
 import tempfile
-import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -82,6 +82,7 @@ def test_the_form_is_that_of_the_challenge(tmp_path):
     "filename,onset,Bell,Crow,Drum\r\na,0.0,1,0,0\r\na,1.2,0,0,1\r\n",
     "\ufefffilename,onset,Bell,Crow,Drum\na,0,1.0,0.0,0\na,1.20,0,0.0,1",
     'filename,onset,Bell,Crow,Drum\n"a","0.0","1","0","0"\n\na,1.2000000000000002,0,0,1\n\n',
+    "filename,onset,Bell,Crow,Drum\na,12e-1,0,0,1\na,-0.0,1,0,0\n",
 ])
 def test_other_ways_to_write_the_same_are_read(text, tmp_path):
     (tmp_path / "s.csv").write_text(text, encoding="utf-8", newline="")
@@ -117,6 +118,16 @@ def test_other_ways_to_write_the_same_are_read(text, tmp_path):
     (HEADER + "a,0.0,0,0,0,0\n", r"line 2: 6 fields where the header has 5\.$"),
     (HEADER + ",0.0,0,0,0\n", r"line 2, column 'filename': no file is named"),
     (HEADER + '"a,0.0,0,0,0\n', r"line 2: not a row of a CSV file"),
+    (HEADER + "a,1_2,0,0,0\n", r"line 2, column 'onset': '1_2' is not a number"),
+    (HEADER + "a,\u0661,0,0,0\n", r"line 2, column 'onset': '\u0661' is not a number"),
+    (HEADER + "a,0x1,0,0,0\n", r"line 2, column 'onset': '0x1' is not a number"),
+    (HEADER + "a,1.2\0,0,0,0\n", r"line 2, column 'onset': '1.2\\x00' is not a number"),
+    (HEADER + "a,1e308,0,0,0\na,1e307,0,0,0\n", r"line 2, column 'onset': 'a' goes on without a row for 0.0"),
+    (HEADER + "a,0,0,0,0\na,1e308,0,0,0\na,1e307,0,0,0\n", r"column 'onset': 'a' goes on without a row for 1.2"),
+    (HEADER + "a,0,0,0,0\na,-0.0,0,0,0\n", r"line 3, column 'onset': 'a' at 0.0 is on line 2 already"),
+    (HEADER + "b,0,0,0,0\na,1.2,0,0,0\na,0,0,0,0\na,1.2000000001,0,0,0\n",
+     r"line 5, column 'onset': 'a' at 1.2 is on line 3 already"),
+    (HEADER.replace("\n", "," * 200_000 + "\n"), r"line 1: the column '' is there twice"),
 ])
 def test_each_mistake_is_named_with_its_place(text, message, tmp_path):
     (tmp_path / "s.csv").write_text(text, encoding="utf-8")
@@ -134,6 +145,20 @@ def test_files_that_are_no_text_and_files_that_are_not_there(tmp_path):
     (tmp_path / "s.csv").write_bytes(HEADER.encode() + b"a,0.0,0,0,0\n\xe9.mp3,0.0,0,0,0\n")
     with pytest.raises(UserError, match=r"s\.csv, line 3: not UTF-8"):
         read_submission(tmp_path / "s.csv", TINY_TASK)
+
+
+def test_memory_is_a_few_hundred_bytes_a_recording(tmp_path):
+    recordings = 20_000
+    (tmp_path / "s.csv").write_text(HEADER + "".join(f"{i}.mp3,0.0,0,1,0\n" for i in range(recordings)))
+    tracemalloc.start()
+    try:
+        found = read_submission(tmp_path / "s.csv", TINY_TASK)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(found) == recordings
+    assert kept < 250 * recordings
+    assert peak < 400 * recordings
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -167,8 +192,7 @@ def test_other_recordings_or_segments_are_named(found, message):
         require_same_segments(found, expected, "P", "G", TINY_TASK)
 
 
-def test_a_submission_of_the_challenge_is_read_while_one_blinks(tmp_path):
-    # 2,742 recordings, 52,191 segments in any order: 0.35 s where this was written. The limit catches a quadratic loop.
+def test_a_submission_of_the_challenge_in_any_order(tmp_path):
     rng = np.random.default_rng(0)
     lengths = [20] * 93 + [19] * 2649
     segments = {f"{i}.mp3": rng.random((length, 10)) < 0.1 for i, length in enumerate(lengths)}
@@ -177,7 +201,4 @@ def test_a_submission_of_the_challenge_is_read_while_one_blinks(tmp_path):
     assert len(rows) == 52_191
     random.Random(0).shuffle(rows)
     (tmp_path / "s.csv").write_text("\n".join([header, *rows]))
-    start = time.perf_counter()
-    found = read_submission(tmp_path / "s.csv", MLPC_2025)
-    assert time.perf_counter() - start < 5
-    assert_same(found, segments)
+    assert_same(read_submission(tmp_path / "s.csv", MLPC_2025), segments)

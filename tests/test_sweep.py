@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import re
 
 import jax
@@ -177,6 +178,16 @@ def test_a_sweep_survives_failures_and_cuts(config_file, tmp_path, monkeypatch, 
     assert trained == []
     with pytest.raises(UserError, match=r"another config: model\.head_width is 0 there and 4 now"):
         run_command(sweep, *arguments, "--only=linear", "--config.systems.linear.config.model.head_width=4")
+    # A finished run of other records does not count, whether it is chosen or not.
+    path = folder / "base" / "seed0" / "features.json"
+    known = json.loads(path.read_text())
+    known["labels"]["fingerprint"]["train"] = "another"
+    path.write_text(json.dumps(known))
+    for only in ("base", "linear"):
+        with pytest.raises(UserError, match=r"1 runs failed: base/seed0: .*other records .* labels of the"):
+            run_command(sweep, *arguments, f"--only={only}")
+        assert "- `base/seed0`: The workdir" in (folder / "report" / "index.md").read_text()
+    assert trained == []
     with pytest.raises(UserError, match="no system 'lineal'"):
         run_command(sweep, *arguments, "--only=lineal")
 
@@ -229,20 +240,6 @@ def counts(seed: int, misses: float, recordings: int = 40) -> np.ndarray:
     return np.stack([zeros, zeros, 10 - missed, missed], axis=-1)
 
 
-def test_the_interval_of_a_difference_is_that_of_a_plain_bootstrap():
-    runs, baseline = np.stack([counts(1, 0.2), counts(2, 0.2)]), counts(3, 0.3)[None]
-    low, high = metrics.difference_interval(runs, baseline, TINY_TASK)
-    rng, found = np.random.default_rng(9), []
-    for _ in range(2000):
-        drawn = rng.integers(40, size=40)
-        costs = [[metrics.cost_per_class(run[drawn].sum(0), TINY_TASK).sum() for run in each]
-                 for each in (runs, baseline)]
-        found.append(np.mean(rng.choice(costs[0], 2)) - np.mean(rng.choice(costs[1], 1)))
-    np.testing.assert_allclose([low, high], np.percentile(found, [2.5, 97.5]), rtol=0.05)
-    same = metrics.difference_interval(baseline, baseline, TINY_TASK)
-    assert same == (0, 0)  # the same recordings are drawn for both
-
-
 def test_verdicts():
     good, same, bad = ([system(name, counts(seed, share)) for seed in seeds] for name, share, seeds in (
         ("good", 0.1, (1, 2)), ("same", 0.1, (3, 4)), ("bad", 0.4, (5, 6))))
@@ -251,8 +248,22 @@ def test_verdicts():
     assert study.compare(good, same).verdict == "no evidence"
     assert study.compare(good, bad).difference == pytest.approx(
         np.mean([run.cost for run in good]) - np.mean([run.cost for run in bad]))
-    with pytest.raises(UserError, match="not evaluated on the same recordings"):
-        study.compare(good, [system("short", counts(1, 0.1, recordings=5))])
+    known = [dataclasses.replace(run, recordings="a") for run in good]
+    assert study.compare(known, bad).verdict == "better"
+    for other in (system("short", counts(1, 0.1, recordings=5)), dataclasses.replace(bad[0], recordings="b")):
+        with pytest.raises(UserError, match="not evaluated on the same recordings"):
+            study.compare(known, [other])
+
+
+def test_what_an_interval_of_single_runs_covers():
+    three = [system("A", counts(seed, share)) for seed, share in ((1, 0.05), (2, 0.1), (3, 0.2))]
+    one = [system("B", counts(4, 0.4))]
+    silent = [dataclasses.replace(one[0], model="naive")]
+    assert study.compare(three, three).note == study.compare(three, silent).note == ""
+    assert "spread of the other" in study.compare(one, three).note
+    assert study.compare(one, one).note == study.compare(three[:1], silent).note == "recordings only"
+    known, borrowed = (np.diff(study.compare(three, side).interval)[0] for side in (silent, one))
+    assert known < borrowed
 
 
 @pytest.mark.parametrize(("found", "published", "words"), [
@@ -273,6 +284,7 @@ def test_the_table_has_a_row_for_every_system():
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[2][:6] == ["A", "", "", "", "", "7"]
     assert cells[3][:6] == ["B", "A", "better", "better", "confirmed", "7"]
+    assert cells[3][-2].endswith("(one run, spread of the other's)")
     assert cells[4][:6] == ["C", "B", "", "worse", "not run", ""]
     assert re.fullmatch(r"\d+\.\d\d ± \d+\.\d\d", cells[2][7])
     assert cells[3][7] == f"{runs['b'][0].cost:.2f}"

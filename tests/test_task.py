@@ -20,7 +20,11 @@ def test_mlpc_task_is_the_one_of_the_challenge():
     assert MLPC_2025.segments_per_minute == pytest.approx(50)
 
 
-@pytest.mark.parametrize("task", [MLPC_2025, dataclasses.replace(TINY_TASK, frame_seconds=0.1, frames_per_segment=4)])
+ODD_NAMES = Task("odd", ('a,"b', "ک\u200cب", "x.npy", " ", "costs"), ((0, 1.5, -1, 5),) * 5)
+
+
+@pytest.mark.parametrize("task", [MLPC_2025, ODD_NAMES,
+                                  dataclasses.replace(TINY_TASK, frame_seconds=0.1, frames_per_segment=4)])
 def test_json_round_trip(task, tmp_path):
     (tmp_path / "task.json").write_text(task.to_json())
     assert read_task(tmp_path / "task.json") == task
@@ -36,24 +40,70 @@ def test_costs_json_keeps_its_class_order_and_takes_the_name_of_its_folder(tmp_p
     np.testing.assert_array_equal(task.cost_matrix, [[0, 1, 0, 5], [0, 2, 0, 10]])
 
 
+ROW = '{"TP": 0, "FP": 1, "TN": 0, "FN": 5}'
+
+
+def with_field(key, value):
+    return f'{{"costs": {{"A": {ROW}}}, "{key}": {value}}}'
+
+
+def with_cost(value):
+    return f'{{"A": {{"TP": 0, "FP": 1, "TN": 0, "FN": {value}}}}}'
+
+
+def with_class(name):
+    return f'{{"{name}": {ROW}}}'
+
+
 @pytest.mark.parametrize(("text", "message"), [
-    ("{", "is not a task"),
-    ("[1, 2]", "is not a task"),
-    ("3", "is not a task"),
-    ("{}", "at least one class"),
-    ('{"A": 3}', "is not a task"),
-    ('{"A": {"TP": 0, "FP": 1, "TN": 0}}', "class 'A' needs exactly the costs"),
-    ('{"A": {"TP": 0, "FP": 1, "TN": 0, "FN": "five"}}', "is not a task"),
-    ('{"A": {"TP": 0, "FP": 1, "TN": 0, "FN": NaN}}', "not a finite number"),
-    ('{"A": {"TP": 0, "FP": 1, "TN": 0, "FN": 5}, "A": {"TP": 0, "FP": 1, "TN": 0, "FN": 5}}', "'A' is there twice"),
-    ('{"onset": {"TP": 0, "FP": 1, "TN": 0, "FN": 5}}', "class called 'onset'"),
-    ('{"costs": {"A": {"TP": 0, "FP": 1, "TN": 0, "FN": 5}}, "frame_seconds": 0}', "positive frame length"),
-    ('{"costs": {"A": {"TP": 0, "FP": 1, "TN": 0, "FN": 5}}, "frame_seconds": NaN}', "positive frame length"),
-    ('{"costs": {"A": {"TP": 0, "FP": 1, "TN": 0, "FN": 5}}, "frames_per_segment": 0}', "at least one frame"),
-])
+    ("{", "damaged"),
+    ("[1, 2]", "damaged"),
+    ("3", "damaged"),
+    ("[" * 10**5, "damaged"),
+    ('{"a": ' * 10**5, "damaged"),
+    ("{}", "classes must have at least 1 item"),
+    ('{"costs": {}}', "classes must have at least 1 item"),
+    ('{"A": 3}', "expected"),
+    ('{"A": []}', "expected"),
+    ('{"A": {"TP": 0, "FP": 1, "TN": 0}}', "class 'A': FN is missing"),
+    ('{"A": {"TP": 0, "FP": 1, "TN": 0, "FNN": 5}}', "class 'A': FNN; did you mean class 'A': FN?"),
+    ('{"A": {"TP": 0, "TP": 1, "FP": 1, "TN": 0, "FN": 5}}', "'TP' is there twice"),
+    (f'{{"A": {ROW}, "A": {ROW}}}', "'A' is there twice"),
+    (with_cost('"5"'), "FN must be a valid number, not '5'"),
+    (with_cost("true"), "FN must be a valid number, not True"),
+    (with_cost("NaN"), "FN must be a finite number, not nan"),
+    (with_cost("-Infinity"), "FN must be a finite number, not -inf"),
+    (with_cost("1e400"), "FN must be a finite number, not inf"),
+    (with_cost(10**400), "FN must be a valid number"),
+    (with_cost("1" + "0" * 6000), "damaged"),
+    (with_cost("1e300"), "FN must be less than"),
+    (with_class("onset"), "class called 'onset'"),
+    (with_class(""), r"classes\[0\] must have at least 1 character"),
+    (with_class("a\\tb"), r"classes\[0\] must be without tabs"),
+    (with_class("a\\nb"), r"classes\[0\] must be without tabs"),
+    (with_class("\\u001b[31m"), r"classes\[0\] must be without tabs"),
+    (with_class("\\u2028"), r"classes\[0\] must be without tabs"),
+    (with_class("\\ud800"), "damaged"),
+    (with_class("x" * 10**6), r"classes\[0\] must have at most 200 characters, not .x{79}[^x]*$"),
+    ("{" + ", ".join(f'"{i}": {ROW}' for i in range(20_001)) + "}", "classes must have at most 20,000 items"),
+    (with_field("frame_seconds", 0), "frame_seconds must be greater"),
+    (with_field("frame_seconds", "NaN"), "frame_seconds must be a finite number"),
+    (with_field("frame_seconds", "1e-9"), "frame_seconds must be greater"),
+    (with_field("frame_seconds", "1e9"), "frame_seconds must be less"),
+    (with_field("frame_seconds", '"0.12"'), "frame_seconds must be a valid number"),
+    (with_field("frames_per_segment", 0), "frames_per_segment must be greater"),
+    (with_field("frames_per_segment", 10**9), "frames_per_segment must be less"),
+    (with_field("frames_per_segment", "Infinity"), "frames_per_segment must be a valid integer"),
+    (with_field("frames_per_segment", "1.5"), "frames_per_segment must be a valid integer"),
+    (with_field("frames_per_segment", "true"), "frames_per_segment must be a valid integer"),
+    (with_field("name", 3), "name must be a valid string"),
+    (with_field("classes", "[]"), "no key classes"),
+], ids=lambda text: text[:40])
 def test_unusable_json_is_an_error_that_says_why(text, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=rf"^costs\.json.*{message}") as error:
         task_from_json(text, "t", "costs.json")
+    assert len(str(error.value)) < 500
+    assert str(error.value).isprintable()
 
 
 def test_missing_and_binary_files_are_named(tmp_path):
@@ -65,9 +115,9 @@ def test_missing_and_binary_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"classes": ("Bell", "Crow", "Bell")}, "no class twice"),
-    ({"classes": ()}, "at least one class"),
-    ({"costs": TINY_TASK.costs[:2]}, "one cost for each"),
+    ({"classes": ("Bell", "Crow", "Bell")}, "'Bell' is there twice"),
+    ({"classes": ()}, "classes must have at least 1"),
+    ({"costs": TINY_TASK.costs[:2]}, "3 classes and costs of 2"),
 ])
 def test_impossible_tasks_are_refused(changes, message):
     with pytest.raises(UserError, match=message):

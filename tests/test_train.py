@@ -1,19 +1,23 @@
 """Training from the command line's functions: learns, resumes bit for bit, agrees with predict and score."""
 
+import dataclasses
 import json
+import shutil
+from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 from tiny import TINY_TASK, run_command, tiny_config, write_layout
 
 from data_prep import ground_truth
-from sedjax import checkpoint, evaluate, predict, score
+from sedjax import checkpoint, evaluate, predict, score, workdir
 from sedjax.errors import UserError
 from sedjax.input_pipeline import Features
 from sedjax.layout import read_layout
-from sedjax.metric_writer import read_metrics
+from sedjax.metric_writer import MetricWriter, read_metrics
 from sedjax.task import Task
-from sedjax.train import train
+from sedjax.train import train, write_training
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +100,7 @@ def test_the_weights_need_no_records_and_no_config(trained):
     detector = predict.load(trained)
     TINY_TASK.require_same(detector.task, where="the workdir")
     assert len(detector.thresholds) == 3
-    with pytest.raises(UserError, match="no checkpoint '77'"):
+    with pytest.raises(UserError, match="no checkpoint 77"):
         predict.load(trained, "77")
     with pytest.raises(UserError, match="is not the workdir of a training"):
         predict.load(trained / "nowhere")
@@ -109,14 +113,97 @@ def test_early_stopping(records, tmp_path):
     assert progress.finished
     entries = [entry for entry in read_metrics(tmp_path / "run") if "validation_cost" in entry]
     assert len(entries) == 3
-    with checkpoint.open_manager(tmp_path / "run") as manager:
-        assert set(manager.all_steps()) == {entry["step"] for entry in entries}  # the best, and the last two
+    # The best, and the last two.
+    assert checkpoint._steps(tmp_path / "run" / "checkpoints") == [entry["step"] for entry in entries]
 
 
-def test_a_loss_that_explodes_stops_with_the_last_good_checkpoint(records, tmp_path):
-    config = tiny_config(data__path=str(records), optimizer__learning_rate=1e30, train__log_every="1 steps")
-    with pytest.raises(UserError, match=r"became NaN or infinite at step \d+; the last good checkpoint"):
-        train(config, tmp_path / "run")
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"train__log_every": "1 steps"}, r"The (loss|gradient norm) became NaN or infinite at step 2"),
+    ({"train__evaluate_every": "1 steps"}, "The loss on the validation split became NaN or infinite at step 1")])
+def test_a_training_that_diverges_ends_before_anything_of_it_is_saved(changes, words, records, tmp_path):
+    config = tiny_config(data__path=str(records), optimizer__learning_rate=1e30, **changes)
+    with pytest.raises(UserError, match=f"{words}; the last good checkpoint .* none yet"):
+        train(config, tmp_path)
+    assert not list((tmp_path / "checkpoints").iterdir())
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_the_first_number_that_is_not_finite_is_named(tmp_path):
+    writer, manager = mock.Mock(spec=MetricWriter), mock.Mock(spec=checkpoint.Manager)
+    manager.directory, manager.latest_step.return_value = tmp_path / "checkpoints", 4
+    running = [(2, {"loss": np.ones(3), "gradient_norm": np.array([1, np.inf, np.nan])}),
+               (1, {"loss": np.array(np.nan), "gradient_norm": np.array(np.nan)})]
+    with pytest.raises(UserError, match="The gradient norm became NaN or infinite at step 7; .* that of step 4"):
+        write_training(writer, running, 8, manager)
+
+
+def test_probabilities_that_are_not_finite_have_no_cost(trained, monkeypatch):
+    """NaN is above no threshold: it would be scored as silence."""
+    detector = predict.load(trained)
+    bad = jax.tree.map(lambda x: x * np.float32(np.nan), detector.variables)
+    monkeypatch.setattr(evaluate, "load", lambda *_: dataclasses.replace(detector, variables=bad))
+    with pytest.raises(UserError, match="NaN or infinite probabilities for 4 of 4 recordings, the first of them 120"):
+        evaluate.evaluate_workdir(trained, "test")
+
+
+@pytest.mark.parametrize(("model", "changes", "words"), [
+    ("naive", {"train__initial_weights": "typo.npz"}, "typo.npz"),
+    ("embedding_transformer", {"model__stem": "conv", "optimizer__accumulate": 4}, "accumulate .* batch norm")])
+def test_what_cannot_be_trained_leaves_no_workdir(model, changes, words, records, tmp_path):
+    with pytest.raises(UserError, match=words):
+        train(tiny_config(model, data__path=str(records), **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_not_a_workdir_is_left_alone(records, tmp_path):
+    """Of what a training writes nothing may be there; other files may, and what a killed start has left."""
+    config = tiny_config("naive", data__path=str(records))
+    task, features = TINY_TASK, {"labels": {"width": 3}}
+    (tmp_path / "train.log").write_text("a log")
+    (tmp_path / "checkpoints").mkdir()
+    workdir.prepare(tmp_path, config, task, features)
+    (tmp_path / "config.json").unlink()
+    workdir.prepare(tmp_path, config, task, features)
+    (tmp_path / "config.json").unlink()
+    for name in ("config.json", "features.json", "metrics.jsonl", "parameters.txt", "task.json", "checkpoints/mine",
+                 "damaged/mine", "report/mine"):
+        path = tmp_path / name
+        kept = path.read_bytes() if path.exists() else None
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('{"mine": 1}')
+        with pytest.raises(UserError, match=name.partition("/")[0]):
+            workdir.prepare(tmp_path, config, task, features)
+        assert path.read_text() == '{"mine": 1}'
+        path.unlink() if kept is None else path.write_bytes(kept)
+    with pytest.raises(UserError, match="not a folder"):
+        workdir.prepare(tmp_path / "train.log", config, task, features)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "1", '{"model": 1}', '{"model": {"name": []}}', '{"data": []}',
+                                  '{"labels": 3}', '{"labels": {"width": "3"}}', '{"labels": {"width": 1e99}}',
+                                  "[" * 100_000])
+def test_other_json_than_expected(trained, text, tmp_path):
+    """In each file of a workdir that is read: an error that names it, or a line that is left out."""
+    folder = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    for name in ("config.json", "features.json", "task.json"):
+        kept = (folder / name).read_bytes()
+        (folder / name).write_text(text)
+        with pytest.raises(UserError, match=name):
+            workdir.read(folder)
+        (folder / name).write_bytes(kept)
+    entries = read_metrics(folder)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(f'{text}\n{{"step": 1, "loss": NaN}}\n{{"step": "1", "loss": 1}}\n{{"loss": 1}}\n')
+    assert read_metrics(folder) == entries
+
+
+def test_a_checkpoint_of_another_architecture(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["feed_forward"] = 24
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="is not of the model in config.json: params/.* there and .* in the model"):
+        predict.load(folder)
 
 
 def test_another_config_or_task_in_a_workdir(trained, records, tmp_path):

@@ -10,6 +10,7 @@ Time: report.py: not measured; report.py:small: 70 minutes for 360 recordings of
 
 from configs import atst_frame, atst_frame_small, conv_transformer, embedding_transformer, naive
 from sedjax.config import changed
+from sedjax.errors import UserError
 from sedjax.sweep import add, add_figure, new_sweep
 
 SMALL = {"data__batch_size": 16, "model__layers": 2, "model__feed_forward": 384, "model__norm": "pre",
@@ -19,6 +20,8 @@ SMALL = {"data__batch_size": 16, "model__layers": 2, "model__feed_forward": 384,
 
 
 def get_config(size="report"):
+    if size not in ("report", "small"):
+        raise UserError(f"The size must be report or small, not {size!r}.")
     mel, embeddings = conv_transformer.get_config(), embedding_transformer.get_config()
     end_to_end = atst_frame_small.get_config() if size == "small" else atst_frame.get_config()
     narrow, wide, wide_for_six = 512, 1024, 1020

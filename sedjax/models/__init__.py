@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import os
-import zipfile
 from collections.abc import Sequence
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
+from sedjax import bounds, files
 from sedjax.errors import UserError
 from sedjax.models.atst_detector import AtstDetector, AtstHybrid
 from sedjax.models.conv_transformer import ConvTransformer
@@ -22,14 +22,25 @@ from sedjax.task import Task
 MODELS = {"atst_frame": AtstDetector, "atst_hybrid": AtstHybrid, "conv_transformer": ConvTransformer,
           "embedding_transformer": EmbeddingTransformer, "naive": Naive}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+NOT_IN_CONFIG = ("num_classes", "dtype", "parent", "name")  # the task, the precision and flax give these
+MAX_PARAMETERS = 2_000_000_000  # of an encoder: 8 GB, and twice as much for the moments of Adam
 
 log = logging.getLogger("sedjax")
 
 
 def default_fields(name: str) -> dict:
     """The configurable fields of a model and their defaults."""
-    return {field.name: field.default for field in dataclasses.fields(_model(name))
-            if field.name not in ("num_classes", "dtype", "parent", "name")}
+    return {field.name: field.default for field in dataclasses.fields(_model(name)) if field.name not in NOT_IN_CONFIG}
+
+
+def check_fields(fields: dict) -> dict:
+    """`name` and all configurable fields of a model, from those that a config gives.
+
+    Raises UserError for a field that the model does not have, or a value that it cannot take.
+    """
+    name = fields["name"]
+    given = {key: value for key, value in fields.items() if key != "name"}
+    return {"name": name, **bounds.check(_model(name), given, "model.", without=NOT_IN_CONFIG)}
 
 
 def has_pretrained_encoder(name: str) -> bool:
@@ -41,9 +52,13 @@ def build(name: str, fields: dict, num_classes: int, precision: str = "float32")
     """The model `name` with the given fields. Raises UserError for sizes that do not fit together."""
     if fields.get("heads") and fields["width"] % fields["heads"]:
         raise UserError(f"model.width = {fields['width']} cannot be divided by model.heads = {fields['heads']}.")
-    for key, allowed in getattr(_model(name), "choices", {}).items():
-        if key in fields and fields[key] not in allowed:
-            raise UserError(f"model.{key} must be one of {list(allowed)}, not {fields[key]!r}.")
+    for prefix in ("", "atst_"):
+        width, layers, hidden = (fields.get(f"{prefix}{key}", 0) for key in ("width", "layers", "feed_forward"))
+        size = layers * width * (4 * width + 2 * hidden) + fields.get("positions", 0) * width
+        if size > MAX_PARAMETERS:
+            raise UserError(f"model.{prefix}width = {width} with model.{prefix}layers = {layers} and "
+                            f"model.{prefix}feed_forward = {hidden} makes about {size:,} parameters; at most "
+                            f"{MAX_PARAMETERS:,} are possible.")
     if "dtype" in {field.name for field in dataclasses.fields(_model(name))}:
         fields = {**fields, "dtype": DTYPES[precision]}
     return _model(name)(num_classes=num_classes, **fields)
@@ -99,13 +114,9 @@ def fill_weights(variables: dict, path: str | os.PathLike, unused: Sequence[str]
       unused: how the names begin of what it may hold although the model has no place for it.
 
     Raises:
-      UserError: it cannot be read, or does not fit the model; nothing is replaced then.
+      UserError: it cannot be read, does not fit the model, or is not finite; nothing is replaced then.
     """
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            held = dict(archive)
-    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"The initial weights {path} are no readable npz file: {error}.") from error
+    held = files.read_npz(path)
     left_out = {prefix for prefix in unused for name in held if name.startswith(prefix)}
     if left_out:
         log.info("Of the initial weights %s, the model has no place for %s.", path, ", ".join(sorted(left_out)))
@@ -120,10 +131,17 @@ def fill_weights(variables: dict, path: str | os.PathLike, unused: Sequence[str]
         odd = min(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         raise UserError(f"The initial weights {path} do not fit the model: {odd} is {found.get(odd, 'missing')} there "
                         f"and {wanted.get(odd, 'missing')} in the model.")
-    return traverse_util.unflatten_dict({**flat, **{name: jnp.asarray(value) for name, value in held.items()}}, sep="/")
+    replaced = {}
+    for name, value in held.items():
+        if value.dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                replaced[name] = jnp.asarray(value.astype(flat[name].dtype))
+        if name not in replaced or not jnp.isfinite(replaced[name]).all():
+            raise UserError(f"The initial weights {path} cannot be used: {name} is not an array of finite fractions.")
+    return traverse_util.unflatten_dict({**flat, **replaced}, sep="/")
 
 
 def _model(name: str) -> type[nn.Module]:
-    if name not in MODELS:
-        raise UserError(f"There is no model {name!r}; the models are {sorted(MODELS)}.")
+    if not isinstance(name, str) or name not in MODELS:
+        raise UserError(f"There is no model {bounds.shown(name)}; the models are {', '.join(sorted(MODELS))}.")
     return MODELS[name]

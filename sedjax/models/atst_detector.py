@@ -1,6 +1,6 @@
 """Detectors on ATST-Frame, from raw audio to frame logits: the encoder alone, and before the embedding-transformer."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from sedjax.audio import FEATURE, FRAME_SAMPLES, FULL_SCALE, SAMPLE_RATE_HZ
+from sedjax.bounds import Layers, ShareBelowOne, Size, SizeOrNone, one_of
 from sedjax.errors import UserError
 from sedjax.frontend import atst_log_mel
 from sedjax.models.atst_frame import HEAD_SIZE, TOKEN_SAMPLES, TOKENS_PER_FRAME, WINDOW_SAMPLES, AtstFrame
@@ -15,7 +16,7 @@ from sedjax.models.embedding_transformer import EmbeddingTransformer
 from sedjax.models.encoder import Head
 
 WINDOW_TOKENS = WINDOW_SAMPLES // TOKEN_SAMPLES
-HOPS_SECONDS = (9.6, 4.8)
+HopSeconds = Annotated[float, one_of(9.6, 4.8)]
 
 
 class AtstDetector(nn.Module):
@@ -31,17 +32,16 @@ class AtstDetector(nn.Module):
     """
 
     features: ClassVar[tuple[str, ...]] = (FEATURE,)
-    choices: ClassVar[dict[str, tuple]] = {"hop_seconds": HOPS_SECONDS}
     pretrained: ClassVar[str] = "atst"
 
     num_classes: int
-    layers: int = 12
-    drop_layers: int = 0
-    width: int = 768
-    feed_forward: int = 3072
-    hop_seconds: float = 9.6
-    head_width: int = 0
-    dropout: float = 0.2
+    layers: Layers = 12
+    drop_layers: Layers = 0
+    width: Size = 768
+    feed_forward: Size = 3072
+    hop_seconds: HopSeconds = 9.6
+    head_width: SizeOrNone = 0
+    dropout: ShareBelowOne = 0.2
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self):
@@ -76,15 +76,14 @@ class AtstHybrid(EmbeddingTransformer):
     """
 
     features: ClassVar[tuple[str, ...]] = (FEATURE,)
-    choices: ClassVar[dict[str, tuple]] = {**EmbeddingTransformer.choices, "hop_seconds": HOPS_SECONDS,
-                                           "standardize": (False,)}
     pretrained: ClassVar[str] = "atst"
 
-    atst_layers: int = 12
-    atst_drop_layers: int = 0
-    atst_width: int = 768
-    atst_feed_forward: int = 3072
-    hop_seconds: float = 9.6
+    atst_layers: Layers = 12
+    atst_drop_layers: Layers = 0
+    atst_width: Size = 768
+    atst_feed_forward: Size = 3072
+    hop_seconds: HopSeconds = 9.6
+    standardize: Literal[False] = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -115,7 +114,7 @@ def frame_rows(encoder: AtstFrame, audio: Real[Array, "clip frame sample"], fram
       encoder: takes 250 tokens.
       audio: 16-bit samples, or floats of that scale, 1920 a frame.
       frame_mask: real frames, the first of each clip; after them there is silence.
-      hop_seconds: of HOPS_SECONDS.
+      hop_seconds: as for AtstDetector.
     """
     clips, frames = frame_mask.shape
     hop = round(hop_seconds * SAMPLE_RATE_HZ)
@@ -148,10 +147,10 @@ def frame_rows(encoder: AtstFrame, audio: Real[Array, "clip frame sample"], fram
 
 def require_sizes(layers: int, drop_layers: int, width: int, prefix: str) -> None:
     """Raises UserError, with the keys after `prefix`, for an encoder that cannot be."""
-    if width <= 0 or width % HEAD_SIZE:
+    if width % HEAD_SIZE:
         raise UserError(f"{prefix}width must be a multiple of {HEAD_SIZE}, the size of a head of ATST-Frame, not "
                         f"{width}.")
-    if not 0 <= drop_layers < layers:
+    if drop_layers >= layers:
         raise UserError(f"{prefix}drop_layers = {drop_layers} of {prefix}layers = {layers} cannot be dropped.")
 
 

@@ -2,11 +2,9 @@
 
 import os
 import re
-import zipfile
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -15,6 +13,7 @@ from sedjax import models
 from sedjax.attention import fused_or_plain
 from sedjax.audio import SAMPLE_RATE_HZ
 from sedjax.errors import UserError
+from sedjax.files import npz_shapes
 from sedjax.frontend import atst_log_mel
 from sedjax.models.encoder import POSITION_STD, Dense, gelu
 
@@ -108,18 +107,17 @@ def load(path: str | os.PathLike, drop_layers: int = 0) -> tuple[AtstFrame, dict
 
     Raises UserError if there is none, or it is not whole.
     """
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            shapes = {name: archive[name].shape for name in archive.files}
-        positions = shapes["params/atst/pos_embed"]
-        blocks = {match[1] for name in shapes if (match := re.match(r"params/atst/block_(\d+)/", name))}
-        model = AtstFrame(len(blocks), drop_layers, positions[2], shapes["params/atst/block_0/fc1/bias"][0],
-                          positions[1] - 1)
-    except (OSError, EOFError, TypeError, ValueError, LookupError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} holds no ATST-Frame: make it with data_prep.import_weights ({error}).") from error
+    shapes = npz_shapes(path)
+    blocks = {match[1] for name in shapes if (match := re.match(r"params/atst/block_(\d+)/", name))}
+    positions, hidden, kernel = (shapes.get(f"params/atst/{name}", ()) for name in (
+        "pos_embed", "block_0/fc1/bias", "patch_embed/kernel"))
+    ranks = [len(shape) for shape in (positions, hidden, kernel)]
+    if ranks != [3, 1, 2] or positions[2] < HEAD_SIZE or hidden[0] < 1 or kernel[0] < PATCH_FRAMES:
+        raise UserError(f"{path} does not hold an ATST-Frame: make it with data_prep.import_weights.")
+    model = AtstFrame(len(blocks), drop_layers, positions[2], hidden[0], positions[1] - 1)
     if not 0 <= drop_layers < len(blocks):
         raise UserError(f"ATST-Frame in {path} has {len(blocks)} layers: {drop_layers} of them cannot be dropped.")
-    bands = shapes.get("params/atst/patch_embed/kernel", (0,))[0] // PATCH_FRAMES
+    bands = kernel[0] // PATCH_FRAMES
     whole = jax.eval_shape(model.clone(drop_layers=0).init, jax.random.key(0), jnp.zeros((1, 1 + PATCH_FRAMES, bands)))
     variables = {"params": {"atst": whole["params"]}}
     if any(name.startswith("params/strong_head/") for name in shapes):

@@ -1,18 +1,22 @@
 """The conv-transformer on mel spectrograms: systems 2 to 8 of the report (SPEC section 4)."""
 
-from typing import ClassVar
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
+from pydantic import Field
 
 from sedjax.augment import spec_augment
+from sedjax.bounds import FramesOrNone, Layers, Masks, Share, ShareBelowOne, Size, SizeOrNone
 from sedjax.errors import UserError
 from sedjax.frontend import level
 from sedjax.models.encoder import KERNEL_INIT, Dense, Encoder, Head, standardize
 from sedjax.models.resnet import ResNet34
+
+Channels = Annotated[int, Field(ge=1, le=4_096)]
 
 
 class ConvStem(nn.Module):
@@ -50,30 +54,27 @@ class ConvTransformer(nn.Module):
       dtype: of the computation.
     """
 
-    choices: ClassVar[dict[str, tuple[str, ...]]] = {
-        "stem": ("conv", "resnet34"), "mfcc_as": ("bands", "channels"), "norm": ("post", "pre")}
-
     num_classes: int
-    stem: str = "conv"
-    channels: tuple[int, int] = (32, 64)
-    resnet_width: int = 64
+    stem: Literal["conv", "resnet34"] = "conv"
+    channels: tuple[Channels, Channels] = (32, 64)
+    resnet_width: Annotated[int, Field(ge=1, le=512)] = 64
     log_scale: bool = True
-    mfcc: tuple[int, ...] = ()
-    mfcc_as: str = "bands"
+    mfcc: Annotated[tuple[Annotated[int, Field(ge=0, le=10_000)], ...], Field(max_length=1_000)] = ()
+    mfcc_as: Literal["bands", "channels"] = "bands"
     standardize: bool = True
-    time_masks: int = 0
-    time_mask_frames: int = 25
-    time_mask_share: float = 0.2
-    band_masks: int = 0
-    band_mask_width: int = 16
-    width: int = 512
-    heads: int = 4
-    layers: int = 4
-    feed_forward: int = 2048
-    dropout: float = 0.2
-    positions: int = 250
-    norm: str = "post"
-    head_width: int = 0
+    time_masks: Masks = 0
+    time_mask_frames: FramesOrNone = 25
+    time_mask_share: Share = 0.2
+    band_masks: Masks = 0
+    band_mask_width: FramesOrNone = 16
+    width: Size = 512
+    heads: Size = 4
+    layers: Layers = 4
+    feed_forward: Size = 2048
+    dropout: ShareBelowOne = 0.2
+    positions: FramesOrNone = 250
+    norm: Literal["post", "pre"] = "post"
+    head_width: SizeOrNone = 0
     dtype: DTypeLike = jnp.float32
 
     @property

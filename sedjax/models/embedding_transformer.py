@@ -1,12 +1,14 @@
 """The embedding-transformer: systems 9 to 13 of the report; 13 won MLPC 2025 (SPEC section 4)."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
+from pydantic import Field
 
+from sedjax.bounds import FramesOrNone, Layers, ShareBelowOne, Size, SizeOrNone
 from sedjax.models.encoder import KERNEL_INIT, BatchNorm, Dense, Encoder, Head, gelu, standardize
 
 
@@ -58,19 +60,18 @@ class EmbeddingTransformer(nn.Module):
     """
 
     features: ClassVar[tuple[str, ...]] = ("embeddings",)
-    choices: ClassVar[dict[str, tuple[str, ...]]] = {"stem": ("linear", "conv"), "norm": ("post", "pre")}
 
     num_classes: int
-    stem: str = "linear"
-    kernels: tuple[int, ...] = (7, 5, 3)
-    width: int = 1024
-    heads: int = 4
-    layers: int = 4
-    feed_forward: int = 2048
-    dropout: float = 0.2
-    positions: int = 250
-    norm: str = "post"
-    head_width: int = 256
+    stem: Literal["linear", "conv"] = "linear"
+    kernels: Annotated[tuple[Annotated[int, Field(ge=1, le=255)], ...], Field(max_length=16)] = (7, 5, 3)
+    width: Size = 1024
+    heads: Size = 4
+    layers: Layers = 4
+    feed_forward: Size = 2048
+    dropout: ShareBelowOne = 0.2
+    positions: FramesOrNone = 250
+    norm: Literal["post", "pre"] = "post"
+    head_width: SizeOrNone = 256
     standardize: bool = False
     dtype: DTypeLike = jnp.float32
 
