@@ -301,7 +301,7 @@ def test_frames_of_another_length(tmp_path):
     detector = mock.Mock(spec=Detector, task=task)
     for attempt in (lambda: layout.features(layout.filenames[0], ("audio",)), lambda: survey(layout, ("audio",)),
                     lambda: extract.extract(tmp_path / "audio", tmp_path, ("mfcc",)),
-                    lambda: recordings.clips(detector, None), lambda: extractors.DetectorExtractor.of("w")):
+                    lambda: recordings.clips(detector, mock.Mock()), lambda: extractors.DetectorExtractor.of("w")):
         with mock.patch.object(extractors, "load", return_value=detector), pytest.raises(
                 UserError, match=r"'tiny' has frames of 0\.04 s"):
             attempt()
