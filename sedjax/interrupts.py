@@ -32,6 +32,12 @@ def raise_first() -> None:
         signal.signal(signal.SIGINT, request)
 
 
+def again() -> None:
+    """Raises KeyboardInterrupt once more: the first one came in a callback that nothing can be raised from."""
+    raise_first()
+    threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+
+
 @contextlib.contextmanager
 def only_here() -> Iterator[None]:
     """Processes that are started inside never see Ctrl-C: they end with this one."""

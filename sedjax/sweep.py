@@ -137,7 +137,7 @@ def main(argv: Sequence[str]) -> None:
     require_no_arguments(argv)
     parallel.cache_compilations()
     options = flags.FLAGS
-    sweep, folder = freeze(config_lib.fields_from_flag()), pathlib.Path(options.workdir)
+    sweep, folder = config_lib.from_flag(freeze), pathlib.Path(options.workdir)
     if unknown := [name for name in options.only if name not in {row.name for row in sweep.rows}]:
         raise UserError(f"--only: there is no system {unknown[0]!r}; there are {[row.name for row in sweep.rows]}.")
     study.require_replaceable(sweep.figures, folder)

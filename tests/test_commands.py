@@ -103,6 +103,8 @@ NAIVE = ("train", "--config=configs/naive.py", "--workdir=w")
     ([*NAIVE, f"--config.data.batch_size={'9' * 500}"], "data.batch_size must be less than"),
     ([*NAIVE, "--config.nokey=1"], "no such config key: nokey"),
     ([*NAIVE, "--config.optimizer.learning_rat=1"], "learning_rat"),
+    ([*NAIVE, "--config.decision.thresholds=(0.1, 0.2)", "--config.decision.thresholds=()"], "at least 1 item, not ()"),
+    ([*NAIVE, "--config.data.batch_size=0", "--config.data.batch_size=-1"], "equal to 1, not -1"),
     ([*NAIVE, "--config.data=3"], "--config.data=3"),
     ([*NAIVE, "--config.="], "Could not parse"),
     ([*NAIVE, "--config.decision.thresholds=(("], "decision.thresholds[0] must be a valid number, not '(('"),
@@ -180,12 +182,16 @@ def test_other_errors_have_a_traceback(error, in_process):
 
 
 INTERRUPTED = """
-import signal, sys, threading, time
+import gc, signal, sys, threading, time
 from sedjax import commands, interrupts
 
 def main(argv):
     threading.Thread(target=time.sleep, args=[60]).start()  # at an ordinary exit, Python waits for it
     try:
+        if argv[1:] == ["lost"]:  # in a callback, from where nothing can be raised
+            gc.callbacks.append(lambda *args: gc.callbacks.clear() or signal.raise_signal(signal.SIGINT))
+            gc.collect()
+            time.sleep(30)
         signal.raise_signal(signal.SIGINT)
     finally:
         print("tidied up", flush=True)
@@ -199,7 +205,7 @@ commands.run(main)
 """
 
 
-@pytest.mark.parametrize("argument", ["early", "once", "twice"])
+@pytest.mark.parametrize("argument", ["early", "once", "twice", "lost"])
 def test_ctrl_c_is_one_line_and_status_130(argument):
     result = subprocess.run([sys.executable, "-c", INTERRUPTED, argument], capture_output=True, text=True, timeout=50)
     assert (result.returncode, result.stderr) == (130, "Interrupted.\n")
