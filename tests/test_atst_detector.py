@@ -63,7 +63,7 @@ def test_a_batch_has_the_rows_of_the_extractor(clips, hop_seconds):
     extractor = extractors.AtstExtractor(encoder, variables["params"]["atst"], round(hop_seconds * 16000), batch_size=1)
     for clip, rows in zip(clips, found):
         expected = embed_alone(extractor, (clip / audio.FULL_SCALE).astype(np.float32), 16000)
-        np.testing.assert_allclose(rows[: len(expected)], expected, atol=1e-5)
+        np.testing.assert_allclose(rows[: len(expected)], expected, atol=5e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
