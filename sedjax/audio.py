@@ -6,13 +6,13 @@ import io
 import logging
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
-from jaxtyping import Float, Int16, Shaped
+from jaxtyping import Float, Int16
 
 from sedjax import containers, files, flac, mp3, ogg
 from sedjax.errors import UserError
@@ -38,8 +38,7 @@ LOUDEST = 1000.0  # full scale is 1; what is 60 dB above it was never scaled
 NO_LENGTH = "does not say how long it is"
 MOST_CHANNELS = 64  # of an array; more are samples, which are in the place of channels
 
-Recording = (str | os.PathLike | Shaped[np.ndarray, "_recorded"] | Shaped[np.ndarray, "_recorded _channels"] |
-             Sequence[float])
+Recording = Any  # a path, or what numpy makes an array of, see `blocks`
 
 
 def files_in(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -54,7 +53,7 @@ def files_in(folder: pathlib.Path) -> list[pathlib.Path]:
     return paths
 
 
-def blocks(recording: Recording, sample_rate_hz: int | None = None) -> Iterator[Float[np.ndarray, "samples"]]:
+def blocks(recording: Recording, sample_rate_hz: float | None = None) -> Iterator[Float[np.ndarray, "samples"]]:
     """A recording as 16 kHz mono in blocks of 10 s, of which the last may be shorter.
 
     n samples at rate r become round(n x 16000 / r), at least 1. Channels are averaged. Silence is a recording like any
@@ -75,7 +74,7 @@ def blocks(recording: Recording, sample_rate_hz: int | None = None) -> Iterator[
     return _in_blocks(_array_chunks(recording, sample_rate_hz))
 
 
-def read(recording: Recording, sample_rate_hz: int | None = None) -> Float[np.ndarray, "samples"]:
+def read(recording: Recording, sample_rate_hz: float | None = None) -> Float[np.ndarray, "samples"]:
     """The whole of a recording, as `blocks` gives it."""
     return np.concatenate(list(blocks(recording, sample_rate_hz)))
 
@@ -100,12 +99,12 @@ def _as_16_bits(samples: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(samples * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
 
 
-def frames(recording: Recording, sample_rate_hz: int | None = None) -> Int16[np.ndarray, "frame 1920"]:
+def frames(recording: Recording, sample_rate_hz: float | None = None) -> Int16[np.ndarray, "frame 1920"]:
     """The whole of a recording as `rows` gives it."""
     return np.concatenate(list(rows(blocks(recording, sample_rate_hz))))
 
 
-def num_frames(recording: Recording, sample_rate_hz: int | None = None) -> int:
+def num_frames(recording: Recording, sample_rate_hz: float | None = None) -> int:
     """How many rows `frames` gives, for which the recording is read, but not held in memory."""
     return -(-sum(map(len, blocks(recording, sample_rate_hz))) // FRAME_SAMPLES)
 
@@ -182,8 +181,7 @@ def _chunk_samples(rate_hz: int, channels: int) -> int:
     return max(min(10 * rate_hz, CHUNK_VALUES // max(channels, 1)), 1)
 
 
-def _array_chunks(recording: Shaped[np.ndarray, "..."] | Sequence[float],
-                  sample_rate_hz: int | None) -> Iterator[np.ndarray]:
+def _array_chunks(recording: Any, sample_rate_hz: Any) -> Iterator[np.ndarray]:
     array, rate_hz = _as_array(recording), _as_rate(sample_rate_hz)
 
     def chunks() -> Iterator[np.ndarray]:
