@@ -240,6 +240,7 @@ def load(folder: str | os.PathLike, which: str | int = "best",
                             f"{embeddings_from}.")
         widths = {key: entry["width"] for key, entry in features.items()}
         shapes = jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model, widths))
+        shapes = {"params": {}, **shapes}  # the naive baseline has none, but its checkpoints have the place for them
     variables, progress, step = checkpoint.load_weights(folder, which, shapes)
     thresholds = progress.thresholds or decisions.default(config.decision, task)
     return Detector(pathlib.Path(folder), config, task, features, model, variables,
