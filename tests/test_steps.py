@@ -1,5 +1,6 @@
 """The train and evaluation steps: any number of devices, any split of the batch, the same numbers."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from tiny import TINY_TASK, tiny_config
 
 from sedjax import decisions, losses, metrics, models, parallel, steps, train_state
+from sedjax.errors import UserError
 
 FEATURES = {"embeddings": {"width": 16}, "melspectrogram": {"width": 64, "level_mean": [0.0] * 64,
                                                             "level_std": [10.0] * 64}}
@@ -166,6 +168,7 @@ def test_loss_is_the_written_formula():
     targets = jnp.array([[[1.0, 0.0, 0.0]]])
     weights = jnp.array([[5.0, 2.0, 3.0], [1.0, 0.5, 1.0]])
     found = losses.weighted_bce(logits, targets, weights)[0, 0]
+    np.testing.assert_array_equal(losses.weighted_bce(logits[0], targets[0], weights)[0], found)  # any shape before
     np.testing.assert_allclose(found, [5 * np.log1p(np.exp(-0.5)), 0.5 * np.log1p(np.exp(-1.0)), 80.0], rtol=1e-6)
 
 
@@ -174,6 +177,14 @@ def test_class_weights():
     np.testing.assert_allclose(losses.class_weights(config, TINY_TASK), [[2.5, 5, 15], [0.5, 1, 1.5]])
     none = tiny_config(loss__pos_weight="none").loss
     np.testing.assert_allclose(losses.class_weights(none, TINY_TASK), np.ones((2, 3)))
+
+
+def test_a_false_alarm_that_costs_nothing_is_refused_only_where_its_cost_divides():
+    free = dataclasses.replace(TINY_TASK, costs=((0, 1, 0, 5), (0, 0, 0, 10), (0, 3, 0, 15)))
+    np.testing.assert_allclose(losses.class_weights(tiny_config(loss__pos_weight="none").loss, free), np.ones((2, 3)))
+    for changes in ({}, {"loss__pos_weight": "none", "loss__absolute_costs": True}):
+        with pytest.raises(UserError, match="false alarm that costs nothing, that of 'Crow'"):
+            losses.class_weights(tiny_config(**changes).loss, free)
 
 
 def test_thresholds_are_tuned_per_class_for_cost():
