@@ -21,6 +21,11 @@ lint: setup
 test: setup lint
 	$(BIN)/python -m pytest -n 2
 
+# The corpus of hostile input. Rows that fail are faults that are still open.
+.PHONY: test-corpus
+test-corpus: setup
+	$(BIN)/python -m pytest -n 2 -o addopts=-ra tests/hostile
+
 # The whole path on the built-in data set: recordings, records, models, their cost, a submission, a report.
 RUN = $(BIN)/python -m
 demo: setup

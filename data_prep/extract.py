@@ -28,6 +28,7 @@ from sedjax.commands import BAD_LIST, SOME_BAD_STATUS, write_bad
 from sedjax.errors import UserError
 from sedjax.files import read_csv
 from sedjax.layout import Layout, read_layout
+from sedjax.task import read_task
 
 FEATURES = ("melspectrogram", "mfcc", "mfcc_delta", "mfcc_delta2", "embeddings")
 JOURNAL = "extracted.jsonl"
@@ -149,6 +150,8 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
       UserError: there are no recordings, or the output cannot be written.
     """
     paths, bad = recordings(folder)
+    if (output / "costs.json").exists():
+        audio.require_frame_seconds(read_task(output / "costs.json"))
     job = Job(output, wanted, embeddings_from, hop_seconds, drop_layers)
     extractor = job.extractor()
     parameters = job.parameters(extractor)

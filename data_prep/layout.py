@@ -117,6 +117,8 @@ def survey(layout: Layout, keys: tuple[str, ...] | None = None, over: Callable =
     if audio.FEATURE in keys and not has_audio:
         general.append(f"{layout.path / 'audio'}: no recording of metadata.csv is there.")
         keys = tuple(key for key in keys if key != audio.FEATURE)
+    if audio.FEATURE in keys:
+        audio.require_frame_seconds(layout.task)
 
     labelled = check_labels = any(map(os.path.exists, labels_paths))
     if not labelled:

@@ -6,12 +6,13 @@ import io
 import logging
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
-from jaxtyping import Float, Int16, Shaped
+from jaxtyping import Float, Int16
 
 from sedjax import containers, files, flac, mp3, ogg
 from sedjax.errors import UserError
@@ -29,14 +30,15 @@ FRAME_SAMPLES = 1920  # 120 ms
 FRAME_SECONDS = FRAME_SAMPLES / SAMPLE_RATE_HZ
 FULL_SCALE = 32768  # of 16-bit samples
 MOST_MISSING_SECONDS = FRAME_SECONDS  # of a recording that is read all the same, with a warning
+PIECE_SAMPLES = 64
 CHUNK_VALUES = 1 << 20  # read at once, all channels together
 RATES_HZ = (1_000, 1_000_000)
 MOST_SAMPLES = 1 << 62  # libsndfile's number for a length that it does not know is larger
 LOUDEST = 1000.0  # full scale is 1; what is 60 dB above it was never scaled
+NO_LENGTH = "does not say how long it is"
 MOST_CHANNELS = 64  # of an array; more are samples, which are in the place of channels
 
-Recording = (str | os.PathLike | Shaped[np.ndarray, "_recorded"] | Shaped[np.ndarray, "_recorded _channels"] |
-             Sequence[float])
+Recording = Any  # a path, or what numpy makes an array of, see `blocks`
 
 
 def files_in(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -51,7 +53,7 @@ def files_in(folder: pathlib.Path) -> list[pathlib.Path]:
     return paths
 
 
-def blocks(recording: Recording, sample_rate_hz: int | None = None) -> Iterator[Float[np.ndarray, "samples"]]:
+def blocks(recording: Recording, sample_rate_hz: float | None = None) -> Iterator[Float[np.ndarray, "samples"]]:
     """A recording as 16 kHz mono in blocks of 10 s, of which the last may be shorter.
 
     n samples at rate r become round(n x 16000 / r), at least 1. Channels are averaged. Silence is a recording like any
@@ -72,7 +74,7 @@ def blocks(recording: Recording, sample_rate_hz: int | None = None) -> Iterator[
     return _in_blocks(_array_chunks(recording, sample_rate_hz))
 
 
-def read(recording: Recording, sample_rate_hz: int | None = None) -> Float[np.ndarray, "samples"]:
+def read(recording: Recording, sample_rate_hz: float | None = None) -> Float[np.ndarray, "samples"]:
     """The whole of a recording, as `blocks` gives it."""
     return np.concatenate(list(blocks(recording, sample_rate_hz)))
 
@@ -97,12 +99,12 @@ def _as_16_bits(samples: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(samples * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
 
 
-def frames(recording: Recording, sample_rate_hz: int | None = None) -> Int16[np.ndarray, "frame 1920"]:
+def frames(recording: Recording, sample_rate_hz: float | None = None) -> Int16[np.ndarray, "frame 1920"]:
     """The whole of a recording as `rows` gives it."""
     return np.concatenate(list(rows(blocks(recording, sample_rate_hz))))
 
 
-def num_frames(recording: Recording, sample_rate_hz: int | None = None) -> int:
+def num_frames(recording: Recording, sample_rate_hz: float | None = None) -> int:
     """How many rows `frames` gives, for which the recording is read, but not held in memory."""
     return -(-sum(map(len, blocks(recording, sample_rate_hz))) // FRAME_SAMPLES)
 
@@ -150,7 +152,8 @@ def _resampled(chunks: Iterable[np.ndarray], rate_hz: int, name: str) -> Iterato
     stream = soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1) if rate_hz != SAMPLE_RATE_HZ else None
     samples = given = 0
     for chunk in chunks:
-        mono = np.ascontiguousarray(chunk.mean(axis=1)) if chunk.shape[1] > 1 else chunk[:, 0].copy()
+        with np.errstate(invalid="ignore"):
+            mono = np.ascontiguousarray(chunk.mean(axis=1)) if chunk.shape[1] > 1 else chunk[:, 0].copy()
         _require_audible(mono, samples / rate_hz, name)
         samples += len(mono)
         result = stream.resample_chunk(mono) if stream else mono
@@ -178,8 +181,7 @@ def _chunk_samples(rate_hz: int, channels: int) -> int:
     return max(min(10 * rate_hz, CHUNK_VALUES // max(channels, 1)), 1)
 
 
-def _array_chunks(recording: Shaped[np.ndarray, "..."] | Sequence[float],
-                  sample_rate_hz: int | None) -> Iterator[np.ndarray]:
+def _array_chunks(recording: Any, sample_rate_hz: Any) -> Iterator[np.ndarray]:
     array, rate_hz = _as_array(recording), _as_rate(sample_rate_hz)
 
     def chunks() -> Iterator[np.ndarray]:
@@ -237,15 +239,29 @@ class _Stream(soundfile.SoundFile):
         return False
 
 
+class _Promise(NamedTuple):
+    """How many samples a file says or seems to hold, for each channel.
+
+    Attributes:
+      samples: None if it does not say.
+      is_least: there may have been more.
+      doubt: what to warn of, if nothing is known to be missing.
+    """
+
+    samples: int | None
+    is_least: bool = False
+    doubt: str = ""
+
+
 def _file_chunks(path: pathlib.Path) -> Iterator[np.ndarray]:
     name = files.printable(path)
-    with files.open_file(path) as raw:
+    with files.open_file(path) as raw, contextlib.ExitStack() as stack:
         if not os.fstat(raw.fileno()).st_size:
             raise UserError(f"{name} is empty.")
         try:
-            with _opened(path, raw, name) as (file, promised):
-                chunks = _read_chunks(file, promised, name)
-                yield from _resampled(chunks, file.samplerate, name)
+            file, promise = _opened(path, raw, name, stack)
+            _require_whole(file.frames, promise, file.samplerate, name)
+            yield from _resampled(_read_chunks(path, file, promise, name), file.samplerate, name)
         except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a suffix that means no header
             reason = getattr(error, "error_string", "no header")
             if "does not exist" in reason:  # what libsndfile says of anything that it took for mp3 in vain
@@ -253,62 +269,79 @@ def _file_chunks(path: pathlib.Path) -> Iterator[np.ndarray]:
             raise UserError(f"{name} is damaged, or no audio that libsndfile reads: {reason.rstrip('.')}.") from error
 
 
-@contextlib.contextmanager
-def _opened(path: pathlib.Path, raw: io.BufferedReader, name: str) -> Iterator[tuple[_Stream, int | None]]:
-    """A file, and how many samples it should give as far as it says.
-
-    Raises UserError if it shows already that more is missing than may be.
-    """
-    with contextlib.ExitStack() as stack:
-        with mp3.quiet():
-            file = stack.enter_context(_Stream(os.fsencode(path)))  # a name need not be UTF-8
-        if file.format == "MP3":
-            frames = mp3.scan(raw)
-            promised = None
-            if frames and (frames.missing or frames.stated is None) and frames.is_layer_3:
-                with mp3.quiet():
-                    file = stack.enter_context(_Stream(mp3.Clean(raw, frames)))
-            if frames:
-                promised = file.frames if frames.stated is not None else frames.samples
-        elif file.format == "OGG":
-            ending = ogg.ending(raw, name)
-            rate = 48000 if file.subtype == "OPUS" else file.samplerate
-            promised = file.frames + -(-ending.missing_samples * file.samplerate // rate)
-            if not ending.is_marked and not ending.missing_samples:
-                _warn(f"{name} is not marked as complete (no end of stream): if sound is missing after "
-                      f"{promised / file.samplerate:.3f} s, it cannot be told.")
-        elif file.format == "FLAC":
-            stated = file.frames if file.frames < MOST_SAMPLES else 0
-            promised = max(stated, flac.num_samples(raw) or 0) or None
-        else:
-            promised = containers.promised_samples(raw, file)
-        if promised is None:
-            _warn(f"{name} does not say how long it is: if its end is missing, it cannot be told.")
-        else:
-            _require_whole(min(file.frames, promised), promised, file.samplerate, name)
-        yield file, promised
+def _opened(path: pathlib.Path, raw: io.BufferedIOBase, name: str,
+            stack: contextlib.ExitStack) -> tuple[_Stream, _Promise]:
+    """A file, which the stack closes, and what it promises. Raises UserError if it is damaged."""
+    with mp3.quiet():
+        file = stack.enter_context(_Stream(os.fsencode(path)))  # a name need not be UTF-8
+    if file.format == "MP3":
+        frames = mp3.scan(raw)
+        if not frames:
+            return file, _Promise(None, doubt=NO_LENGTH)
+        if frames.is_layer_3 and (frames.missing or frames.stated is None):
+            with mp3.quiet():
+                file = stack.enter_context(_Stream(mp3.Clean(raw, frames)))
+        return file, _Promise(frames.samples, True) if frames.stated is None else _Promise(file.frames)
+    if file.format == "OGG":
+        ending = ogg.ending(raw, name)
+        rate_hz = 48000 if file.subtype == "OPUS" else file.samplerate
+        missing = -(-ending.missing_samples * file.samplerate // rate_hz)
+        doubt = "" if ending.is_marked else "is not marked as complete (no end of stream)"
+        return file, _Promise(file.frames + missing, True, doubt)
+    if file.format == "FLAC":
+        stated = file.frames if file.frames < MOST_SAMPLES else 0
+        samples = max(stated, flac.num_samples(raw) or 0) or None
+    else:
+        samples = containers.promised_samples(raw, file)
+    return file, _Promise(samples, doubt=NO_LENGTH if samples is None else "")
 
 
-def _read_chunks(file: _Stream, promised: int | None, name: str) -> Iterator[np.ndarray]:
-    size, count = _chunk_samples(file.samplerate, file.channels), 0
-    while True:
-        with mp3.quiet() if file.format == "MP3" else contextlib.nullcontext():
-            chunk = file.read(size, "float32", always_2d=True)
-        if not len(chunk):
-            break
+def _read_chunks(path: pathlib.Path, file: _Stream, promise: _Promise, name: str) -> Iterator[np.ndarray]:
+    count = 0
+    for chunk in _readable_chunks(path, file, promise):
         count += len(chunk)
         yield chunk
-    missing = _require_whole(count, promised or count, file.samplerate, name)
+    missing = _require_whole(count, promise, file.samplerate, name)
     if missing:
-        _warn(f"{name} is truncated or damaged: {missing / file.samplerate:.4f} s of its "
-              f"{promised / file.samplerate:.3f} s are missing.")
+        least = "at least " if promise.is_least else ""
+        _warn(f"{name} is truncated or damaged: {least}{missing / file.samplerate:.4f} s are missing, of "
+              f"{promise.samples / file.samplerate:.3f} s.")
+    elif promise.doubt:
+        _warn(f"{name} {promise.doubt}: if sound is missing after {count / file.samplerate:.3f} s, it cannot be told.")
 
 
-def _require_whole(count: int, promised: int, rate_hz: int, name: str) -> int:
+def _readable_chunks(path: pathlib.Path, file: _Stream, promise: _Promise) -> Iterator[np.ndarray]:
+    """What can be read. Raises soundfile.LibsndfileError if more cannot be than may be missing."""
+    count, size = 0, _chunk_samples(file.samplerate, file.channels)
+    while count < file.frames:
+        try:
+            with mp3.quiet() if "MPEG" in file.subtype else contextlib.nullcontext():
+                chunk = file.read(min(size, file.frames - count), "float32", always_2d=True)
+        except soundfile.LibsndfileError:
+            if "MPEG" in file.subtype or promise.samples is None or promise.samples - count > 2 * size:
+                raise
+            # An error takes with it what was read before, so the end is read again in little pieces.
+            with soundfile.SoundFile(os.fsencode(path)) as again:
+                again.seek(count)
+                with contextlib.suppress(soundfile.LibsndfileError):
+                    while len(piece := again.read(PIECE_SAMPLES, "float32", always_2d=True)):
+                        count += len(piece)
+                        yield piece
+            if promise.samples - count > MOST_MISSING_SECONDS * file.samplerate:
+                raise
+            return
+        if not len(chunk):
+            return
+        count += len(chunk)
+        yield chunk
+
+
+def _require_whole(count: int, promise: _Promise, rate_hz: int, name: str) -> int:
     """How many samples are missing. Raises UserError if they are more than may be."""
-    missing = max(promised - count, 0)
+    missing = max((promise.samples or 0) - count, 0)
     if missing > MOST_MISSING_SECONDS * rate_hz:
-        raise UserError(f"{name} is truncated or damaged: only {count:,} of its {promised:,} samples can be read.")
+        raise UserError(f"{name} is truncated or damaged: only {count:,} of its {promise.samples:,} samples can be "
+                        "read.")
     return missing
 
 

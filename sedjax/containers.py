@@ -14,6 +14,7 @@ import soundfile
 
 # Sizes of 32 bits that a program writes if it cannot know the length, as into a pipe: about 2 or 4 GiB.
 UNKNOWN_SIZES = (range(0x7FFF0000, 0x80000001), range(0xFFFF0000, 0x100000000))
+MPEG_EDGES = 2 * 1152  # samples that a decoder leaves out
 MOST_CHUNKS = 10_000
 PADDING_BYTES = 4096  # of zeros at the end of a file, as for a block of a disk or tape
 TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")
@@ -62,15 +63,17 @@ class _Sound(NamedTuple):
       size: bytes as the header says; None if it does not.
       unclaimed: bytes after them that belong to nothing else.
       samples: for each channel, if the container says that too.
+      block: bytes that are decoded together.
     """
 
     start: int
     size: int | None
     unclaimed: int = 0
     samples: int | None = None
+    block: int = 1
 
 
-def promised_samples(raw: io.BufferedReader, file: soundfile.SoundFile) -> int | None:
+def promised_samples(raw: io.BufferedIOBase, file: soundfile.SoundFile) -> int | None:
     """Samples (for each channel) that the file says or seems to hold; None if it does not say.
 
     Args:
@@ -92,6 +95,9 @@ def promised_samples(raw: io.BufferedReader, file: soundfile.SoundFile) -> int |
         return _promised_otherwise(raw, file, length)
     if sound is None or sound.size is None:
         return sound and sound.samples
+    if file.subtype.startswith("MPEG"):  # libsndfile guesses the length
+        promised = _samples_in(sound, file, length)
+        return promised if promised > file.frames else max(promised - MPEG_EDGES, 0)
     return max(_samples_in(sound, file, length), sound.samples or 0)
 
 
@@ -106,16 +112,17 @@ def _samples_in(sound: _Sound, file: soundfile.SoundFile, length: int) -> int:
     missing = max(sound.start + sound.size - length, 0) + sound.unclaimed
     if there <= 0 or not file.frames:
         return max(file.frames, missing)
-    return file.frames + math.ceil(missing * file.frames / there)
+    blocks = max(there // sound.block, 1)
+    return file.frames if not missing else math.ceil((there + missing) / sound.block) * math.ceil(file.frames / blocks)
 
 
-def _sound_of_chunks(raw: io.BufferedReader, magic: bytes, length: int) -> _Sound | None:
+def _sound_of_chunks(raw: io.BufferedIOBase, magic: bytes, length: int) -> _Sound | None:
     form = _CHUNKS[magic[:4]]
     if magic[8:] in (b"8SVX", b"16SV"):
         form = form._replace(sound=b"BODY", before=0)
     header_bytes = form.name_bytes + struct.calcsize(form.size)
     container_end = _number(raw, 16, form.size) if form.with_header else 8 + _number(raw, 4, form.size)
-    sound, samples, size_64 = None, None, 0
+    sound, samples, size_64, block = None, None, 0, 1
     position = form.first
     for _ in range(MOST_CHUNKS):
         start = position + header_bytes
@@ -134,6 +141,8 @@ def _sound_of_chunks(raw: io.BufferedReader, magic: bytes, length: int) -> _Soun
             break  # no chunk, nor one whose end is missing
         elif name == b"ds64":
             size_64 = _number(raw, start + 8, "<Q")
+        elif name == b"fmt ":
+            block = max(_number(raw, start + 12, form.size[0] + "H"), 1)
         elif name == b"COMM":
             samples = _number(raw, start + 2, ">I")
         elif name == b"pakt":
@@ -146,10 +155,10 @@ def _sound_of_chunks(raw: io.BufferedReader, magic: bytes, length: int) -> _Soun
         position += len(padding) if not padding.strip(b"\0") else 0
     if sound is None:
         return None
-    return sound._replace(unclaimed=_unclaimed(raw, position, length), samples=samples)
+    return sound._replace(unclaimed=_unclaimed(raw, position, length), samples=samples, block=block)
 
 
-def _number(raw: io.BufferedReader, position: int, form: str) -> int:
+def _number(raw: io.BufferedIOBase, position: int, form: str) -> int:
     """The number at a position; 0 beyond the end."""
     raw.seek(position)
     content = raw.read(struct.calcsize(form))
@@ -163,29 +172,29 @@ def _is_stated(size: int, form: _Chunks, start: int, length: int) -> bool:
     return size > form.before or (size == form.before and length <= start + form.before)
 
 
-def _sound_of_voc(raw: io.BufferedReader, length: int) -> _Sound | None:
-    """The one block of sound that libsndfile reads of a VOC file."""
+def _sound_of_voc(raw: io.BufferedIOBase, length: int) -> _Sound | None:
+    """From the first block of sound to the end of the last block, as libsndfile reads them."""
     raw.seek(20)
-    position, sound = int.from_bytes(raw.read(2), "little"), None
-    for _ in range(MOST_CHUNKS):
-        raw.seek(position)
+    position, start, blocks = int.from_bytes(raw.read(2), "little"), None, 0
+    while blocks < MOST_CHUNKS:
+        raw.seek(min(position, length))
         header = raw.read(4)
-        if not header or header[0] == 0:  # the end
-            position += len(header[:1])
+        if not header or header[0] == 0 or header[0] > 9:
             break
-        start, size = position + 4, int.from_bytes(header[1:], "little")
-        if header[0] in (1, 9):
-            if sound:
-                break
-            before = 2 if header[0] == 1 else 12
-            sound = _Sound(start + before, size - before)
-        elif header[0] > 9:
-            break
-        position = start + size
-    return sound and sound._replace(unclaimed=_unclaimed(raw, position, length))
+        if header[0] in (1, 9) and start is None:
+            start = position + (6 if header[0] == 1 else 16)
+        position += 4 + int.from_bytes(header[1:], "little")
+        blocks += 1
+    if start is None:
+        return None
+    raw.seek(min(position, length))
+    is_ended = raw.read(1) == b"\0"
+    if blocks > 1 and not is_ended:  # there may have been more
+        return _Sound(start, None)
+    return _Sound(start, position - start, _unclaimed(raw, position + is_ended, length))
 
 
-def _unclaimed(raw: io.BufferedReader, start: int, length: int) -> int:
+def _unclaimed(raw: io.BufferedIOBase, start: int, length: int) -> int:
     """Bytes from `start` on, unless they are padding or a tag."""
     raw.seek(min(start, length))
     rest = raw.read(PADDING_BYTES + 1)
@@ -193,7 +202,7 @@ def _unclaimed(raw: io.BufferedReader, start: int, length: int) -> int:
     return 0 if is_padding or rest.startswith(TAGS) else max(length - start, 0)
 
 
-def _promised_otherwise(raw: io.BufferedReader, file: soundfile.SoundFile, length: int) -> int | None:
+def _promised_otherwise(raw: io.BufferedIOBase, file: soundfile.SoundFile, length: int) -> int | None:
     raw.seek(0)
     promised, header_bytes = None, HEADER_BYTES.get(file.format, MOST_HEADER_BYTES)
     if file.format in LOGGED:

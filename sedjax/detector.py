@@ -53,7 +53,7 @@ class Detector:
     embeddings_from: str | os.PathLike | None = None
     takers: tuple[str, ...] = ()
 
-    def __call__(self, recording: audio.Recording, sample_rate_hz: int | None = None) -> Detection:
+    def __call__(self, recording: audio.Recording, sample_rate_hz: float | None = None) -> Detection:
         """What it hears in a file, or in an array of samples with their rate, as sedjax.audio reads them.
 
         Raises UserError if the recording cannot be read, or the model takes what cannot be computed.
@@ -61,7 +61,7 @@ class Detector:
         (found,) = self.detect([recording], sample_rate_hz)
         return found
 
-    def detect(self, recordings: Iterable[audio.Recording], sample_rate_hz: int | None = None, *,
+    def detect(self, recordings: Iterable[audio.Recording], sample_rate_hz: float | None = None, *,
                keep: tuple[str, ...] = (), bad: dict[int, str] | None = None) -> Iterator[Detection]:
         """What it hears in each recording, in their order, as they are done.
 
@@ -240,6 +240,7 @@ def load(folder: str | os.PathLike, which: str | int = "best",
                             f"{embeddings_from}.")
         widths = {key: entry["width"] for key, entry in features.items()}
         shapes = jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model, widths))
+        shapes = {"params": {}, **shapes}  # the naive baseline has none, but its checkpoints have the place for them
     variables, progress, step = checkpoint.load_weights(folder, which, shapes)
     thresholds = progress.thresholds or decisions.default(config.decision, task)
     return Detector(pathlib.Path(folder), config, task, features, model, variables,

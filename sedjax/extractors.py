@@ -114,7 +114,7 @@ class Extractor(Protocol):
 
 
 def features_of(recordings: Iterable[audio.Recording], wanted: Sequence[str], extractor: Extractor | None = None,
-                sample_rate_hz: int | None = None) -> Iterator[tuple[dict[str, np.ndarray], float] | UserError]:
+                sample_rate_hz: float | None = None) -> Iterator[tuple[dict[str, np.ndarray], float] | UserError]:
     """For each recording in turn its features (T, D) by name and its length in seconds, or why it cannot be read.
 
     Each is decoded once, and only what is wanted is computed.
@@ -242,6 +242,7 @@ class DetectorExtractor:
     def of(cls, workdir: str) -> "DetectorExtractor":
         """Raises UserError if it is not a workdir, or its model takes what audio does not give or has no embeddings."""
         detector = load(workdir)
+        audio.require_frame_seconds(detector.task)
         for key in detector.model.features:
             if key not in WIDTHS:
                 raise UserError(f"The model in {workdir} takes {key!r}, which it cannot also give: name one that takes "
@@ -291,14 +292,14 @@ class DetectorExtractor:
 
 @dataclasses.dataclass(frozen=True)
 class AtstExtractor:
-    """ATST-Frame: windows of 10 s on the grid of segments, 40 ms tokens grouped into frames by absolute time.
+    """ATST-Frame: windows of 10 s on the grid of frames, 40 ms tokens grouped into frames by absolute time.
 
     The last frame of a recording is filled up with silence, as in records of audio, so that a model that computes the
     same inside (models.atst_detector) sees the same.
 
     Attributes:
       model, weights: of the encoder.
-      hop_samples: from one window to the next, a multiple of a segment; where windows overlap, their mean is taken.
+      hop_samples: from one window to the next, a multiple of a frame; where windows overlap, their mean is taken.
       batch_size: windows at once, of one recording or several.
     """
 

@@ -3,11 +3,12 @@
 import io
 
 TAIL_BYTES = 1 << 18  # frames are smaller, but for many channels
+MOST_HEADERS = 2  # now and then, what looks like the header of a frame is sound
 STREAMINFO = 0
 _BLOCKS = {1: 192} | {code: 576 << code - 2 for code in range(2, 6)} | {code: 256 << code - 8 for code in range(8, 16)}
 
 
-def num_samples(raw: io.BufferedReader) -> int | None:
+def num_samples(raw: io.BufferedIOBase) -> int | None:
     """Samples up to the end of the last frame, for each channel; None if the file does not end with a whole frame."""
     raw.seek(0)
     start = raw.read(42)
@@ -16,12 +17,13 @@ def num_samples(raw: io.BufferedReader) -> int | None:
     block = int.from_bytes(start[10:12], "big")  # of all frames, if they are numbered by frame
     raw.seek(max(raw.seek(0, io.SEEK_END) - TAIL_BYTES, 0))
     tail = raw.read()
-    position = len(tail)
-    while (position := tail.rfind(b"\xff", 0, position)) >= 0:
+    position, headers = len(tail), 0
+    while headers < MOST_HEADERS and (position := tail.rfind(b"\xff", 0, position)) >= 0:
         header = tail[position : position + 16]
-        if len(header) > 6 and header[1] & 0xFE == 0xF8 and (end := _end(header, block)) and not _crc(
-                tail[position:], 16):
-            return end
+        if len(header) > 6 and header[1] & 0xFE == 0xF8 and (end := _end(header, block)):
+            headers += 1
+            if not _crc(tail[position:], 16):
+                return end
     return None
 
 

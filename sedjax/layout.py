@@ -51,6 +51,8 @@ class Layout:
         if frames is None and not os.path.exists(self.audio_path(filename)):
             raise UserError(f"{self.path} has neither features nor labels nor audio of {filename!r}, so its length is "
                             "unknown.")
+        if frames is None:
+            audio.require_frame_seconds(self.task)
         return audio.num_frames(self.audio_path(filename)) if frames is None else frames
 
     def features(self, filename: str, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -66,6 +68,7 @@ class Layout:
         stored = tuple(key for key in keys if key != audio.FEATURE)
         found = self._stored_features(filename, stored) if stored else {}
         if audio.FEATURE in keys:
+            audio.require_frame_seconds(self.task)
             frames = len(found[stored[0]]) if stored else self._frames_in_headers(filename, keys)
             found[audio.FEATURE] = _audio_frames(self.audio_path(filename), frames)
         return {key: found[key] for key in keys}

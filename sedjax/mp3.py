@@ -3,6 +3,7 @@
 import bisect
 import contextlib
 import io
+import math
 import os
 import re
 import tempfile
@@ -24,7 +25,6 @@ BIT_RATES = {  # kbit/s, by version 1 or not and layer
 SAMPLE_RATES_HZ = (44100, 48000, 32000)
 HALVINGS = {VERSION_1: 0, 2: 1, 0: 2}  # of the sample rate, by the code of a version
 DECODER_DELAY = 529  # samples that the decoder of layer III leaves out at the beginning
-TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")
 
 _NOTE = re.compile(rb"(\[src/libmpg123/|Note: |Warning: |main: )|\s*$")
 _ONE_AT_A_TIME = threading.Lock()
@@ -61,39 +61,39 @@ class Frames(NamedTuple):
         return max((self.whole + self.missing) * self.samples_each - DECODER_DELAY, 0)
 
 
-def scan(raw: io.BufferedReader) -> Frames | None:
+def scan(raw: io.BufferedIOBase) -> Frames | None:
     """The frames of a file; None if there are none, or of a free bit rate."""
     window = _Window(raw)
-    position = _after_tag(window)
-    header, runs, whole, stated, junk, begin = b"", [], 0, None, 0, position
-    while True:
+    header, runs, whole, stated, junk = b"", [], 0, None, 0
+    position = expected = 0  # where the last frame or tag ends
+    while position < window.length:
         here = window.at(position, 4)
         size = _frame_bytes(here)
         if size and (not whole or _kind(here) == _kind(header)) and position + size <= window.length and (
-                whole or _follows(window, position + size, here)):
+                position != expected or whole or _follows(window, position + size, here)):
             if not whole:
                 header, stated = here, _stated(window.at(position, size))
+            junk += position - expected
             if runs and runs[-1][1] == position:
                 runs[-1] = (runs[-1][0], position + size)
             else:
-                junk += position - (runs[-1][1] if runs else begin)
                 runs.append((position, position + size))
             whole += 1
-            position += size
-            continue
-        following = _next(window, position + 1, header)
-        if following is None:
+            position = expected = position + size
+        elif tag := _tag_bytes(window, position):
+            junk += position - expected
+            position = expected = position + tag
+        elif (following := _next(window, position + 1, header)) is not None:
+            position = following
+        else:
             break
-        position = following
     if not whole:
         return None
-    end = runs[-1][1]
-    frame_bytes = sum(stop - start for start, stop in runs) / whole
-    missing = -(-junk // max(round(frame_bytes), 1)) if junk else 0
-    rest = window.at(end, MEBIBYTE)
-    if rest and not rest.startswith(TAGS) and rest.strip(b"\0"):
-        tag = min((found for tag in TAGS if (found := rest.find(tag)) >= 0), default=window.length - end)
-        missing += max(-(-tag // max(round(frame_bytes), 1)), 1)
+    frame_bytes = sum(end - start for start, end in runs) / whole
+    rest = window.at(min(expected, window.length), MEBIBYTE)
+    if rest.strip(b"\0"):
+        junk += max(window.length - expected, 0)
+    missing = math.ceil(junk / frame_bytes)
     if stated is not None and stated < whole - 1:  # of one of several files in a row, for example
         stated = None
     return Frames(header, runs, whole, missing, stated)
@@ -102,7 +102,7 @@ def scan(raw: io.BufferedReader) -> Frames | None:
 class Clean(io.RawIOBase):
     """A file that holds the whole frames of another only, after one that says how many there are."""
 
-    def __init__(self, raw: io.BufferedReader, frames: Frames):
+    def __init__(self, raw: io.BufferedIOBase, frames: Frames):
         super().__init__()
         first = _length_frame(frames.header, frames.whole) if frames.stated is None else b""
         self._raw, self._first, self._position = raw, first, 0
@@ -172,7 +172,7 @@ def quiet() -> Iterator[None]:
 class _Window:
     """Any bytes of a file, read a megabyte at a time."""
 
-    def __init__(self, raw: io.BufferedReader):
+    def __init__(self, raw: io.BufferedIOBase):
         self._raw, self._start, self._held = raw, 0, b""
         self.length = raw.seek(0, io.SEEK_END)
 
@@ -183,12 +183,18 @@ class _Window:
         return self._held[position - self._start : position - self._start + size]
 
 
-def _after_tag(window: _Window) -> int:
-    """Where the first frame may begin: after the tags, which give their length with seven bits a byte."""
-    position = 0
-    while (tag := window.at(position, 10)).startswith(b"ID3") and len(tag) == 10:
-        position += 10 + sum((byte & 0x7F) << 7 * (3 - i) for i, byte in enumerate(tag[6:])) + 10 * (tag[5] >> 4 & 1)
-    return position
+def _tag_bytes(window: _Window, position: int) -> int:
+    """Length of the tag that begins here; 0 if none does."""
+    start = window.at(position, 16)
+    if start.startswith(b"ID3") and len(start) > 10:  # seven bits a byte
+        return 10 + sum((byte & 0x7F) << 7 * (3 - i) for i, byte in enumerate(start[6:10])) + 10 * (start[5] >> 4 & 1)
+    if start.startswith(b"TAG"):
+        return 128
+    if start.startswith(b"APETAGEX") and len(start) == 16:
+        return 32 + int.from_bytes(start[12:16], "little")
+    if start.startswith(b"LYRICSBEGIN"):
+        return window.length - position
+    return 0
 
 
 def _next(window: _Window, position: int, like: bytes) -> int | None:
@@ -210,7 +216,7 @@ def _next(window: _Window, position: int, like: bytes) -> int | None:
 def _follows(window: _Window, position: int, header: bytes) -> bool:
     """Whether the file ends at `position`, or goes on with a frame like the one that begins with `header`, or a tag."""
     here = window.at(position, 4)
-    if not here or here.startswith((b"TAG", b"APET", b"LYRI")):
+    if not here or here.startswith((b"TAG", b"ID3", b"APET", b"LYRI")):
         return True
     return _frame_bytes(here) > 0 and _kind(here) == _kind(header)
 

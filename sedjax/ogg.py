@@ -46,7 +46,7 @@ class Ending(NamedTuple):
     is_marked: bool
 
 
-def ending(raw: io.BufferedReader, name: str) -> Ending:
+def ending(raw: io.BufferedIOBase, name: str) -> Ending:
     """How the stream of sound ends. Raises UserError if a page of it is damaged or missing, or there are several."""
     last, end, longest = None, 0, 0
     for page in _pages(raw, name):
@@ -67,7 +67,7 @@ def ending(raw: io.BufferedReader, name: str) -> Ending:
     return Ending(0, bool(last and last.flags & LAST))
 
 
-def _pages(raw: io.BufferedReader, name: str) -> Iterator[Page]:
+def _pages(raw: io.BufferedIOBase, name: str) -> Iterator[Page]:
     """The pages of a file, of which the last may be incomplete. Raises UserError if one is damaged."""
     position, length = 0, raw.seek(0, io.SEEK_END)
     ended = False
@@ -98,7 +98,7 @@ def _pages(raw: io.BufferedReader, name: str) -> Iterator[Page]:
         yield Page(flags, end, stream, number, True, content)
 
 
-def _next_capture(raw: io.BufferedReader, position: int) -> int | None:
+def _next_capture(raw: io.BufferedIOBase, position: int) -> int | None:
     """Where the next page seems to begin, after `position`."""
     raw.seek(position)
     held = b""

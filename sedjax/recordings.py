@@ -43,6 +43,7 @@ def clips(detector: Detector, read: Callable[..., Iterator[Clip]], further: Sequ
     Raises:
       UserError: the model takes what cannot be computed, or of another width.
     """
+    audio.require_frame_seconds(detector.task)
     keys = detector.model.features
     extractor = detector.extractor if EMBEDDINGS in keys else None
     widths = extractors.WIDTHS | ({EMBEDDINGS: extractor.width} if extractor else {})
@@ -68,7 +69,7 @@ def _half(embeddings: np.ndarray, detector: Detector) -> np.ndarray:
     return embeddings
 
 
-def read(recordings: Sequence[audio.Recording], sample_rate_hz: int | None, keep: tuple[str, ...],
+def read(recordings: Sequence[audio.Recording], sample_rate_hz: float | None, keep: tuple[str, ...],
          bad: dict[int, str] | None, keys: tuple[str, ...], extractor: Extractor | None = None) -> Iterator[Clip]:
     """Recordings in clips of any length.
 

@@ -47,7 +47,7 @@ class Loudness(nn.Module):
 
     @nn.compact
     def __call__(self, features, frame_mask, *, train=False, clip_id=None):
-        samples = jnp.where(frame_mask[..., None], features["audio"].astype(jnp.float32) / 32767, 0)
+        samples = jnp.where(frame_mask[..., None], features["audio"].astype(jnp.float32) / 32768, 0)
         loud = jnp.sqrt((samples**2).mean(-1, keepdims=True))
         slope = self.param("slope", nn.initializers.ones, (1, 1, self.num_classes))
         return 100 * (loud - 0.1) * slope
@@ -574,7 +574,7 @@ class Level(Loudness):
 
     @nn.compact
     def __call__(self, features, frame_mask, *, train=False, clip_id=None):
-        x = jnp.sqrt(((features["audio"].astype(jnp.float32) / 32767) ** 2).mean(-1, keepdims=True)).repeat(16, axis=-1)
+        x = jnp.sqrt(((features["audio"].astype(jnp.float32) / 32768) ** 2).mean(-1, keepdims=True)).repeat(16, axis=-1)
         self.sow("intermediates", "embeddings", x)
         return nn.Dense(self.num_classes)(x)
 
@@ -594,7 +594,7 @@ def test_embeddings_of_a_model_that_takes_the_sound(folder, tmp_path, monkeypatc
     layout = sedjax.layout.read_layout(tmp_path / "dir")
     for name in layout.filenames:
         found, rows = layout.features(name, names), audio.frames(folder / name)
-        expected = np.sqrt(((rows / np.float32(32767)) ** 2).mean(-1))
+        expected = np.sqrt(((rows / np.float32(32768)) ** 2).mean(-1))
         assert found["embeddings"].shape == (len(rows), 16)
         np.testing.assert_allclose(found["embeddings"][:, 5], expected, atol=1e-3)
     head = sedjax.load(embedding_workdir(tmp_path, 16, layout.extractor("embeddings")))

@@ -1,5 +1,6 @@
 """Ways to spoil a file: each takes a path and leaves there what somebody, or a disk, may have left."""
 
+import functools
 import io
 import os
 import pathlib
@@ -7,6 +8,7 @@ import pickle
 import shutil
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -158,19 +160,26 @@ def encrypted(path: pathlib.Path) -> None:
     path.write_bytes(content)
 
 
+@functools.cache
+def _zeros() -> tuple[bytes, int, int]:
+    """128 MB of zeros as an array: packed, their size and their checksum."""
+    content = header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({8 << 20}, 4), }}") + bytes(128 << 20)
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return packer.compress(content) + packer.flush(), len(content), zlib.crc32(content)
+
+
 def bomb(path: pathlib.Path) -> None:
-    """The first array expands to 128 MB of zeros."""
-    found = members(path)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
-        block = bytes(1 << 24)
-        for number, name in enumerate(found):
-            if number:
-                archive.writestr(name, found[name])
-                continue
-            with archive.open(name, "w", force_zip64=True) as file:
-                file.write(header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({8 << 20}, 4), }}"))
-                for _ in range(8):
-                    file.write(block)
+    """Every array expands to 128 MB of zeros."""
+    packed, size, checksum = _zeros()
+    write_members(path, dict.fromkeys(members(path), packed))
+    content = bytearray(path.read_bytes())
+    for mark, method, sizes in ((b"PK\x03\x04", 8, 14), (b"PK\x01\x02", 10, 16)):
+        place = content.find(mark)
+        while place >= 0:
+            struct.pack_into("<H", content, place + method, zipfile.ZIP_DEFLATED)
+            struct.pack_into("<III", content, place + sizes, checksum, len(packed), size)
+            place = content.find(mark, place + 4)
+    path.write_bytes(content)
 
 
 def promises(shape: str) -> Damage:

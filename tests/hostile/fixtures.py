@@ -8,7 +8,7 @@ from unittest import mock
 
 import numpy as np
 import soundfile
-from tiny import TINY_TASK, write_layout
+from tiny import TINY_TASK, change_npz, write_layout
 
 from hostile import sandbox
 
@@ -31,6 +31,9 @@ def small_flags(**changes) -> list[str]:
 def make(folder: pathlib.Path) -> pathlib.Path:
     """Writes all fixtures into a folder."""
     write_layout(folder / "source", recordings=10, splits=True)
+    write_layout(folder / "bare", recordings=3)
+    for path in (folder / "bare/audio_features").iterdir():
+        change_npz(path, embeddings=None)
     write_layout(folder / "others", recordings=10, splits=True, seed=1)
     for name in ("source", "others"):
         _succeed("build_records", "--source", folder / name, "--output",
