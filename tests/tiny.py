@@ -93,8 +93,9 @@ def drawn(model: nn.Module, widths: dict[str, int]) -> dict:
         if path[0].key != "params":
             return np.full(leaf.shape, name.endswith(("var", "std")), leaf.dtype)
         if name == "scale":
-            return 1 + 0.1 * noise
-        return noise / np.sqrt(np.prod(leaf.shape[:-1]) if name == "kernel" else leaf.shape[0])
+            return (1 + 0.1 * noise).astype(leaf.dtype)
+        fan_in = np.prod(leaf.shape[:-1]) if name == "kernel" else leaf.shape[0]
+        return (noise / np.sqrt(fan_in)).astype(leaf.dtype)
 
     shapes = jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model, widths))
     return jax.tree_util.tree_map_with_path(draw, shapes)
