@@ -16,8 +16,8 @@ from sedjax.errors import UserError
 
 SMALL = ["--config=configs/embedding_transformer_small.py", "--config.model.stem=linear", "--config.model.width=16",
          "--config.model.layers=0", "--config.model.positions=40", "--config.model.head_width=8",
-         "--config.data.max_frames=40", "--config.data.bucket_frames=40", "--config.data.batch_size=8", "--config.data.eval_batch_size=8",
-         "--config.optimizer.warmup=0 steps", "--config.optimizer.schedule=constant"]
+         "--config.data.max_frames=40", "--config.data.bucket_frames=40", "--config.data.batch_size=8",
+         "--config.data.eval_batch_size=8", "--config.optimizer.warmup=0 steps", "--config.optimizer.schedule=constant"]
 
 
 def train_until(question: int, *arguments: str) -> None:
