@@ -113,7 +113,7 @@ def test_what_is_timed_is_what_the_config_says(shallow):
     for a, b in zip(jax.tree.leaves(one.variables), jax.tree.leaves(other.variables)):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     found = throughput.Evaluation(other).stretch(1)
-    assert found.real_frames == input_pipeline.open_records(config.data.path, "validation").lengths.sum()
+    assert found.real_frames == input_pipeline.open_records(shallow.data.path, "validation").lengths.sum()
     assert [bench._whole_calls(moved, steps) for steps in (1, 2, 3)] == [2, 2, 4]
 
 

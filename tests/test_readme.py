@@ -11,9 +11,9 @@ from tiny import run_command
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-SMALL = ["--config.model.width=16", "--config.model.heads=2", "--config.model.feed_forward=16",
-         "--config.model.head_width=8", "--config.model.positions=40", "--config.data.max_frames=40",
-         "--config.data.bucket_frames=40", "--config.train.duration=2 epochs"]
+SMALL = ["--config.model.width=16", "--config.model.heads=2", "--config.model.layers=1",
+         "--config.model.feed_forward=16", "--config.model.head_width=8", "--config.model.positions=40",
+         "--config.data.max_frames=40", "--config.data.bucket_frames=40", "--config.train.duration=2 epochs"]
 
 
 def commands() -> list[list[str]]:

@@ -118,18 +118,20 @@ def test_preempted_in_training_and_in_evaluation(records, whole, tmp_path):
     assert steps == sorted(set(steps))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "zeroed"])
-def test_a_damaged_last_checkpoint(damage, records, whole, tmp_path):
-    """Training goes on from the checkpoint before, and saves the damaged step again."""
+def test_damaged_last_checkpoints(records, whole, tmp_path):
+    """Training resumes from the one before those, and saves the damaged steps again."""
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
-    for path in (folder / "checkpoints" / str(STEPS)).rglob("*"):
-        if path.is_file():
-            size = path.stat().st_size
-            path.write_bytes(path.read_bytes()[: size // 2] if damage == "truncated" else bytes(size))
+    before, zeroed, truncated = sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+    for step in (zeroed, truncated):
+        for path in (folder / "checkpoints" / str(step)).rglob("*"):
+            if path.is_file():
+                size = path.stat().st_size
+                path.write_bytes(path.read_bytes()[: size // 2] if step == truncated else bytes(size))
     log = finish(start(records, folder))
-    assert "damaged" in log
-    assert "Resuming at step" in log
+    for step in (zeroed, truncated):
+        assert f"The checkpoint of step {step} in {folder / 'checkpoints'} is damaged" in log
+    assert f"Resuming at step {before}." in log
     require_same_end(folder, whole)
 
 

@@ -96,7 +96,7 @@ def get_config():
     base = changed(base_config("embedding_transformer"), data__batch_size=8, data__eval_batch_size=8,
                    data__max_frames=40, data__bucket_frames=40, train__duration="4 steps", train__save_every="1 steps",
                    train__evaluate_every="2 steps", train__log_every="1 steps", optimizer__learning_rate=1e-2,
-                   model__width=16, model__heads=2, model__layers=1, model__feed_forward=16, model__positions=40,
+                   model__width=16, model__heads=2, model__layers=0, model__feed_forward=16, model__positions=40,
                    model__head_width=8)
     add(sweep, "base", "the base", base=base)
     add(sweep, "broken", "broken", parent="base", published="better", optimizer__learning_rate=1e30)

@@ -15,14 +15,13 @@ from sedjax import evaluate, input_pipeline, predict, preemption, train
 from sedjax.errors import UserError
 
 SMALL = ["--config=configs/embedding_transformer_small.py", "--config.model.stem=linear", "--config.model.width=16",
-         "--config.model.heads=2", "--config.model.layers=1", "--config.model.feed_forward=16",
-         "--config.model.positions=40", "--config.model.head_width=8", "--config.data.max_frames=40",
-         "--config.data.bucket_frames=40", "--config.data.batch_size=8", "--config.data.eval_batch_size=8",
-         "--config.optimizer.warmup=0 steps", "--config.optimizer.schedule=constant"]
+         "--config.model.layers=0", "--config.model.positions=40", "--config.model.head_width=8",
+         "--config.data.max_frames=40", "--config.data.bucket_frames=40", "--config.data.batch_size=8",
+         "--config.data.eval_batch_size=8", "--config.optimizer.warmup=0 steps", "--config.optimizer.schedule=constant"]
 
 
 def train_until(question: int, *arguments: str) -> None:
-    """Trains; before the training asks for the so-manieth time whether to stop, this process gets SIGTERM."""
+    """Trains; before the training asks for the n-th time whether to stop, this process gets SIGTERM."""
     numbers = itertools.count(1)
     agreed = preemption.Stop.agreed
 
