@@ -27,7 +27,7 @@ import sedjax.commands
 from data_prep import origin, staging
 from data_prep.spectral import spectral_features
 from data_prep.synthesis import MILLISECOND_SAMPLES, SOURCES, Rng, render, render_background
-from sedjax import files, grid
+from sedjax import files, grid, interrupts
 from sedjax.audio import SAMPLE_RATE_HZ
 from sedjax.errors import UserError
 from sedjax.layout import SPLITS
@@ -180,8 +180,9 @@ def _write_all(folder: pathlib.Path, parameters: Parameters, workers: int) -> No
     context = multiprocessing.get_context("spawn")  # a fork of a process that runs JAX's threads can hang
     pool = concurrent.futures.ProcessPoolExecutor(workers, context) if workers > 1 else None
     with pool or contextlib.nullcontext():
-        done = (pool.map if pool else map)(functools.partial(write_recording, folder, parameters),
-                                           range(parameters.recordings), required)
+        with interrupts.only_here():
+            done = (pool.map if pool else map)(functools.partial(write_recording, folder, parameters),
+                                               range(parameters.recordings), required)
         metadata, annotations = zip(*tqdm(done, total=parameters.recordings, unit="recording", disable=None))
     _write_csv(folder / "metadata.csv", ("filename", "duration"), metadata)
     _write_csv(folder / "annotations.csv", ("filename", "annotator", "onset", "offset", "text"),

@@ -17,6 +17,8 @@ from sedjax.files import printable
 
 STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 SHOWN_CHARACTERS = 80
+OUT_OF_BOUNDS = "out_of_bounds"  # of errors of AfterValidator that are about a bound
+BOUNDS = {OUT_OF_BOUNDS, "greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number"}
 
 Size = Annotated[int, Field(ge=1, le=16_384)]  # of a layer
 SizeOrNone = Annotated[int, Field(ge=0, le=16_384)]
@@ -25,6 +27,7 @@ Frames = Annotated[int, Field(ge=1, le=1_000_000)]  # 33 hours of 120 ms
 FramesOrNone = Annotated[int, Field(ge=0, le=1_000_000)]
 BatchSize = Annotated[int, Field(ge=1, le=65_536)]
 Masks = Annotated[int, Field(ge=0, le=1_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # JAX ignores further bits
 Share = Annotated[float, Field(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 
@@ -81,13 +84,13 @@ def check(kind: type, values: Mapping[str, Any], prefix: str = "", without: Iter
     return {name: getattr(checked, name) for name in form.model_fields}
 
 
-def impossible(kind: type, values: Mapping[str, Any]) -> list[str]:
-    """The names of known fields whose values `check` would refuse."""
+def out_of_bounds(kind: type, values: Mapping[str, Any]) -> list[str]:
+    """The names of fields whose values are of the right type, but not within the bounds that `check` looks at."""
+    form = _form(kind, frozenset())
     try:
-        _form(kind, frozenset()).__pydantic_validator__.validate_python(_tuples(dict(values)))
+        form.__pydantic_validator__.validate_python(_tuples(dict(values)))
     except pydantic.ValidationError as error:
-        return [name for name in dict.fromkeys(problem["loc"][0] for problem in error.errors())
-                if name in _form(kind, frozenset()).model_fields]
+        return list(dict.fromkeys(problem["loc"][0] for problem in error.errors() if problem["type"] in BOUNDS))
     return []
 
 

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import csv
 import errno
+import gc
 import itertools
 import logging
 import os
@@ -13,6 +14,7 @@ import signal
 import sys
 import textwrap
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
@@ -59,7 +61,9 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     except BrokenPipeError:  # who read the output, such as `head`, has enough
         _drop_output()
         sys.exit(BROKEN_PIPE_STATUS)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        traceback.clear_frames(error.__traceback__)
+        gc.collect()  # what was in use, such as the locks of worker processes, is given back
         interrupts.end()
     except Exception as error:
         text = _sentence(error)
@@ -94,6 +98,10 @@ def _parse(argv: list[str]) -> list[str]:
     command = pathlib.PurePath(argv[0]).stem.removeprefix("sedjax ")
     for flag in known.values():
         flag.allow_overwrite = False  # one of two values would be ignored
+    # Of two values of a config key the last one counts; ml_collections would join those of a tuple.
+    last = {arg.partition("=")[0]: i for i, arg in enumerate(argv)}
+    argv = [arg for i, arg in enumerate(argv)
+            if not re.match(r"--config\.[^=]*=", arg) or last[arg.partition("=")[0]] == i]
     try:
         remaining = flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
@@ -165,13 +173,38 @@ def _log_to_stderr() -> None:
     """Shows what sedjax and data_prep say, and of the libraries only what is a warning."""
     absl_logging.set_verbosity(absl_logging.WARNING)
     # Orbax raises what its threads fail with; the traceback of each thread before it says nothing more.
-    absl_logging.get_absl_logger().addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
+    absl_logging.get_absl_logger().addFilter(_is_not_of_an_orbax_thread)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     for name in ("sedjax", "data_prep"):
         logging.getLogger(name).handlers = [handler]
         logging.getLogger(name).setLevel(logging.INFO)
         logging.getLogger(name).propagate = False
+    for name in ("asyncio", "concurrent.futures"):
+        logging.getLogger(name).addFilter(_is_not_of_a_closed_loop)
+    sys.unraisablehook = _unraisable
+
+
+def _is_not_of_an_orbax_thread(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+# When one of its reads or writes fails, Orbax closes the event loop of the others; their ends find it closed.
+def _is_closed_loop(error: BaseException | None) -> bool:
+    return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+
+
+def _is_not_of_a_closed_loop(record: logging.LogRecord) -> bool:
+    return not ((record.exc_info and _is_closed_loop(record.exc_info[1]))
+                or record.getMessage().startswith("Task was destroyed but it is pending"))
+
+
+def _unraisable(event: "sys.UnraisableHookArgs") -> None:
+    """Takes what is raised in callbacks, of JAX after each garbage collection, for example."""
+    if issubclass(event.exc_type, KeyboardInterrupt):
+        interrupts.again()
+    elif not _is_closed_loop(event.exc_value):
+        sys.__unraisablehook__(event)
 
 
 def write_bad(folder: pathlib.Path, bad: dict[str, str]) -> None:

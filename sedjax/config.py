@@ -9,19 +9,22 @@ import re
 import sys
 import traceback
 import types
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from sedjax import bounds, files, models
-from sedjax.bounds import BatchSize, FilePath, Frames, FramesOrNone, Share, ShareBelowOne
+from sedjax.bounds import BatchSize, FilePath, Frames, FramesOrNone, Seed, Share, ShareBelowOne
 from sedjax.errors import UserError
 
 MAX_STEPS = 2**31 - 1  # a step is counted in 32 bits
 MAX_AMOUNT = {"steps": MAX_STEPS, "examples": 1e12, "epochs": 1e9, "percent": 100}
 DURATION = re.compile(r"([0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20}) *(step|example|epoch|percent|%)s?")
+T = TypeVar("T")
 log = logging.getLogger("sedjax")
 
 
@@ -32,7 +35,7 @@ def _parse_duration(text: str) -> tuple[float, str]:
         raise ValueError("must be a duration such as '100 steps', '5000 examples', '10 epochs' or '5 percent'")
     unit = {"%": "percent", "percent": "percent"}.get(match[2], f"{match[2]}s")
     if float(match[1]) > MAX_AMOUNT[unit]:
-        raise ValueError(f"must be at most {MAX_AMOUNT[unit]:,.0f} {unit}")
+        raise PydanticCustomError(bounds.OUT_OF_BOUNDS, f"must be at most {MAX_AMOUNT[unit]:,.0f} {unit}")
     return float(match[1]), unit
 
 
@@ -44,7 +47,7 @@ def _normal_duration(text: str) -> str:
 
 def _not_zero(duration: str) -> str:
     if _parse_duration(duration)[0] == 0:
-        raise ValueError("must be a duration of more than 0")
+        raise PydanticCustomError(bounds.OUT_OF_BOUNDS, "must be a duration of more than 0")
     return duration
 
 
@@ -162,7 +165,7 @@ class TrainConfig:
     patience: Annotated[int, Field(ge=0, le=1_000_000)] = 10
     mixup: Annotated[float, Field(ge=0, le=1_000)] = 0.0
     ema: ShareBelowOne = 0.0
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # JAX ignores further bits
+    seed: Seed = 0
     initial_weights: FilePath = ""
 
 
@@ -234,6 +237,8 @@ class ConfigFile(flags.ArgumentParser):
 
     def parse(self, argument: str) -> ConfigDict:
         path, colon, choice = argument.partition(":")
+        if not path:
+            raise UserError("--config is given without a value: name a file, for example configs/demo.py.")
         text = files.read_text(path, files.MEBIBYTE)
         where = f"The config file {files.printable(path)}"
         module = types.ModuleType("sedjax_config_file")
@@ -259,16 +264,6 @@ class ConfigFile(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return "config file"
-
-
-def from_flag() -> Config:
-    """The checked config of --config. Raises UserError if it cannot be used."""
-    return freeze(fields_from_flag())
-
-
-def fields_from_flag() -> dict:
-    """What --config holds, unchecked."""
-    return flags.FLAGS.config.to_dict()
 
 
 def freeze(fields: dict) -> Config:
@@ -299,6 +294,14 @@ def freeze(fields: dict) -> Config:
     return config
 
 
+def from_flag(form: Callable[[dict], T] = freeze) -> T:
+    """What --config holds, as `form` makes it of a dict. Raises UserError with the file's name if it cannot be used."""
+    try:
+        return form(flags.FLAGS.config.to_dict())
+    except UserError as error:
+        raise UserError(f"{files.printable(flags.FLAGS['config'].config_filename)}: {error}") from error
+
+
 def from_json(text: str, where: files.Path = "config.json") -> Config:
     """The config that Config.to_json wrote.
 
@@ -308,7 +311,7 @@ def from_json(text: str, where: files.Path = "config.json") -> Config:
     fields = files.parse_json(text, dict[str, Any], where)
     for section, kind in (("loss", LossConfig), ("optimizer", OptimizerConfig), ("train", TrainConfig)):
         values = fields.get(section)
-        for key in bounds.impossible(kind, values) if isinstance(values, dict) else ():
+        for key in bounds.out_of_bounds(kind, values) if isinstance(values, dict) else ():
             log.warning("%s: %s.%s = %s is not possible any more and counts as the default.", files.printable(where),
                         section, key, bounds.shown(values.pop(key)))
     try:

@@ -354,15 +354,10 @@ def write_json(path: Path, value: Any, ours: bool = False, durable: bool = False
         temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def write_npz(path: Path, arrays: dict[str, np.ndarray], made: Iterable[str]) -> None:
-    """Writes an npz file, in which a comment gives the checksums of the arrays `made` by sedjax, for `npz_keys`.
-
-    Unlike np.savez it takes any key. It goes inside `atomic_output`.
-    """
-    with zipfile.ZipFile(path, "w") as archive:
-        for key, array in arrays.items():
-            with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray], made: Iterable[str]) -> None:
+    """As `savez`, with a comment that gives the checksums of the arrays `made` by sedjax, for `npz_keys`."""
+    savez(path, arrays)
+    with zipfile.ZipFile(path, "a") as archive:
         sums = {info.filename.removesuffix(".npy"): info.CRC for info in archive.infolist()}
         archive.comment = json.dumps({key: sums[key] for key in made}).encode("ascii")
 

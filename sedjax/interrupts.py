@@ -1,9 +1,11 @@
 """Ctrl-C in a command: one line and exit status 130, at any time, also while modules are imported."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 
 STATUS = 130
 
@@ -28,6 +30,22 @@ def raise_first() -> None:
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, request)
+
+
+def again() -> None:
+    """Raises KeyboardInterrupt once more: the first one came in a callback that nothing can be raised from."""
+    raise_first()
+    threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+
+
+@contextlib.contextmanager
+def only_here() -> Iterator[None]:
+    """Processes that are started inside never see Ctrl-C: they end with this one."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def starts_command() -> bool:

@@ -4,10 +4,13 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Container, Sequence
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import AfterValidator, Field
 
 from sedjax import __version__, checkpoint, files, identity, metrics, report, workdir
+from sedjax.bounds import without_controls
 from sedjax.config import Config
 from sedjax.errors import UserError
 from sedjax.files import atomic_output
@@ -43,13 +46,9 @@ class Row:
 class Figure:
     """Some systems in one picture; `show` is one of DRAW, "class_costs" being those on the validation split."""
 
-    title: str
-    show: str
-    systems: tuple[str, ...]
-
-    def __post_init__(self):
-        if self.show not in DRAW:
-            raise UserError(f"A figure must show one of {list(DRAW)}, not {self.show!r}.")
+    title: Annotated[str, AfterValidator(without_controls)]
+    show: Literal["validation_cost", "loss", "class_costs"]
+    systems: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,14 +8,17 @@ import logging
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict
+from pydantic import AfterValidator, Field
 from tqdm import tqdm
 
-from sedjax import checkpoint, parallel, preemption, report, study
+from sedjax import bounds, checkpoint, parallel, preemption, report, study
 from sedjax import config as config_lib
+from sedjax.bounds import FilePath, Seed, without_controls
 from sedjax.commands import require_no_arguments
 from sedjax.config import Config
 from sedjax.errors import UserError
@@ -23,6 +26,8 @@ from sedjax.study import Row
 from sedjax.train import train
 
 log = logging.getLogger("sedjax")
+
+FolderName = Annotated[str, Field(max_length=200, pattern=r"^[^/]*[^/.][^/]*$"), AfterValidator(without_controls)]
 
 
 def new_sweep() -> ConfigDict:
@@ -56,6 +61,35 @@ def add_figure(sweep: ConfigDict, name: str, title: str, show: str, systems: tup
 
 
 @dataclasses.dataclass(frozen=True)
+class DataFields:
+    """Records of all systems; "" for those that each config names."""
+
+    path: FilePath = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepFields:
+    """What a sweep holds, see new_sweep."""
+
+    systems: dict[FolderName, dict]
+    seeds: tuple[Seed, ...]
+    data: DataFields = DataFields()
+    figures: dict[FolderName, dict] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class SystemFields:
+    """What a system of a sweep holds, see add."""
+
+    place: int
+    title: Annotated[str, AfterValidator(without_controls)]
+    config: dict
+    parent: str = ""
+    published: Literal["", "better", "worse", "no difference"] = ""
+    seeds: tuple[Seed, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Sweep:
     """A checked sweep: its rows, and its figures by file name."""
 
@@ -65,12 +99,12 @@ class Sweep:
 
 def freeze(fields: dict) -> Sweep:
     """The checked form of a sweep. Raises UserError that names the system with an unusable config."""
-    try:
-        systems, seeds, path = fields["systems"], tuple(fields["seeds"]), fields["data"]["path"]
-        figures = {name: study.Figure(**figure) for name, figure in fields["figures"].items()}
-    except (KeyError, TypeError) as error:
-        raise UserError(f"The config is no sweep: {error}; configs/sweeps/report.py is one.") from error
-    if not systems or not seeds:
+    if "systems" not in fields:
+        raise UserError("The config is not a sweep: it has no systems; configs/sweeps/report.py is one.")
+    given = bounds.check(SweepFields, fields)
+    systems = {name: bounds.check(SystemFields, system, f"systems.{name}.")
+               for name, system in given["systems"].items()}
+    if not systems or not given["seeds"]:
         raise UserError("The sweep has no systems or no seeds.")
     rows = []
     for name, system in sorted(systems.items(), key=lambda item: item[1]["place"]):
@@ -78,15 +112,14 @@ def freeze(fields: dict) -> Sweep:
             config = config_lib.freeze(system["config"])
         except UserError as error:
             raise UserError(f"systems.{name}: {error}") from error
-        if path:
+        if path := given["data"].path:
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
         if system["parent"] not in ("", *systems):
             raise UserError(f"systems.{name}: there is no system {system['parent']!r} to compare it with.")
         rows.append(Row(name, system["title"], system["parent"], system["published"],
-                        tuple(system["seeds"]) or seeds, config))
-    for kind, names in (("systems", systems), ("figures", figures)):
-        if odd := [name for name in names if not name.isprintable() or name in ("", "..") or "/" in name]:
-            raise UserError(f"{kind}.{odd[0]}: it cannot be the name of a file.")
+                        system["seeds"] or given["seeds"], config))
+    figures = {name: study.Figure(**bounds.check(study.Figure, figure, f"figures.{name}."))
+               for name, figure in given["figures"].items()}
     for name, figure in figures.items():
         if unknown := [system for system in figure.systems if system not in systems]:
             raise UserError(f"figures.{name}: there is no system {unknown[0]!r}.")
@@ -104,7 +137,7 @@ def main(argv: Sequence[str]) -> None:
     require_no_arguments(argv)
     parallel.cache_compilations()
     options = flags.FLAGS
-    sweep, folder = freeze(config_lib.fields_from_flag()), pathlib.Path(options.workdir)
+    sweep, folder = config_lib.from_flag(freeze), pathlib.Path(options.workdir)
     if unknown := [name for name in options.only if name not in {row.name for row in sweep.rows}]:
         raise UserError(f"--only: there is no system {unknown[0]!r}; there are {[row.name for row in sweep.rows]}.")
     study.require_replaceable(sweep.figures, folder)

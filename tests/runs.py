@@ -49,7 +49,8 @@ def start(records, workdir, signal_at: str = "", seconds: float = 0.0, arguments
       seconds: how long reading a batch takes.
       arguments: further ones.
     """
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "SIGNAL_AT": signal_at,
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "SIGNAL_AT": signal_at,
                    "SECONDS": str(seconds)}
     return subprocess.Popen([sys.executable, "-c", RUN, *ARGUMENTS, f"--config.data.path={records}",
                              f"--workdir={workdir}", *arguments],

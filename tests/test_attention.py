@@ -23,13 +23,13 @@ def test_evaluation_is_training_in_which_nothing_is_dropped():
     """The two are different code; a rate of 1e-12 drops nothing."""
     x, mask = inputs()
     layer = Attention(heads=2, dropout=1e-12)
-    variables = layer.init(jax.random.key(0), x, mask, None)
+    variables = jax.jit(layer.init)(jax.random.key(0), x, mask, None)
 
     def loss(x, clip_id):
         found = layer.apply(variables, x, mask, clip_id, rngs={"dropout": jax.random.key(1)})
         return (found**2).sum(), found
 
-    (found, expected) = (jax.value_and_grad(loss, has_aux=True)(x, ids) for ids in (None, jnp.arange(3)))
+    (found, expected) = (jax.jit(jax.value_and_grad(loss, has_aux=True))(x, ids) for ids in (None, jnp.arange(3)))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
         assert np.isfinite(a).all()  # the third clip is all padding

@@ -49,7 +49,8 @@ def build(layout, output, keys=("audio",), **kwargs) -> input_pipeline.Records:
 
 def test_batches_hold_the_samples_of_the_files(layout, tmp_path):
     train = build(layout, tmp_path / "records", ("mfcc", "audio"))
-    assert set(train.features["audio"]) == {"width", "fingerprint"}, "a column of samples has no statistics"
+    assert train.features["audio"]["width"] == 1920
+    assert "mean" not in train.features["audio"], "a column of samples has no statistics"
     assert set(train.features["mfcc"]) > {"mean", "std"}
     clips = input_pipeline.cut(train.lengths, DATA, train.task)
     batch = input_pipeline.read_batch(train, clips, np.array([1, -1, 2, 0]), ("mfcc", "audio"), DATA)

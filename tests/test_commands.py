@@ -103,12 +103,14 @@ NAIVE = ("train", "--config=configs/naive.py", "--workdir=w")
     ([*NAIVE, f"--config.data.batch_size={'9' * 500}"], "data.batch_size must be less than"),
     ([*NAIVE, "--config.nokey=1"], "no such config key: nokey"),
     ([*NAIVE, "--config.optimizer.learning_rat=1"], "learning_rat"),
+    ([*NAIVE, "--config.decision.thresholds=(0.1, 0.2)", "--config.decision.thresholds=()"], "at least 1 item, not ()"),
+    ([*NAIVE, "--config.data.batch_size=0", "--config.data.batch_size=-1"], "equal to 1, not -1"),
     ([*NAIVE, "--config.data=3"], "--config.data=3"),
     ([*NAIVE, "--config.="], "Could not parse"),
     ([*NAIVE, "--config.decision.thresholds=(("], "decision.thresholds[0] must be a valid number, not '(('"),
     ([*NAIVE, "--config.loss.class_factors={'a':" + "[" * 10**4], "--config.loss.class_factors="),
     ([*NAIVE, "--config.optimizer.learning_rate=nan"], "optimizer.learning_rate must be a finite number, not nan"),
-    (["sweep", "--config=configs/naive.py", "--workdir=w"], "no sweep"),
+    (["sweep", "--config=configs/naive.py", "--workdir=w"], "not a sweep"),
     (["score", "--predictions="], "--predictions is given without a value"),
     (["bench", "--sweep="], "--sweep is given without a value"),
     (["bench", "--steps=0"], "--steps=0"),
@@ -180,12 +182,16 @@ def test_other_errors_have_a_traceback(error, in_process):
 
 
 INTERRUPTED = """
-import signal, sys, threading, time
+import gc, signal, sys, threading, time
 from sedjax import commands, interrupts
 
 def main(argv):
     threading.Thread(target=time.sleep, args=[60]).start()  # at an ordinary exit, Python waits for it
     try:
+        if argv[1:] == ["lost"]:  # in a callback, from where nothing can be raised
+            gc.callbacks.append(lambda *args: gc.callbacks.clear() or signal.raise_signal(signal.SIGINT))
+            gc.collect()
+            time.sleep(30)
         signal.raise_signal(signal.SIGINT)
     finally:
         print("tidied up", flush=True)
@@ -199,11 +205,59 @@ commands.run(main)
 """
 
 
-@pytest.mark.parametrize("argument", ["early", "once", "twice"])
+@pytest.mark.parametrize("argument", ["early", "once", "twice", "lost"])
 def test_ctrl_c_is_one_line_and_status_130(argument):
     result = subprocess.run([sys.executable, "-c", INTERRUPTED, argument], capture_output=True, text=True, timeout=50)
     assert (result.returncode, result.stderr) == (130, "Interrupted.\n")
     assert ("tidied up" in result.stdout) == (argument != "early")
+
+
+ABANDONED = """
+import asyncio, concurrent.futures, logging, threading
+from sedjax import commands
+from sedjax.errors import UserError
+
+class Native:  # what a thread of a library does with its result
+    def __init__(self, loop):
+        self.loop = loop
+
+    def __del__(self):
+        self.loop.call_soon_threadsafe(print)
+
+class Odd:
+    def __del__(self):
+        raise ValueError("shown")
+
+async def wait(pool, event):
+    await asyncio.get_running_loop().run_in_executor(pool, event.wait)
+
+async def fail(pool, event):
+    asyncio.ensure_future(wait(pool, event))
+    await asyncio.sleep(0)
+    raise UserError("damaged")
+
+def main(argv):
+    event, pool, loop = threading.Event(), concurrent.futures.ThreadPoolExecutor(1), asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(fail(pool, event))
+    finally:
+        loop.close()
+        event.set()
+        pool.shutdown()
+        Native(loop)
+        Odd()
+
+commands.run(main)
+"""
+
+
+def test_what_finds_its_event_loop_closed_says_nothing():
+    result = subprocess.run([sys.executable, "-c", ABANDONED], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.endswith("Error: damaged\n")
+    assert "ValueError: shown" in result.stderr
+    assert "loop" not in result.stderr
+    assert "pending" not in result.stderr
 
 
 @pytest.mark.parametrize("output", ["closed pipe", "full"])

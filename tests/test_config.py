@@ -191,7 +191,8 @@ def test_the_config_of_an_old_workdir_is_read(caplog, monkeypatch):
     assert config.decision.thresholds == (0.2, 0.7)
     assert "train.patience = -1" in caplog.text
     for text, words in (("[" * 10**5, "damaged"), ("{}", "model is missing"), ('{"model": {"name": "cnn"}}', "'cnn'"),
-                        (config.to_json().replace('"layers": 1', '"layers": -1'), "model.layers")):
+                        (config.to_json().replace('"layers": 1', '"layers": -1'), "model.layers"),
+                        (config.to_json().replace('"patience": 10', '"patience": "10"'), "train.patience")):
         with pytest.raises(UserError, match=f"w/config.json.*{words}"):
             config_lib.from_json(text, "w/config.json")
 
@@ -228,7 +229,8 @@ def test_config_files_that_are_not_files_and_arguments_that_are_not_known(tmp_pa
     os.mkfifo(tmp_path / "fifo")
     for path, words in ((tmp_path, "not a regular file"), (tmp_path / "fifo", "not a regular file"),
                         ("/dev/zero", "not a regular file"), ("configs/none.py", "no file configs/none.py"),
-                        ("", "no file"), ("configs/naive.py:x", "configs/naive.py.* takes 0 positional arguments"),
+                        ("", "--config is given without a value"),
+                        ("configs/naive.py:x", "configs/naive.py.* takes 0 positional arguments"),
                         ("configs/demo.py:x", "configs/demo.py.*MODEL"),
                         ("configs/sweeps/report.py:tiny", "report.py.*'tiny'")):
         with pytest.raises(UserError, match=words):

@@ -1,12 +1,14 @@
 """What every model promises: padding and batch mates change nothing, sizes are checked, statistics are used."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from tiny import tiny_config
+from tiny import drawn, tiny_config
 
 from sedjax import models, train_state
 from sedjax.config import base_config, freeze
@@ -26,8 +28,7 @@ VARIANTS = [("embedding_transformer", {"model__norm": "post"}), ("embedding_tran
 
 def initialised(name: str, **changes):
     model = models.build_from(tiny_config(name, **changes), MLPC_2025)
-    variables = model.init(jax.random.key(0), *models.example_inputs(model, WIDTHS))
-    return model, variables
+    return model, drawn(model, WIDTHS)
 
 
 def features(rng: np.random.Generator, clips: int, frames: int, model) -> dict[str, jax.Array]:
@@ -45,28 +46,26 @@ def test_padding_and_batch_mates_change_no_logit(name, changes):
     batch = features(rng, 4, 40, model)  # what lies under the padding is no zeros
     together = apply(variables, batch, mask)
     assert np.isfinite(together).all()
-    for clip, length in enumerate(lengths):
-        if length:
-            alone = apply(variables, {key: value[clip : clip + 1, :length] for key, value in batch.items()},
-                          jnp.ones((1, length), bool))
-            np.testing.assert_allclose(together[clip, :length], alone[0], atol=1e-5)
+    for clip, length in ((1, 23), (3, 7)):
+        alone = apply(variables, {key: value[clip : clip + 1, :length] for key, value in batch.items()},
+                      jnp.ones((1, length), bool))
+        np.testing.assert_allclose(together[clip, :length], alone[0], atol=1e-5)
 
 
-def test_all_models_give_one_finite_logit_per_frame_and_class():
+def test_all_models_give_one_logit_per_frame_and_class():
     for name in models.MODELS:
         model = models.build_from(tiny_config(name), MLPC_2025)
         inputs = {key: jnp.ones((2, 20, width)) for key, width in WIDTHS.items()}
-        logits, _ = jax.jit(model.init_with_output)(jax.random.key(0), inputs, jnp.ones((2, 20), bool))
+        logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), inputs, jnp.ones((2, 20), bool))
         assert logits.shape == (2, 20, 10)
         assert logits.dtype == jnp.float32
-        assert np.isfinite(logits).all()
 
 
 def test_positions_tell_frames_apart_and_only_with_them():
     for positions, differs in ((40, True), (0, False)):
         model, variables = initialised("embedding_transformer", model__positions=positions)
         same = jnp.broadcast_to(jnp.arange(16.0)[None, None], (1, 20, 16))
-        logits = model.apply(variables, {"embeddings": same}, jnp.ones((1, 20), bool))
+        logits = jax.jit(model.apply)(variables, {"embeddings": same}, jnp.ones((1, 20), bool))
         assert (np.abs(logits[0] - logits[0, :1]).max() > 1e-4) == differs
 
 
@@ -80,8 +79,8 @@ def test_bfloat16_keeps_float32_parameters_and_logits():
     model, variables = initialised("embedding_transformer", precision="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     inputs, mask = {"embeddings": jnp.ones((1, 20, 16))}, jnp.ones((1, 20), bool)
-    logits = model.apply(variables, inputs, mask)
-    full = initialised("embedding_transformer")[0].apply(variables, inputs, mask)
+    logits = jax.jit(model.apply)(variables, inputs, mask)
+    full = jax.jit(initialised("embedding_transformer")[0].apply)(variables, inputs, mask)
     assert logits.dtype == jnp.float32
     assert 0 < np.abs(logits - full).max() < 0.05
 
@@ -113,8 +112,9 @@ def test_statistics_standardize():
     filled = models.fill_statistics(variables, {"embeddings": {"mean": mean.tolist(), "std": std.tolist()}})
     x = jnp.asarray(rng.normal(size=(1, 20, 16)), jnp.float32)
     mask = jnp.ones((1, 20), bool)
-    shifted = model.apply(filled, {"embeddings": x * std[None, None] + mean[None, None]}, mask)
-    np.testing.assert_allclose(shifted, model.apply(variables, {"embeddings": x}, mask), atol=1e-4)
+    apply = jax.jit(model.apply)
+    shifted = apply(filled, {"embeddings": x * std[None, None] + mean[None, None]}, mask)
+    np.testing.assert_allclose(shifted, apply(variables, {"embeddings": x}, mask), atol=1e-4)
 
 
 def test_mfcc_are_the_chosen_ones_standardized_and_beside_the_mel_bands():
@@ -123,14 +123,15 @@ def test_mfcc_are_the_chosen_ones_standardized_and_beside_the_mel_bands():
     mask = jnp.ones((1, 20), bool)
     for mfcc_as in ("bands", "channels"):
         model, variables = initialised("conv_transformer", model__mfcc=(0, 22), model__mfcc_as=mfcc_as)
-        logits = model.apply(variables, x, mask)
+        apply = jax.jit(model.apply)
+        logits = apply(variables, x, mask)
         for column, differs in ((0, True), (1, False), (22, True)):
             moved = {**x, "mfcc": x["mfcc"].at[..., column].add(1.0)}
-            assert (np.abs(model.apply(variables, moved, mask) - logits).max() > 1e-4) == differs
+            assert (np.abs(apply(variables, moved, mask) - logits).max() > 1e-4) == differs
         filled = jax.tree.map(jnp.copy, variables)
         filled["statistics"]["mfcc_mean"] += 3.0
         moved = {**x, "mfcc": x["mfcc"] + 3.0}
-        np.testing.assert_allclose(model.apply(filled, moved, mask), logits, atol=1e-5)
+        np.testing.assert_allclose(apply(filled, moved, mask), logits, atol=1e-5)
     with pytest.raises(UserError, match=r"model.mfcc = \(0, 24\): the records hold the MFCC 0 to 23"):
         initialised("conv_transformer", model__mfcc=(0, 24))
 
@@ -148,9 +149,9 @@ def test_depthwise_convolutions_see_their_frames_only_and_each_column_alone():
     model = EmbeddingTransformer(num_classes=2, stem="conv", width=4, heads=1, layers=0, positions=0, head_width=0)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 40, 6)), jnp.float32)
     mask = jnp.ones((1, 40), bool)
-    variables = model.init(jax.random.key(0), {"embeddings": x}, mask)
-    logits = model.apply(variables, {"embeddings": x}, mask)
-    moved = model.apply(variables, {"embeddings": x.at[0, 20].add(5.0)}, mask)
+    variables, apply = drawn(model, {"embeddings": 6}), jax.jit(model.apply)
+    logits = apply(variables, {"embeddings": x}, mask)
+    moved = apply(variables, {"embeddings": x.at[0, 20].add(5.0)}, mask)
     changed = np.flatnonzero(np.abs(moved - logits).max((0, 2)))
     assert (changed.min(), changed.max()) == (14, 26)  # (7 - 1) / 2 + (5 - 1) / 2 + (3 - 1) / 2 frames on each side
     assert {name: value["kernel"].shape for name, value in variables["params"]["stem"].items() if "conv" in name} == {
@@ -162,8 +163,12 @@ def test_masks_of_augmentation_are_for_training_only():
     inputs, mask = features(np.random.default_rng(0), 2, 40, model), jnp.ones((2, 40), bool)
     plain = initialised("conv_transformer", model__dropout=0.0)[0]
 
+    @functools.partial(jax.jit, static_argnames=("module", "train"))
+    def apply(module, key, **train):
+        return module.apply(variables, inputs, mask, rngs={"augment": key}, **train)
+
     def logits(module, key: int, **train):
-        return np.asarray(module.apply(variables, inputs, mask, rngs={"augment": jax.random.key(key)}, **train))
+        return np.asarray(apply(module, jax.random.key(key), **train))
 
     training = {"train": True, "clip_id": jnp.arange(2)}
     np.testing.assert_array_equal(logits(model, 0), logits(plain, 0))
@@ -211,8 +216,8 @@ def test_level_needs_a_power():
 
 @pytest.mark.parametrize(("changes", "words"), [
     ({"model__heads": 3}, "cannot be divided"),
-    ({"model__norm": "middle"}, "model.norm must be one of"),
-    ({"model__stem": "resnet34"}, "model.stem must be one of"),
+    ({"model__norm": "middle"}, "model.norm must be .post. or .pre., not"),
+    ({"model__stem": "resnet34"}, "model.stem must be .linear. or .conv., not"),
     ({"model__heads": 6, "model__width": 1024}, "1024 cannot be divided by model.heads = 6"),
 ])
 def test_sizes_that_do_not_fit(changes, words):

@@ -151,8 +151,9 @@ def start_workers(source, records, folder) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-                   "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": os.pathsep.join([os.getcwd(), "tests"]),
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+                   "PYTHONPATH": os.pathsep.join([os.getcwd(), "tests"]),
                    "JAX_ENABLE_COMPILATION_CACHE": "1", "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     worker = pathlib.Path(__file__).parent / "worker.py"

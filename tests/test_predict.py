@@ -549,7 +549,7 @@ def test_embeddings_of_unknown_origin(mel_workdir, tmp_path):
     with pytest.raises(UserError, match=r"takes embeddings \(16 wide\), and it is not known what computes them"):
         sedjax.load(workdir).detect([])
     assert list(sedjax.load(workdir, embeddings_from=mel_workdir).detect([])) == []
-    (workdir / "features.json").write_text('{"embeddings": {"width": 24}}')
+    workdir = embedding_workdir(tmp_path / "wider", 24, None)
     with pytest.raises(UserError, match=r"\(24 wide\), but .* gives embeddings that are 16 wide"):
         sedjax.load(workdir, embeddings_from=str(mel_workdir)).detect([])
 

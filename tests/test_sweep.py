@@ -193,7 +193,7 @@ def test_a_sweep_survives_failures_and_cuts(config_file, tmp_path, monkeypatch, 
 
 
 def test_what_is_no_sweep():
-    with pytest.raises(UserError, match="no sweep"):
+    with pytest.raises(UserError, match="not a sweep"):
         sweep.freeze(base_config("naive").to_dict())
     study_config = sweep.new_sweep()
     with pytest.raises(UserError, match="no systems"):
@@ -210,8 +210,17 @@ def test_what_is_no_sweep():
     with pytest.raises(UserError, match=r"figures\.figure: there is no system 'three'"):
         sweep.freeze(study_config.to_dict())
     study_config.figures.figure.show = "sound"
-    with pytest.raises(UserError, match="not 'sound'"):
+    with pytest.raises(UserError, match="figures.figure.show must be .* not 'sound'"):
         sweep.freeze(study_config.to_dict())
+    fields = study_config.to_dict() | {"figures": {}}
+    for changes, words in (({"seeds": (0, -1)}, r"seeds\[1\] must be"), ({"seeds": 3}, "seeds must be"),
+                           ({"systems": [1]}, "systems must be"), ({"systems": {"one": 3}}, "systems.one must be"),
+                           ({"systems": {"one": {"title": "x"}}}, r"systems\.one\.place is missing"),
+                           ({"systems": {"../x": {}}}, "systems.*../x"), ({"systems": {".": {}}}, "systems"),
+                           ({"figures": {"a": {"title": "x", "shw": 1}}}, r"figures\.a\.shw; did you mean"),
+                           ({"data": {"path": 3}}, "data.path must be"), ({"colour": 1}, "no key colour")):
+        with pytest.raises(UserError, match=words):
+            sweep.freeze(fields | changes)
 
 
 def test_changed_keys_and_only_they():

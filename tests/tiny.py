@@ -6,10 +6,12 @@ import pathlib
 import sys
 from unittest import mock
 
+import jax
 import numpy as np
 from absl import flags
+from flax import linen as nn
 
-from sedjax import audio
+from sedjax import audio, models
 from sedjax.config import Config, base_config, freeze
 from sedjax.extractors import Pass
 from sedjax.layout import Layout, read_layout
@@ -79,6 +81,24 @@ def tiny_config(model: str = "embedding_transformer", **changes) -> Config:
         *section, name = key.split("__")
         (fields[section[0]] if section else fields)[name] = value
     return freeze(fields)
+
+
+def drawn(model: nn.Module, widths: dict[str, int]) -> dict:
+    """Variables of a model, drawn without compiling anything; the statistics of features are 0 and 1, as at first."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf) -> np.ndarray:
+        noise = rng.normal(size=leaf.shape).astype(leaf.dtype)
+        name = path[-1].key
+        if path[0].key != "params":
+            return np.full(leaf.shape, name.endswith(("var", "std")), leaf.dtype)
+        if name == "scale":
+            return (1 + 0.1 * noise).astype(leaf.dtype)
+        fan_in = np.prod(leaf.shape[:-1]) if name == "kernel" else leaf.shape[0]
+        return (noise / np.sqrt(fan_in)).astype(leaf.dtype)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model, widths))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def write_csv(path: pathlib.Path, header: list[str], rows: list) -> None:

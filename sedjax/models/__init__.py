@@ -39,6 +39,8 @@ def check_fields(fields: dict) -> dict:
     Raises UserError for a field that the model does not have, or a value that it cannot take.
     """
     name = fields["name"]
+    if not isinstance(name, str):
+        raise UserError(f"model.name must be one of {', '.join(sorted(MODELS))}, not {bounds.shown(name)}.")
     given = {key: value for key, value in fields.items() if key != "name"}
     return {"name": name, **bounds.check(_model(name), given, "model.", without=NOT_IN_CONFIG)}
 
@@ -142,6 +144,6 @@ def fill_weights(variables: dict, path: str | os.PathLike, unused: Sequence[str]
 
 
 def _model(name: str) -> type[nn.Module]:
-    if not isinstance(name, str) or name not in MODELS:
+    if name not in MODELS:
         raise UserError(f"There is no model {bounds.shown(name)}; the models are {', '.join(sorted(MODELS))}.")
     return MODELS[name]
