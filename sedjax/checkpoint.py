@@ -33,6 +33,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pydantic
 from jaxtyping import Array
+from pydantic import FiniteFloat
 
 from sedjax import parallel
 from sedjax.errors import UserError
@@ -43,6 +44,7 @@ from sedjax.train_state import TrainState, learned
 log = logging.getLogger("sedjax")
 UNFINISHED = ".orbax-checkpoint-tmp"
 DELETED = ".deleted"
+EVERY_VERSION = {"cost", "thresholds", "best_cost", "evaluations_since_best", "finished"}  # wrote these of a progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +61,9 @@ class Progress:
       evaluation_due: a stop interrupted the evaluation of this step, so that it must be done before the next.
     """
 
-    cost: pydantic.FiniteFloat | None = None
-    thresholds: tuple[pydantic.FiniteFloat, ...] = ()
-    best_cost: pydantic.FiniteFloat | None = None
+    cost: FiniteFloat | None = None
+    thresholds: tuple[FiniteFloat, ...] = ()
+    best_cost: FiniteFloat | None = None
     best_step: int | None = None
     evaluations_since_best: int = 0
     finished: bool = False
@@ -173,7 +175,7 @@ def restore(manager: Manager, state: TrainState) -> tuple[TrainState, Progress] 
     for step in steps:
         wanted = {"weights": _abstract(state.weights), "training": _abstract(_training(state))}
         try:
-            found, progress = _read(directory, step, wanted)
+            found, progress = _read(directory, step, wanted, wanted["weights"])
         except _Damaged as error:
             log.warning("The checkpoint of step %d in %s is damaged (%s): resuming from the one before it.", step,
                         directory, error)
@@ -216,8 +218,10 @@ def load_weights(workdir: str | os.PathLike, which: str | int = "best",
     """
     directory = require_some(workdir)
     steps = _steps(directory)
+    best_cost = None
     if which == "best":
-        chosen = [_best_step(pathlib.Path(workdir))]
+        best, best_cost = _best(pathlib.Path(workdir))
+        chosen = [best]
     elif which == "last":
         chosen = steps[::-1]
     else:
@@ -226,7 +230,9 @@ def load_weights(workdir: str | os.PathLike, which: str | int = "best",
         raise UserError(f"There is no checkpoint {which} in {workdir}; there are {_listed(steps)}.")
     for step in chosen:
         try:
-            found, progress = _read(directory, step, {"weights": shapes})
+            found, progress = _read(directory, step, {"weights": None}, shapes)
+            if best_cost is not None and progress.cost != best_cost:
+                raise _Damaged("its validation cost is not the lowest")
             return found["weights"], progress, step
         except _Damaged as error:
             log.warning("The checkpoint of step %d in %s is damaged (%s).", step, workdir, error)
@@ -260,8 +266,11 @@ def _steps(directory: pathlib.Path) -> list[int]:
     return sorted(int(name) for name in names if name.isascii() and name.isdecimal() and str(int(name)) == name)
 
 
-def _best_step(workdir: pathlib.Path) -> int:
-    """The step of the best checkpoint, whether or not that is whole. Raises UserError if it cannot be known."""
+def _best(workdir: pathlib.Path) -> tuple[int, float | None]:
+    """Step and validation cost of the best checkpoint, whether or not that is whole; the newest where none has a cost.
+
+    Raises UserError if it cannot be known.
+    """
     directory = workdir / "checkpoints"
     steps = _steps(directory)
     try:
@@ -276,12 +285,12 @@ def _best_step(workdir: pathlib.Path) -> int:
         raise UserError(f"The best checkpoint in {workdir} is that of step {step}, by its validation cost in "
                         f"metrics.jsonl, but it is missing: {_otherwise(steps)}")
     if newest.best_cost is None:
-        return steps[-1]
+        return steps[-1], None
     best = _step_of_cost(directory, newest.best_cost) if newest.best_step is None else newest.best_step
     if best is None:
         raise UserError(f"The best checkpoint in {workdir}, with the validation cost {newest.best_cost:.3f}, is "
                         f"missing or damaged: {_otherwise(steps)}")
-    return best
+    return best, newest.best_cost
 
 
 def _step_of_cost(directory: pathlib.Path, cost: float) -> int | None:
@@ -319,6 +328,8 @@ def _read_record(directory: pathlib.Path, step: int) -> tuple[Progress, dict[str
         if isinstance(error.__cause__, PermissionError):
             raise
         raise _Damaged(_reason(error)) from error
+    if missing := EVERY_VERSION - fields.keys():
+        raise _Damaged(f"its progress has no {min(missing)}")
     older = not {"step", "digest", "best_step"} & fields.keys()
     if not older and (record.step != step or record.digest != _digest(fields)):
         raise _Damaged("its progress is not what was saved")
@@ -330,13 +341,15 @@ def _digest(record: dict) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _read(directory: pathlib.Path, step: int, wanted: dict[str, Any]) -> tuple[dict, Progress]:
+def _read(directory: pathlib.Path, step: int, wanted: dict[str, Any],
+          shapes: dict | None = None) -> tuple[dict, Progress]:
     """Items of a checkpoint, with its progress.
 
     Args:
       directory: of the checkpoints.
       step: of the one.
-      wanted: the arrays to be had of each item, as a tree of shapes; None for those that are there, as numpy arrays.
+      wanted: the arrays of each item on their devices, as jax.ShapeDtypeStruct; None for numpy arrays.
+      shapes: what the weights must be, if that is known.
 
     Raises:
       _Damaged: it cannot be read, or is not what was saved.
@@ -347,11 +360,10 @@ def _read(directory: pathlib.Path, step: int, wanted: dict[str, Any]) -> tuple[d
     for name, tree in wanted.items():
         path = directory / str(step) / name
         stored = _shapes(path)
-        tree = stored if tree is None else tree
-        if name == "weights" and (odd := _difference(stored, tree)):
+        if name == "weights" and shapes is not None and (odd := _difference(stored, shapes)):
             raise UserError(f"The checkpoint of step {step} in {directory} is not of the model in config.json: {odd}; "
                             "use another --workdir.")
-        tree = jax.tree.map(lambda x: x if getattr(x, "sharding", None) else np.empty(x.shape, x.dtype), tree)
+        tree = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), stored) if tree is None else tree
         found[name] = _from_disk(lambda handler, path=path, tree=tree: handler.restore(
             path, args=ocp.args.StandardRestore(tree)))
         checksum, finite = _summary(found[name])

@@ -239,6 +239,9 @@ def load(folder: str | os.PathLike, which: str | int = "best",
             raise UserError(f"The model in {folder} takes no embeddings: leave out --embeddings_from="
                             f"{embeddings_from}.")
         widths = {key: entry["width"] for key, entry in features.items()}
+        if missing := [key for key in model.features if key not in widths]:
+            raise UserError(f"{pathlib.Path(folder) / 'features.json'} is not of this training: the model takes "
+                            f"{missing[0]!r}, which is missing there.")
         shapes = jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model, widths))
         shapes = {"params": {}, **shapes}  # the naive baseline has none, but its checkpoints have the place for them
     variables, progress, step = checkpoint.load_weights(folder, which, shapes)

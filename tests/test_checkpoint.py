@@ -144,7 +144,8 @@ def change_progress(folder: pathlib.Path, of: int, **changes) -> None:
 @pytest.mark.parametrize("changes", [
     {"thresholds": [0.2, 0.4]}, {"cost": 3.5}, {"step": 3}, {"best_step": 4}, {"digest": ...}, {"digest": None},
     {"checksums": {}}, {"checksums": {"weights": 1, "training": 1}}, {"finished": "yes"}, {"best_cost": None},
-    {"thresholds": ["a"]}, {"step": ...}])
+    {"thresholds": ["a"]}, {"step": ...}, {"cost": ..., "step": ..., "digest": ..., "best_step": ...},
+    {"cost": 3.5, "step": ..., "digest": ..., "best_step": ...}])
 def test_a_changed_progress_is_damage(workdir, changes, tmp_path):
     folder = shutil.copytree(workdir, tmp_path / "run")
     change_progress(folder, 2, **changes)
@@ -215,6 +216,19 @@ def test_numbers_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path, monk
             checkpoint.load_weights(tmp_path, which)
     with checkpoint.open_manager(tmp_path) as manager, pytest.raises(UserError, match="step 2 .* NaN or infinity"):
         checkpoint.restore(manager, state_at(0))
+
+
+def test_a_model_without_parameters(tmp_path):
+    """Its empty tree of parameters is in the checkpoint, but not among the variables of the model."""
+    state = TrainState(step=np.zeros((), np.int32), params={}, ema=None, opt_state={},
+                       model_state={"statistics": {"mean": np.ones(3, np.float32)}})
+    with checkpoint.open_manager(tmp_path) as manager:
+        checkpoint.save(manager, state, Progress(finished=True))
+    shapes = jax.eval_shape(lambda: state.model_state)
+    found, _, step = checkpoint.load_weights(tmp_path, "best", shapes)
+    assert (step, found["statistics"]["mean"].tolist()) == (0, [1, 1, 1])
+    with checkpoint.open_manager(tmp_path) as manager:
+        assert checkpoint.restore(manager, state)[1].finished
 
 
 def test_weights_of_another_model_and_unknown_steps(workdir):

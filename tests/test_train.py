@@ -199,6 +199,11 @@ def test_other_json_than_expected(trained, text, tmp_path):
 
 def test_a_checkpoint_of_another_architecture(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "run")
+    kept = (folder / "features.json").read_bytes()
+    (folder / "features.json").write_text('{"labels": {"width": 3}}')
+    with pytest.raises(UserError, match="features.json .* takes 'embeddings', which is missing"):
+        predict.load(folder)
+    (folder / "features.json").write_bytes(kept)
     config = json.loads((folder / "config.json").read_text())
     config["model"]["feed_forward"] = 24
     (folder / "config.json").write_text(json.dumps(config))
