@@ -1,7 +1,6 @@
 """Trainings in processes of their own, which can be killed."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -51,21 +50,12 @@ def start(records, workdir, signal_at: str = "", seconds: float = 0.0, arguments
     """
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "SIGNAL_AT": signal_at,
-                   "SECONDS": str(seconds)}
+                   "SECONDS": str(seconds), "JAX_ENABLE_COMPILATION_CACHE": "1",
+                   "JAX_COMPILATION_CACHE_DIR": str(records.parent / "compiled"),  # by the first of them, for all
+                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
     return subprocess.Popen([sys.executable, "-c", RUN, *ARGUMENTS, f"--config.data.path={records}",
                              f"--workdir={workdir}", *arguments],
                             env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-def start_two(records, workdir, signal_at: Sequence[str] = ("", ""), seconds: float = 0.0,
-              arguments: Sequence[str] = ()) -> list[subprocess.Popen]:
-    """Starts one training in two processes of one device each; `records` and `signal_at` are those of each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return [start(records[number], workdir, signal_at[number], seconds,
-                  [*arguments, f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2",
-                   f"--process_id={number}"]) for number in range(2)]
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> str:

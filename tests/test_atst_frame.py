@@ -41,6 +41,14 @@ def tensors(golden) -> dict[str, np.ndarray]:
     return {str(key): reference_tensor(str(key), shape) for key, shape in zip(golden["keys"], shapes)}
 
 
+@pytest.fixture(scope="module")
+def bare(tensors, tmp_path_factory) -> pathlib.Path:
+    """The encoder alone, without prefix."""
+    path = tmp_path_factory.mktemp("bare") / "a.npz"
+    np.savez(path, **tensors)
+    return path
+
+
 def heads() -> dict[str, np.ndarray]:
     shapes = {"weight": (447, 768), "bias": (447,)}
     return {f"{head}_head.{name}": reference_tensor(head + name, shape)
@@ -53,28 +61,28 @@ def test_parameters():
     assert (len(leaves), sum(leaf.size for leaf in leaves)) == (138, 85_419_264)
 
 
-@pytest.mark.parametrize(("prefix", "with_heads"), [("model.atst.", True), ("", False)])
-def test_the_command_and_the_golden_features(tmp_path, golden, tensors, capsys, prefix, with_heads):
-    np.savez(tmp_path / "a.npz", **{prefix + key: value for key, value in tensors.items()},
-             **(heads() if with_heads else {}))
-    flags = [f"--checkpoint={tmp_path / 'a.npz'}", "--network=atst_frame", f"--output={tmp_path / 'b.npz'}"]
-    run_command(import_weights, *flags, *(["--strong_head"] if with_heads else []))
-    printed = capsys.readouterr().out
-    assert "Loaded 138 of 138 tensors of the encoder, 85,419,264 parameters" in printed
-    assert f"and {'2 of 4' if with_heads else '0 of 0'} tensors of heads" in printed
+def test_the_command_and_the_golden_features(tmp_path, golden, tensors, bare, capsys):
+    """With and without a prefix and heads."""
+    np.savez(tmp_path / "a.npz", **{f"model.atst.{key}": value for key, value in tensors.items()}, **heads())
+    for checkpoint, output, more, of_heads in ((tmp_path / "a.npz", tmp_path / "b.npz", ["--strong_head"], "2 of 4"),
+                                               (bare, tmp_path / "c.npz", [], "0 of 0")):
+        run_command(import_weights, f"--checkpoint={checkpoint}", "--network=atst_frame", f"--output={output}", *more)
+        printed = capsys.readouterr().out
+        assert "Loaded 138 of 138 tensors of the encoder, 85,419,264 parameters" in printed
+        assert f"and {of_heads} tensors of heads" in printed
     model, params = atst_frame.load(tmp_path / "b.npz")
     assert model == AtstFrame()
+    jax.tree.map(np.testing.assert_array_equal, atst_frame.load(tmp_path / "c.npz")[1], params)
     found = atst_frame.encode(model, params, jnp.asarray(reference_waveform())[None])
     assert found.shape == (1, 250, 768)
     np.testing.assert_allclose(np.asarray(found)[0, ::10, ::8], golden["features"], atol=1e-3)
     np.testing.assert_allclose(np.asarray(found)[0].mean(axis=0), golden["features_mean"], atol=1e-3)
-    if with_heads:
-        with np.load(tmp_path / "b.npz") as held:
-            head = {name: held[f"params/strong_head/{name}"] for name in ("kernel", "bias")}
-        np.testing.assert_array_equal(head["kernel"], heads()["strong_head.weight"].T)
-        logits = atst_frame.StrongHead().apply({"params": {"strong_head": head}}, found[:, :3])
-        expected = np.asarray(found)[:, :3] @ head["kernel"] + head["bias"]
-        np.testing.assert_allclose(logits, expected, atol=1e-3)
+    with np.load(tmp_path / "b.npz") as held:
+        head = {name: held[f"params/strong_head/{name}"] for name in ("kernel", "bias")}
+    np.testing.assert_array_equal(head["kernel"], heads()["strong_head.weight"].T)
+    logits = atst_frame.StrongHead().apply({"params": {"strong_head": head}}, found[:, :3])
+    expected = np.asarray(found)[:, :3] @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(logits, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("key", ["mask_embed", "blocks.11.attn.qkv.weight"])
@@ -103,10 +111,9 @@ def test_flags_that_do_not_fit(flags, words):
         run_command(import_weights, "--checkpoint=a.npz", *flags)
 
 
-def test_a_strong_head_that_is_not_there(tensors, tmp_path):
-    np.savez(tmp_path / "a.npz", **tensors)
+def test_a_strong_head_that_is_not_there(bare, tmp_path):
     with pytest.raises(UserError, match="2 tensors are missing"):
-        import_weights.import_atst(str(tmp_path / "a.npz"), tmp_path / "b.npz", strong_head=True)
+        import_weights.import_atst(str(bare), tmp_path / "b.npz", strong_head=True)
     assert not (tmp_path / "b.npz").exists()
 
 

@@ -22,7 +22,22 @@ def config(records):
 
 
 @pytest.fixture(scope="module")
-def result(records, tmp_path_factory):
+def shallow(config):
+    """Without the layers, which compile longest."""
+    return dataclasses.replace(config, model={**config.model, "layers": 0})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_turns():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(throughput, "LONG_PRODUCT_SECONDS", 1e-9)
+        patch.setattr(throughput, "PRODUCT_REPEATS", 2)
+        patch.setattr(bench_audio, "TURN_SECONDS", 1e-9)
+        yield
+
+
+@pytest.fixture(scope="module")
+def result(records, short_turns, tmp_path_factory):
     """What the command writes."""
     path = tmp_path_factory.mktemp("bench") / "bench.json"
     run_command(bench, "--config=configs/embedding_transformer.py", f"--config.data.path={records}",
@@ -61,8 +76,9 @@ def test_the_table_has_a_line_for_each(result):
     assert max(map(len, text.splitlines())) < 120
 
 
-def test_padding_against_brute_force(config):
-    training = throughput.Training(config, devices=2)
+def test_padding_against_brute_force(shallow):
+    shallow = dataclasses.replace(shallow, data=dataclasses.replace(shallow.data, bucket_frames=20))
+    training = throughput.Training(shallow, devices=2)
     counts = []
     for number in range(training.batches):
         batch = training.read(number)
@@ -73,7 +89,7 @@ def test_padding_against_brute_force(config):
     assert training.padded_share == pytest.approx(1 - real / padded)
     evaluation = throughput.Evaluation(training)
     found = evaluation.stretch(evaluation.batches)
-    assert found.real_frames == input_pipeline.open_records(config.data.path, "validation").lengths.sum()
+    assert found.real_frames == input_pipeline.open_records(shallow.data.path, "validation").lengths.sum()
 
 
 def test_the_operations_are_those_of_the_matrix_products(config):
@@ -85,13 +101,12 @@ def test_the_operations_are_those_of_the_matrix_products(config):
     assert 2.5 * frame < found.flops / found.padded_frames < 5 * frame
 
 
-def test_what_is_timed_is_what_the_config_says(config):
+def test_what_is_timed_is_what_the_config_says(shallow):
     """From device memory, two steps a call, in parts, under pmap: the same steps and the same operations."""
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, bucket_frames=40))
-    moved = dataclasses.replace(config, parallel="pmap", data=dataclasses.replace(config.data, placement="device"),
-                                optimizer=dataclasses.replace(config.optimizer, accumulate=4),
-                                train=dataclasses.replace(config.train, steps_per_call=2))
-    one, other = (throughput.Training(case, devices=2) for case in (config, moved))
+    moved = dataclasses.replace(shallow, parallel="pmap", data=dataclasses.replace(shallow.data, placement="device"),
+                                optimizer=dataclasses.replace(shallow.optimizer, accumulate=4),
+                                train=dataclasses.replace(shallow.train, steps_per_call=2))
+    one, other = (throughput.Training(case, devices=2) for case in (shallow, moved))
     assert [len(list(each.calls(0, 4))) for each in (one, other)] == [4, 2]
     expected, found = (each.stretch(4) for each in (one, other))
     assert dataclasses.replace(found, seconds=0, waiting=0) == dataclasses.replace(expected, seconds=0, waiting=0)
@@ -102,10 +117,10 @@ def test_what_is_timed_is_what_the_config_says(config):
     assert [bench._whole_calls(moved, steps) for steps in (1, 2, 3)] == [2, 2, 4]
 
 
-def test_accumulation_counts_every_part(config):
-    parts = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=16),
-                                optimizer=dataclasses.replace(config.optimizer, accumulate=2))
-    whole = dataclasses.replace(parts, optimizer=config.optimizer)
+def test_accumulation_counts_every_part(shallow):
+    parts = dataclasses.replace(shallow, data=dataclasses.replace(shallow.data, batch_size=16),
+                                optimizer=dataclasses.replace(shallow.optimizer, accumulate=2))
+    whole = dataclasses.replace(parts, optimizer=shallow.optimizer)
     one, two = (throughput.Training(case, devices=1).stretch(1).flops for case in (whole, parts))
     assert two == pytest.approx(one, rel=0.1)
 

@@ -13,7 +13,7 @@ from sedjax import input_pipeline
 from sedjax.errors import UserError
 from sedjax.layout import read_layout, read_splits
 
-DATA = tiny_config().data  # clips of at most 40 frames, padded to a multiple of 20
+DATA = tiny_config(data__bucket_frames=20).data  # clips of at most 40 frames, padded to a multiple of 20
 
 
 def clips_of(lengths: list[int]) -> input_pipeline.Clips:

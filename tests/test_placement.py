@@ -1,6 +1,7 @@
 """Data in device memory: the same batches, the same numbers, and calls of many steps that end where single ones do."""
 
 import dataclasses
+import shutil
 from collections import Counter
 
 import jax
@@ -56,7 +57,7 @@ def test_a_batch_from_the_device_is_that_from_the_host(split, mode, devices):
 def steps_from(split, mode, devices, per_call):
     """Six steps of which some are padded to other lengths than others."""
     source, clips, config = split
-    _, state, step = setup(ema=0.9)
+    _, state, step = setup(ema=0.9, model__layers=0)
     mesh = parallel.make_mesh(devices)
     plan = input_pipeline.order(clips, 8, 1, 0, 0)[[0, 1, 0, 1, 1, 0]]
     state, key = parallel.replicate(jax.tree.map(np.asarray, state), mesh), parallel.replicate(jax.random.key(1), mesh)
@@ -87,9 +88,8 @@ def test_many_steps_in_a_call_are_single_steps_from_the_host(split):
     one = steps_from(split, "jit", 1, 3)
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(one)):
         np.testing.assert_array_equal(a, b)
-    for mode, devices, per_call in (("pmap", 8, 2),):
-        for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(steps_from(split, mode, devices, per_call))):
-            np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(steps_from(split, "pmap", 8, 2))):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
 
 
 class StopAfter(preemption.Stop):
@@ -106,20 +106,17 @@ class StopAfter(preemption.Stop):
 def test_a_training_moves_to_fewer_devices_device_memory_pmap_and_bfloat16(records, tmp_path, monkeypatch):
     """Cut off and started again otherwise: costs, losses, entries and checkpoints stay the same."""
     common = {"data__path": str(records), "train__duration": "5 epochs", "train__log_every": "3 steps",
-              "train__save_every": "5 steps", "train__evaluate_every": "4 steps", "data__bucket_frames": 40}
-    train(tiny_config(**common), tmp_path / "whole")
+              "train__save_every": "5 steps", "train__evaluate_every": "4 steps"}
 
-    class CutOff(Exception):
-        pass
-
-    def save_and_stop(manager, state, progress, save=checkpoint.save):
+    def save_and_copy(manager, state, progress, save=checkpoint.save):
         save(manager, state, progress)
-        raise CutOff
+        manager.wait_until_finished()
+        if not (tmp_path / "moved").exists():  # what a kill at the first save leaves
+            shutil.copytree(tmp_path / "whole", tmp_path / "moved")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", save_and_stop)
-        with pytest.raises(CutOff):
-            train(tiny_config(**common), tmp_path / "moved")
+        patch.setattr(checkpoint, "save", save_and_copy)
+        train(tiny_config(**common), tmp_path / "whole")
     assert [entry["step"] for entry in read_metrics(tmp_path / "moved")] == [3, 4, 4]
 
     read: Counter = Counter()
@@ -143,7 +140,7 @@ def test_a_training_moves_to_fewer_devices_device_memory_pmap_and_bfloat16(recor
     for a, b in zip(whole, moved):
         assert a | {"seconds": 0} == pytest.approx(b | {"seconds": 0}, rel=1e-3 if a["step"] < 10 else 0.05)
     saved = [checkpoint._steps(tmp_path / name / "checkpoints") for name in ("whole", "moved")]
-    assert saved == [[8, 10], [9, 10]]  # the last two of each
+    assert [steps[-2:] for steps in saved] == [[8, 10], [9, 10]]  # the last two of each
 
 
 @pytest.mark.parametrize("count", [1, 4, 7])

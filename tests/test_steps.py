@@ -52,30 +52,6 @@ def run(step, state, devices: int, count: int = 2):
     return jax.device_get(state), scalars
 
 
-@pytest.mark.parametrize(("name", "mixup"), [("embedding_transformer", 0.0), ("conv_transformer", 0.4)])
-def test_one_device_is_eight_devices(name, mixup):
-    """Loss, gradient norm and, through two optimizer steps, every parameter; with dropout."""
-    _, state, step = setup(name, ema=0.9, mixup=mixup)
-    one, eight = run(step, state, 1), run(step, state, 8)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight)):
-        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
-
-
-def test_evaluation_on_one_device_is_that_on_eight():
-    model, state, _ = setup()
-    step = functools.partial(steps.eval_step, model=model, weights=np.ones((2, 3), np.float32), pooling="max",
-                             task=TINY_TASK)
-    thresholds = np.array([[0.3] * 3, [0.5] * 3], np.float32)
-    found = []
-    for devices in (1, 8):
-        mesh = parallel.make_mesh(devices)
-        found.append(jax.device_get(parallel.compile_step(step, mesh)(
-            parallel.replicate(state.weights, mesh), parallel.shard(make_batch(), mesh), thresholds)))
-    np.testing.assert_array_equal(found[0]["segments"], found[1]["segments"])
-    np.testing.assert_array_equal(found[0]["frames"], found[1]["frames"])
-    np.testing.assert_allclose(found[0]["loss"], found[1]["loss"], rtol=1e-5)
-
-
 def test_an_accumulated_batch_is_the_whole_batch():
     """Also where clips are mixed in pairs, which are in different parts."""
     _, state, step = setup(mixup=0.4)
@@ -85,7 +61,7 @@ def test_an_accumulated_batch_is_the_whole_batch():
 
 
 def test_the_step_needs_no_jit_and_learns():
-    _, state, step = setup(model__dropout=0.0)
+    _, state, step = setup(model__dropout=0.0, model__layers=0)
     batch = jax.tree.map(jnp.asarray, make_batch())
     first = None
     for _ in range(3):

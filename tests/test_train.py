@@ -24,7 +24,8 @@ from sedjax.train import train, write_training
 def trained(records, tmp_path_factory):
     """A workdir whose model found the events, with thresholds tuned on the validation split."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    config = tiny_config(data__path=str(records), train__duration="30 epochs", train__patience=0, train__ema=0.8,
+    config = tiny_config(data__path=str(records), data__bucket_frames=20, train__duration="30 epochs",
+                         train__patience=0, train__ema=0.8,
                          train__evaluate_every="5 epochs", train__save_every="5 epochs",
                          optimizer__learning_rate=3e-2, model__standardize=True,
                          decision__thresholds=(0.2, 0.35, 0.5, 0.65, 0.8))
@@ -107,7 +108,7 @@ def test_the_weights_need_no_records_and_no_config(trained):
 
 
 def test_early_stopping(records, tmp_path):
-    config = tiny_config(data__path=str(records), train__duration="50 epochs", train__patience=2,
+    config = tiny_config(data__path=str(records), train__duration="50 epochs", train__patience=2, model__layers=0,
                          optimizer__learning_rate=1e-9)
     progress = train(config, tmp_path / "run")
     assert progress.finished
@@ -121,7 +122,7 @@ def test_early_stopping(records, tmp_path):
     ({"train__log_every": "1 steps"}, r"The (loss|gradient norm) became NaN or infinite at step 2"),
     ({"train__evaluate_every": "1 steps"}, "The loss on the validation split became NaN or infinite at step 1")])
 def test_a_training_that_diverges_ends_before_anything_of_it_is_saved(changes, words, records, tmp_path):
-    config = tiny_config(data__path=str(records), optimizer__learning_rate=1e30, **changes)
+    config = tiny_config(data__path=str(records), optimizer__learning_rate=1e30, model__layers=0, **changes)
     with pytest.raises(UserError, match=f"{words}; the last good checkpoint .* none yet"):
         train(config, tmp_path)
     assert not list((tmp_path / "checkpoints").iterdir())

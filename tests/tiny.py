@@ -74,7 +74,7 @@ def tiny_config(model: str = "embedding_transformer", **changes) -> Config:
     """A config that compiles in a second or two; `changes` are dotted keys with `__` for the dot."""
     fields = base_config(model).to_dict()
     fields["model"].update({key: value for key, value in small_fields(model).items() if key in fields["model"]})
-    fields["data"].update(batch_size=8, eval_batch_size=8, max_frames=40, bucket_frames=20)
+    fields["data"].update(batch_size=8, eval_batch_size=8, max_frames=40, bucket_frames=40)
     fields["train"].update(duration="4 epochs")
     fields["optimizer"].update(learning_rate=1e-2)
     for key, value in changes.items():
