@@ -6,7 +6,8 @@ an error if the newest progress cannot be read, if metrics.jsonl has a lower cos
 gone), or if the best checkpoint is missing or damaged. Where nothing has been evaluated yet, the newest is the best.
 
 A checkpoint is as it was saved if its progress has the digest that is in it and the step that its folder is called, and
-its arrays have the checksums that are in its progress. Checkpoints of older versions have checksums of arrays only.
+its arrays have the checksums that are in its progress. Checkpoints of older versions have checksums of arrays only; a
+training that resumes from one adds the rest to the best.
 
 A folder is called by its step only while it is whole: it is renamed once it is written, and before it is deleted. So a
 kill at any moment leaves none that is not, and what is not whole has been damaged. Only training changes anything here.
@@ -96,10 +97,7 @@ class Manager:
 
     def start(self, step: int, progress: Progress, items: dict) -> None:
         """Starts saving. Of a step that is saved already only the progress is replaced."""
-        sums = {name: int(_summary(tree)[0]) for name, tree in items.items()}
-        record = {**dataclasses.asdict(progress), "thresholds": list(progress.thresholds), "step": step,
-                  "checksums": sums}
-        record["digest"] = _digest(record)
+        record = _record(step, progress, {name: int(_summary(tree)[0]) for name, tree in items.items()})
         if step in self.steps:
             path = _progress_path(self.directory, step)
             parallel.on_first(lambda: write_json(path, record, ours=True, durable=True))
@@ -183,7 +181,10 @@ def restore(manager: Manager, state: TrainState) -> tuple[TrainState, Progress] 
             manager.steps.remove(step)
             continue
         if progress.best_step is None and progress.best_cost is not None:
-            progress = dataclasses.replace(progress, best_step=_step_of_cost(directory, progress.best_cost))
+            best = _step_of_cost(directory, progress.best_cost)
+            progress = dataclasses.replace(progress, best_step=best)
+            if best is not None:
+                parallel.on_first(lambda best=best: _add_digest(directory, best))
         weights, training = found["weights"], found["training"]
         average = {name: weights[name] for name in state.ema} if state.ema else None
         model_state = {**weights, **training.get("learned", {})}
@@ -218,9 +219,9 @@ def load_weights(workdir: str | os.PathLike, which: str | int = "best",
     """
     directory = require_some(workdir)
     steps = _steps(directory)
-    best_cost = None
+    newest = None
     if which == "best":
-        best, best_cost = _best(pathlib.Path(workdir))
+        best, newest = _best(pathlib.Path(workdir))
         chosen = [best]
     elif which == "last":
         chosen = steps[::-1]
@@ -231,8 +232,8 @@ def load_weights(workdir: str | os.PathLike, which: str | int = "best",
     for step in chosen:
         try:
             found, progress = _read(directory, step, {"weights": None}, shapes)
-            if best_cost is not None and progress.cost != best_cost:
-                raise _Damaged("its validation cost is not the lowest")
+            if newest and not _is_best(progress, newest):
+                raise _Damaged("its progress is not that of the best")
             return found["weights"], progress, step
         except _Damaged as error:
             log.warning("The checkpoint of step %d in %s is damaged (%s).", step, workdir, error)
@@ -262,12 +263,12 @@ class _Record(pydantic.BaseModel):
 
 def _steps(directory: pathlib.Path) -> list[int]:
     """The steps of which there is a checkpoint, or something in its place, in ascending order."""
-    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    names = os.listdir(directory) if os.path.isdir(directory) else []
     return sorted(int(name) for name in names if name.isascii() and name.isdecimal() and str(int(name)) == name)
 
 
-def _best(workdir: pathlib.Path) -> tuple[int, float | None]:
-    """Step and validation cost of the best checkpoint, whether or not that is whole; the newest where none has a cost.
+def _best(workdir: pathlib.Path) -> tuple[int, Progress]:
+    """The step of the best checkpoint, whether or not that is whole, and the progress of the newest, which names it.
 
     Raises UserError if it cannot be known.
     """
@@ -285,12 +286,27 @@ def _best(workdir: pathlib.Path) -> tuple[int, float | None]:
         raise UserError(f"The best checkpoint in {workdir} is that of step {step}, by its validation cost in "
                         f"metrics.jsonl, but it is missing: {_otherwise(steps)}")
     if newest.best_cost is None:
-        return steps[-1], None
+        return steps[-1], newest
     best = _step_of_cost(directory, newest.best_cost) if newest.best_step is None else newest.best_step
     if best is None:
         raise UserError(f"The best checkpoint in {workdir}, with the validation cost {newest.best_cost:.3f}, is "
                         f"missing or damaged: {_otherwise(steps)}")
-    return best, newest.best_cost
+    return best, newest
+
+
+def _is_best(progress: Progress, newest: Progress) -> bool:
+    """Whether a progress is that of the best checkpoint, according to the newest."""
+    if newest.best_cost is None:
+        return progress == newest
+    # If the newest has a digest, the best has one too: otherwise it could be edited as one of an older version.
+    return progress.cost == newest.best_cost and newest.best_step in (None, progress.best_step)
+
+
+def _add_digest(directory: pathlib.Path, step: int) -> None:
+    """Writes the progress of the best checkpoint, which an older version saved, as this version does."""
+    progress, sums = _read_record(directory, step)
+    record = _record(step, dataclasses.replace(progress, best_step=step), sums)
+    write_json(_progress_path(directory, step), record, ours=True, durable=True)
 
 
 def _step_of_cost(directory: pathlib.Path, cost: float) -> int | None:
@@ -334,6 +350,13 @@ def _read_record(directory: pathlib.Path, step: int) -> tuple[Progress, dict[str
     if not older and (record.step != step or record.digest != _digest(fields)):
         raise _Damaged("its progress is not what was saved")
     return progress, record.checksums
+
+
+def _record(step: int, progress: Progress, checksums: dict[str, int]) -> dict:
+    """What the file of a progress holds."""
+    record = {**dataclasses.asdict(progress), "thresholds": list(progress.thresholds), "step": step,
+              "checksums": checksums}
+    return {**record, "digest": _digest(record)}
 
 
 def _digest(record: dict) -> str:

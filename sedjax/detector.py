@@ -243,7 +243,6 @@ def load(folder: str | os.PathLike, which: str | int = "best",
             raise UserError(f"{pathlib.Path(folder) / 'features.json'} is not of this training: the model takes "
                             f"{missing[0]!r}, which is missing there.")
         shapes = jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model, widths))
-        shapes = {"params": {}, **shapes}  # the naive baseline has none, but its checkpoints have the place for them
     variables, progress, step = checkpoint.load_weights(folder, which, shapes)
     thresholds = progress.thresholds or decisions.default(config.decision, task)
     return Detector(pathlib.Path(folder), config, task, features, model, variables,

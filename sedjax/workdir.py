@@ -1,5 +1,6 @@
 """The folder of a run: what it holds besides checkpoints, and that it belongs to one experiment."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -7,7 +8,7 @@ import pathlib
 from sedjax import config as config_lib
 from sedjax import identity
 from sedjax.errors import UserError
-from sedjax.files import atomic_output, make_folder, read_text, require_replaceable
+from sedjax.files import atomic_output, make_folder, read_text
 from sedjax.task import Task, read_task
 
 # What may change between two starts of one training: how it runs, not what it computes. Only precision changes
@@ -15,8 +16,7 @@ from sedjax.task import Task, read_task
 FREE = {"data.eval_batch_size", "data.path", "data.placement", "parallel", "precision", "train.log_every",
         "train.save_every", "train.steps_per_call"}
 
-
-# What a training writes into its workdir. A folder in which somebody else did is not one.
+# What a training writes into its workdir. A folder that holds one of them, and no config.json, is somebody else's.
 FILES = ("config.json", "features.json", "metrics.jsonl", "parameters.txt", "task.json")
 FOLDERS = ("checkpoints", "damaged", "report")
 
@@ -26,20 +26,18 @@ def require_usable(workdir: pathlib.Path, config: config_lib.Config, task: Task,
 
     Raises UserError if it holds a training of something else, or what a training would overwrite.
     """
-    if (workdir / "config.json").exists():
+    if os.path.exists(workdir / "config.json"):
         require_same(workdir, config, task, features)
         return
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"The workdir {workdir} is not a folder: choose another --workdir.")
+    _require_makeable(workdir)
+    texts = _texts(config, task, features)
     for name in (*FILES, *FOLDERS):
         path = workdir / name
-        if path.is_dir() and name in FOLDERS and not any(path.iterdir()):
+        if not os.path.lexists(path) or (name in FOLDERS and path.is_dir() and not any(path.iterdir())):
             continue
-        try:
-            require_replaceable(path)  # what a killed start has left may be
-        except UserError as error:
+        if not (name in texts and path.is_file() and path.read_bytes() == texts[name].encode()):  # of a killed start
             raise UserError(f"{workdir} is not a workdir, but holds {name}, which a training would overwrite: choose "
-                            "another --workdir.") from error
+                            "another --workdir.")
 
 
 def prepare(workdir: pathlib.Path, config: config_lib.Config, task: Task, features: dict[str, dict]) -> None:
@@ -48,15 +46,29 @@ def prepare(workdir: pathlib.Path, config: config_lib.Config, task: Task, featur
     Raises UserError if the folder cannot be written, or as `require_usable`.
     """
     require_usable(workdir, config, task, features)
-    if (workdir / "config.json").exists():
+    if os.path.exists(workdir / "config.json"):
         update(workdir, config)
         return
     make_folder(workdir)
-    # config.json comes last: a folder that has it has the others.
-    for name, text in (("features.json", json.dumps(features)), ("task.json", task.to_json()),
-                       ("config.json", config.to_json())):
-        with atomic_output(workdir / name, durable=True) as path:
+    for name, text in _texts(config, task, features).items():
+        with atomic_output(workdir / name, ours=True, durable=True) as path:
             path.write_text(text, encoding="utf-8")
+
+
+def _texts(config: config_lib.Config, task: Task, features: dict[str, dict]) -> dict[str, str]:
+    """What a new workdir holds. config.json comes last: a folder that has it has the others."""
+    return {"features.json": json.dumps(features), "task.json": task.to_json(), "config.json": config.to_json()}
+
+
+def _require_makeable(folder: pathlib.Path) -> None:
+    """Raises UserError if there is no such folder and it cannot be made; leaves none that was not there."""
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        make_folder(folder)
+    finally:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def require_same(workdir: pathlib.Path, config: config_lib.Config, task: Task, features: dict[str, dict]) -> None:
@@ -90,7 +102,7 @@ def require_same_config(workdir: pathlib.Path, config: config_lib.Config) -> Non
 def read(workdir: str | os.PathLike) -> tuple[config_lib.Config, Task, dict[str, dict]]:
     """Config, task and feature statistics of a workdir. Raises UserError if it is not one, or is damaged."""
     path = pathlib.Path(workdir) / "config.json"
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"{workdir} is not the workdir of a training: there is no {path}.")
     config = config_lib.from_json(read_text(path), path)
     return config, read_task(path.with_name("task.json")), identity.read_entries(path.with_name("features.json"))

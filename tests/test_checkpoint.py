@@ -145,7 +145,7 @@ def change_progress(folder: pathlib.Path, of: int, **changes) -> None:
     {"thresholds": [0.2, 0.4]}, {"cost": 3.5}, {"step": 3}, {"best_step": 4}, {"digest": ...}, {"digest": None},
     {"checksums": {}}, {"checksums": {"weights": 1, "training": 1}}, {"finished": "yes"}, {"best_cost": None},
     {"thresholds": ["a"]}, {"step": ...}, {"cost": ..., "step": ..., "digest": ..., "best_step": ...},
-    {"cost": 3.5, "step": ..., "digest": ..., "best_step": ...}])
+    {"thresholds": [0.9, 0.9], "step": ..., "digest": ..., "best_step": ...}])
 def test_a_changed_progress_is_damage(workdir, changes, tmp_path):
     folder = shutil.copytree(workdir, tmp_path / "run")
     change_progress(folder, 2, **changes)
@@ -164,6 +164,7 @@ def test_checkpoints_of_older_versions(workdir, tmp_path):
     with checkpoint.open_manager(folder) as manager:
         state, progress = checkpoint.restore(manager, state_at(0))
         assert (int(state.step), progress.best_step) == (4, 2)
+        assert checkpoint.load_weights(folder)[2] == 2  # also between these two
         checkpoint.save(manager, state_at(5), progress)
     assert checkpoint._steps(folder / "checkpoints") == [2, 4, 5]
     assert checkpoint.load_weights(folder)[2] == 2

@@ -11,7 +11,7 @@ import pytest
 from tiny import TINY_TASK, run_command, tiny_config, write_layout
 
 from data_prep import ground_truth
-from sedjax import checkpoint, evaluate, predict, score, workdir
+from sedjax import checkpoint, evaluate, files, predict, score, workdir
 from sedjax.errors import UserError
 from sedjax.input_pipeline import Features
 from sedjax.layout import read_layout
@@ -176,8 +176,14 @@ def test_a_folder_that_is_not_a_workdir_is_left_alone(records, tmp_path):
             workdir.prepare(tmp_path, config, task, features)
         assert path.read_text() == '{"mine": 1}'
         path.unlink() if kept is None else path.write_bytes(kept)
-    with pytest.raises(UserError, match="not a folder"):
-        workdir.prepare(tmp_path / "train.log", config, task, features)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, words in (("train.log", "a file of that name"), ("loop/a", "loop"), ("a/" + "x" * 300, "too long")):
+        with pytest.raises(UserError, match=words):
+            workdir.require_usable(tmp_path / name, config, task, features)
+    assert not (tmp_path / "a").exists()
+    workdir.prepare(tmp_path, config, task, features)
+    with pytest.raises(UserError, match="config.json"):  # no output of another command may replace it
+        files.require_replaceable(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "1", '{"model": 1}', '{"model": {"name": []}}', '{"data": []}',
