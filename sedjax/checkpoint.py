@@ -243,7 +243,7 @@ def load_weights(workdir: str | os.PathLike, which: str | int = "best",
 
 def require_some(workdir: str | os.PathLike) -> pathlib.Path:
     """The folder of a workdir's checkpoints. Raises UserError if it has none."""
-    directory = pathlib.Path(workdir) / "checkpoints"
+    directory = pathlib.Path(workdir).absolute() / "checkpoints"
     if not _steps(directory):
         raise UserError(f"There are no checkpoints in {workdir}: train with --workdir={workdir} first.")
     return directory
