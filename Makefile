@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 DEMO ?= demo
 
-.PHONY: setup test demo lint lock clean
+.PHONY: setup test test-hostile demo lint lock clean
 
 setup: .venv/installed
 
@@ -20,6 +20,11 @@ lint: setup
 
 test: setup lint
 	$(BIN)/python -m pytest -n 2
+
+# Random damages of the input of every command: SECONDS=600 for how long, SEED=1 for which.
+SECONDS ?= 60
+test-hostile: setup
+	$(BIN)/python tests/hostile/fuzz.py --seconds=$(SECONDS) $(if $(SEED),--seed=$(SEED))
 
 # The corpus of hostile input. Rows that fail are faults that are still open.
 .PHONY: test-corpus

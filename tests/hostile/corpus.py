@@ -113,8 +113,8 @@ def report(box: Box) -> list:
 def sweep(box: Box) -> list:
     (box / "study.py").write_text(
         "from configs import conv_transformer_small\nfrom sedjax.sweep import add, new_sweep\n"
-        "def get_config():\n    sweep = new_sweep()\n    add(sweep, 'a', 'A', base=conv_transformer_small.get_config())\n"
-        "    return sweep\n")
+        "def get_config():\n    sweep = new_sweep()\n    sweep.seeds = (0,)\n"
+        "    add(sweep, 'a', 'A', base=conv_transformer_small.get_config())\n    return sweep\n")
     return [f"--config={box / 'study.py'}", f"--config.data.path={box.records}", f"--workdir={box / 'out'}"]
 
 
@@ -144,7 +144,8 @@ VALID = {"layout": layout, "build_records": build, "ground_truth": ground_truth,
 
 REQUIRED = [  # command, its arguments, file, what a file of its kind may not be
     ("layout", layout, "source/metadata.csv", damage.NO_FILE | damage.NO_CSV),
-    ("layout", layout, "source/splits.csv", {**damage.NO_FILE, **damage.NO_CSV, "missing": None, "a link to nothing": None}),
+    ("layout", layout, "source/splits.csv", {**damage.NO_FILE, **damage.NO_CSV, "missing": None,
+                                             "a link to nothing": None}),
     ("layout", layout, "source/costs.json", {**damage.NO_FILE, **damage.NO_JSON, "missing": None}),
     ("build_records", build, "source/metadata.csv", damage.NO_FILE),
     ("build_records", build, "source/costs.json", {**damage.NO_FILE, "missing": None}),
@@ -191,18 +192,23 @@ COSTS = {
     "a cost too many": '{"Bell": {"TP": 0, "FP": 1, "TN": 0, "FN": 5, "XX": 1}}',
     **{f"a cost of {value[:12]}": f'{{"Bell": {{"TP": 0, "FP": {value}, "TN": 0, "FN": 5}}}}' for value in
        ("null", "true", '"1"', "[1]", "{}", "NaN", "Infinity", "-Infinity", "1" + "0" * 400, "1e999", "0x1", "01")},
-    "a class twice": f'{{"Bell": {ROW}, "Bell": {ROW}}}', "a cost twice": '{"Bell": {"TP": 0, "TP": 1, "FP": 1, "TN": 0, '
+    "a class twice": f'{{"Bell": {ROW}, "Bell": {ROW}}}',
+    "a cost twice": '{"Bell": {"TP": 0, "TP": 1, "FP": 1, "TN": 0, '
     '"FN": 5}}', "a class without a name": f'{{"": {ROW}}}', "a class called onset": f'{{"onset": {ROW}}}',
     "a class called filename": f'{{"filename": {ROW}}}', "a lone surrogate": f'{{"\\ud800": {ROW}}}',
     "a trailing comma": f'{{"Bell": {ROW},}}', "a comment": f'{{"Bell": {ROW}}} // yes',
     **{f"{key} of {value[:12]}": f'{{"name": "x", "costs": {{"Bell": {ROW}}}, "{key}": {value}}}'
-       for key, values in {"frame_seconds": ("0", "-1", "null", '"x"', "[]", "NaN", "Infinity", "1e999", "1e-300", "1e300"),
-                           "frames_per_segment": ("0", "-1", "null", '"x"', "[]", "1.5", "NaN", "Infinity", "1000000000",
+       for key, values in {"frame_seconds": ("0", "-1", "null", '"x"', "[]", "NaN", "Infinity", "1e999", "1e-300",
+                                             "1e300"),
+                           "frames_per_segment": ("0", "-1", "null", '"x"', "[]", "1.5", "NaN", "Infinity",
+                                                  "1000000000",
                                                   "1" + "0" * 400)}.items() for value in values},
 }
 for what, text in COSTS.items():
-    add("layout", f"costs.json with {what}", spoilt(layout, "source/costs.json", damage.write(text)), refused("costs.json"))
-for what in ("a cost of NaN", "a cost of 1" + "0" * 11, "frames_per_segment of Infinity", "frames_per_segment of 1000000000",
+    add("layout", f"costs.json with {what}", spoilt(layout, "source/costs.json", damage.write(text)),
+        refused("costs.json"))
+for what in ("a cost of NaN", "a cost of 1" + "0" * 11, "frames_per_segment of Infinity",
+             "frames_per_segment of 1000000000",
              "no class", "a class twice"):
     add("score", f"--costs with {what}", spoilt(score, "costs.json", damage.write(COSTS[what])), refused("costs.json"))
 
@@ -215,7 +221,8 @@ for what, spoil in (damage.NO_NPZ | damage.NOT_FINITE).items():
     add("build_records", f"features: {what}", spoilt(build, FEATURES, spoil), refused("100.npz"))
     add("ground_truth", f"labels: {what}", spoilt(ground_truth, LABELS, spoil), refused("100_labels.npz"))
     add("predict", f"features: {what} --source", spoilt(predict_source, FEATURES, spoil), refused("100.npz"))
-    add("extract", f"features: {what} --source", spoilt(add_embeddings, "bare/audio_features/100.npz", spoil), refused("100.npz"))
+    add("extract", f"features: {what} --source", spoilt(add_embeddings, "bare/audio_features/100.npz", spoil),
+        refused("100.npz"))
     add("import_weights", f"--checkpoint: {what}", spoilt(import_weights, "state.npz", spoil), refused("state.npz"))
 
 
@@ -276,7 +283,8 @@ def same_features(*keys: str) -> Callable[[Result, Box], None]:
 for what, spoil in {
         "a member outside": extra_member("../../evil.npy"), "an absolute member": extra_member("/tmp/evil.npy"),
         "a member twice": extra_member("Bell.npy.npy"), "other members": extra_member("readme.txt"),
-        "Fortran order": damage.arrays(np.asfortranarray), "big-endian": damage.arrays(lambda value: value.astype(">f4")),
+        "Fortran order": damage.arrays(np.asfortranarray),
+    "big-endian": damage.arrays(lambda value: value.astype(">f4")),
         "bool": damage.arrays(lambda value: value.astype(bool)),
         "compressed": lambda path: damage.write_members(path, damage.members(path), 8),
         "bytes before": damage.change(lambda content: b"#!/bin/sh\n" + content)}.items():
@@ -312,15 +320,18 @@ for rows_first in (None, 0, 3, 200):
 
 METADATA = {
     "no rows": "filename\n", "a name with a folder": "filename\na/b.wav\n", "a name above": "filename\n../x.wav\n",
-    "an absolute name": "filename\n/etc/passwd\n", "an empty name": 'filename\n""\n', "a name of dots": "filename\n..\n",
-    "a name of a dot": "filename\n.\n", "two of one stem": "filename\na.wav\na.mp3\n", "a NUL in a name": "filename\na\0.wav\n",
+    "an absolute name": "filename\n/etc/passwd\n", "an empty name": 'filename\n""\n',
+    "a name of dots": "filename\n..\n",
+    "a name of a dot": "filename\n.\n", "two of one stem": "filename\na.wav\na.mp3\n",
+    "a NUL in a name": "filename\na\0.wav\n",
     "a name of 5,000 characters (TRIALS crash 1)": f"filename\n{'x' * 5000}.wav\n",
     "a name of 300 bytes": f"filename\n{'é' * 150}.wav\n",
 }
 for what, text in METADATA.items():
     for command, get in (("layout", layout), ("build_records", build), ("predict", predict_source)):
         add(command, f"metadata.csv with {what}", spoilt(get, "source/metadata.csv", damage.write(text)),
-            refused("metadata.csv") if "characters" not in what and "bytes" not in what and command != "predict" else refused())
+            refused("metadata.csv") if "characters" not in what and "bytes" not in what and command != "predict"
+            else refused())
 SPLITS = {
     "another split": "filename,split\n100.mp3,training\n", "an unknown recording": "filename,split\nx.mp3,train\n",
     "not all recordings": "filename,split\n100.mp3,train\n", "a recording in two": "filename,split\n100.mp3,train\n"
@@ -328,7 +339,8 @@ SPLITS = {
 }
 for what, text in SPLITS.items():
     for command, get in (("layout", layout), ("build_records", build)):
-        add(command, f"splits.csv with {what}", spoilt(get, "source/splits.csv", damage.write(text)), refused("splits.csv"))
+        add(command, f"splits.csv with {what}", spoilt(get, "source/splits.csv", damage.write(text)),
+            refused("splits.csv"))
 add("layout", "names with ANSI escapes (TRIALS crash 9)", spoilt(
     layout, "source/metadata.csv", damage.write("filename\n\x1b[31mred\x07.wav\n")), refused())
 add("layout", "BOM and CRLF", spoilt(layout, "source/metadata.csv", damage.change(
@@ -342,17 +354,22 @@ SUBMISSIONS = {
     "no rows": HEADER, "a class missing": "filename,onset,Bell,Crow\n", "an unknown class": HEADER[:-1] + ",Owl\n",
     "a value of 2": HEADER + LINE[:-2] + "2\n", "a value of .5": HEADER + LINE[:-2] + "0.5\n",
     "an empty value": HEADER + LINE[:-2] + "\n", "an onset of nan": HEADER + LINE.replace("0.0", "nan"),
-    "an onset of infinity": HEADER + LINE.replace("0.0", "inf"), "an onset of 1e308": HEADER + LINE.replace("0.0", "1e308"),
-    "an onset of 1e15": HEADER + LINE.replace("0.0", "1200000000000000"), "a negative onset": HEADER + LINE.replace("0.0", "-1.2"),
+    "an onset of infinity": HEADER + LINE.replace("0.0", "inf"), "an onset of 1e308": HEADER
+    + LINE.replace("0.0", "1e308"),
+    "an onset of 1e15": HEADER + LINE.replace("0.0", "1200000000000000"), "a negative onset": HEADER
+    + LINE.replace("0.0", "-1.2"),
     "an onset between": HEADER + LINE.replace("0.0", "0.5"), "a segment twice": HEADER + LINE * 2,
-    "a segment missing": HEADER + LINE + LINE.replace("0.0", "2.4"), "no filename": HEADER + LINE.replace("100.mp3", ""),
+    "a segment missing": HEADER + LINE + LINE.replace("0.0", "2.4"), "no filename": HEADER
+    + LINE.replace("100.mp3", ""),
     "an onset of 10^5 digits": HEADER + LINE.replace("0.0", "9" * 100_000), "other recordings": HEADER + LINE,
     "semicolons": (HEADER + LINE).replace(",", ";"), "tabs": (HEADER + LINE).replace(",", "\t"),
 }
 for what, text in SUBMISSIONS.items():
-    add("score", f"--predictions with {what}", spoilt(score, "predictions.csv", damage.write(text)), refused("predictions.csv"))
+    add("score", f"--predictions with {what}", spoilt(score, "predictions.csv", damage.write(text)),
+        refused("predictions.csv"))
 for what in ("a value of 2", "an onset of nan", "no rows"):
-    add("score", f"--ground_truth with {what}", spoilt(score, "truth.csv", damage.write(SUBMISSIONS[what])), refused("truth.csv"))
+    add("score", f"--ground_truth with {what}", spoilt(score, "truth.csv", damage.write(SUBMISSIONS[what])),
+        refused("truth.csv"))
 add("score", "BOM and CRLF", spoilt(score, "predictions.csv", damage.change(
     lambda content: b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"))), fine())
 
@@ -402,7 +419,8 @@ for what, spoil in {**damage.NO_FILE, **{name: damage.NO_TEXT[name] for name in 
 HEADERS = {
     "no samples": lambda c: c[:40] + bytes(4) + c[44:44], "a rate of 0": lambda c: c[:24] + bytes(4) + c[28:],
     "a rate of 4 GHz": lambda c: c[:24] + b"\xff" * 4 + c[28:], "no channels": lambda c: c[:22] + bytes(2) + c[24:],
-    "65,535 channels": lambda c: c[:22] + b"\xff\xff" + c[24:], "a length of 2 GB": lambda c: c[:40] + b"\xff\xff\xff\x7e" + c[44:],
+    "65,535 channels": lambda c: c[:22] + b"\xff\xff" + c[24:], "a length of 2 GB": lambda c: c[:40]
+    + b"\xff\xff\xff\x7e" + c[44:],
     "0 bits": lambda c: c[:34] + bytes(2) + c[36:], "an unknown codec": lambda c: c[:20] + b"\xab\xcd" + c[22:],
 }
 for what, function in HEADERS.items():
@@ -435,7 +453,8 @@ def named(name: str | bytes) -> Callable[[Box], list]:
 
 NAMES = {"254 bytes (TRIALS crash 1)": "x" * 250 + ".wav", "240 bytes (TRIALS crash 1)": "é" * 118 + ".wav",
          "bytes that are not UTF-8": b"a\xe9.wav", "ANSI escapes (TRIALS crash 9)": "\x1b[31mred\x07.wav",
-         "a newline": "a\nb.wav", "a comma and quotes": 'a,"b".wav', "a leading dash": "-x.wav", "a leading blank": " .wav",
+         "a newline": "a\nb.wav", "a comma and quotes": 'a,"b".wav', "a leading dash": "-x.wav",
+         "a leading blank": " .wav",
          "a formula": "=1+1.wav"}
 for what, name in NAMES.items():
     add("extract", f"a recording's name: {what}", named(name), dataclasses.replace(
@@ -452,7 +471,8 @@ def beside(spoil: damage.Damage) -> Callable[[Box], list]:
     return make
 
 
-for what, spoil in {**damage.NO_FILE, "empty": damage.write(b""), "text": damage.write("no sound"), "cut": damage.cut(0.5)}.items():
+for what, spoil in {**damage.NO_FILE, "empty": damage.write(b""), "text": damage.write("no sound"),
+                    "cut": damage.cut(0.5)}.items():
     if what not in ("missing", "a folder"):
         add("extract", f"a recording is {what}", beside(spoil), listed("bad.wav", writes=["out"]))
 
@@ -475,14 +495,17 @@ def journal(content: str | bytes, name: str = "extracted.jsonl") -> Callable[[Bo
     return make
 
 
-JOURNALS = {"numbers": "1\n2\n", "a list": "[]\n", "deep nesting": damage.DEEP, "binary": bytes(range(256)), "other types":
-            '{"filename": ["wav.wav"], "bytes": "x", "mtime_ns": null, "features_bytes": {}, "seconds": "x", "parameters": 1}',
+JOURNALS = {"numbers": "1\n2\n", "a list": "[]\n", "deep nesting": damage.DEEP, "binary": bytes(range(256)),
+            "other types":
+            '{"filename": ["wav.wav"], "bytes": "x", "mtime_ns": null, "features_bytes": {}, "seconds": "x", '
+            '"parameters": 1}',
             "text parameters": '{"filename": "wav.wav", "bytes": 1, "mtime_ns": 1, "features_bytes": 1, "seconds": 1, '
             '"parameters": "x"}', "huge numbers": '{"filename": "wav.wav", "bytes": 1e999}'}
 for what, content in JOURNALS.items():
     add("extract", f"TRIALS crash 5: extracted.jsonl with {what}", journal(content), dataclasses.replace(
         fine(writes=["out"], keys=["extracted.jsonl"]), statuses=(0, 2)))
-    add("extract", f"TRIALS crash 5: extractors.json with {what}", journal(content, "extractors.json"), dataclasses.replace(
+    add("extract", f"TRIALS crash 5: extractors.json with {what}", journal(content, "extractors.json"),
+        dataclasses.replace(
         fine(writes=["out"], keys=["extractors.json"]), statuses=(0, 2)))
 for what, spoil in damage.NO_FILE.items():
     if what not in ("missing",):
@@ -492,7 +515,8 @@ for what, spoil in damage.NO_FILE.items():
             spoil(box / "out/extracted.jsonl")
             return extract(box)
 
-        add("extract", f"extracted.jsonl is {what}", bad_journal, refused("extracted.jsonl", writes=["out/audio_features"]))
+        add("extract", f"extracted.jsonl is {what}", bad_journal,
+            refused("extracted.jsonl", writes=["out/audio_features"]))
 
 
 def users_features(box: Box) -> list:
@@ -518,7 +542,8 @@ add("extract", "a features file that is no npz is there", spoilt_features,
 # Workdirs: reading commands take the best checkpoint whole, or refuse, and change nothing.
 
 BEST = "1"  # of the fixture; the last two are there beside it
-IN_CHECKPOINT = ("_CHECKPOINT_METADATA", "commit_success.txt", "progress/metadata", "progress/commit_success.txt", "weights/_METADATA", "weights/_sharding",
+IN_CHECKPOINT = ("_CHECKPOINT_METADATA", "commit_success.txt", "progress/metadata", "progress/commit_success.txt",
+                 "weights/_METADATA", "weights/_sharding",
                  "weights/manifest.ocdbt", "weights/array_metadatas/process_0", "weights/d", "weights/ocdbt.process_0",
                  "weights/ocdbt.process_0/manifest.ocdbt", "weights/ocdbt.process_0/d", "weights/commit_success.txt",
                  "training/_METADATA", "training/manifest.ocdbt")
@@ -549,14 +574,16 @@ def first_file(spoil: damage.Damage) -> damage.Damage:
 
 
 for file, (what, spoil) in itertools.product(IN_CHECKPOINT, {
-        "missing": damage.remove, "empty": damage.write(b""), "cut": damage.cut(0.5), "flipped": damage.flip(0.6)}.items()):
+        "missing": damage.remove, "empty": damage.write(b""), "cut": damage.cut(0.5),
+    "flipped": damage.flip(0.6)}.items()):
     number = "TRIALS lost 2: " if file == "progress/metadata" else ""
     if what in ("missing", "flipped") or (not file.startswith("training") and "success" not in file):
         add(PYTHON, f"{number}best checkpoint, {file} {what}", spoilt(
             load, f"workdir/checkpoints/{BEST}/{file}", spoil if what == "missing" else first_file(spoil)),
             same_or_refused(same_detector))
 for folder in FOLDERS:
-    for what, spoil in {"missing": damage.remove, "an empty folder": damage.folder, "a file": damage.write(b"x")}.items():
+    for what, spoil in {"missing": damage.remove, "an empty folder": damage.folder,
+                        "a file": damage.write(b"x")}.items():
         add(PYTHON, f"best checkpoint, the folder {folder or 'itself'} is {what}",
             spoilt(load, f"workdir/checkpoints/{BEST}/{folder}".rstrip("/"), spoil), same_or_refused(same_detector))
 
@@ -603,7 +630,8 @@ def both(*spoils: damage.Damage) -> damage.Damage:
 
 PROGRESS = "progress/metadata"
 CHECKPOINTS = {
-    "cost of the last edited to the best": at("4", edited(PROGRESS, lambda value: value.update(cost=-1.0, best_cost=-1.0))),
+    "cost of the last edited to the best": at("4", edited(PROGRESS,
+                                                          lambda value: value.update(cost=-1.0, best_cost=-1.0))),
     "cost of the last edited to NaN": at("4", edited(PROGRESS, lambda value: value.update(best_cost=float("nan")))),
     "cost of the last edited to text": at("4", edited(PROGRESS, lambda value: value.update(best_cost="low"))),
     "best step edited": at("4", edited(PROGRESS, lambda value: value.update(best_step=3))),
@@ -644,7 +672,8 @@ for what, spoil in CHECKPOINTS.items():
     add(PYTHON, f"checkpoints, {what}", spoilt(load, "workdir/checkpoints", spoil), same_or_refused(same_detector))
 for what, spoil in {**damage.NO_FILE, "empty": damage.folder}.items():
     if what != "a folder":
-        add(PYTHON, f"the folder of checkpoints is {what}", spoilt(load, "workdir/checkpoints", spoil), refused("workdir"))
+        add(PYTHON, f"the folder of checkpoints is {what}", spoilt(load, "workdir/checkpoints", spoil),
+            refused("workdir"))
 
 
 def last(box: Box) -> Callable:
@@ -687,7 +716,8 @@ for key, value in {"optimizer.learning_rate": "1", "loss.class_factors": []}.ite
 for what, function in {"a width of text": lambda v: v["melspectrogram"].update(width="64"),
                        "another width": lambda v: v["melspectrogram"].update(width=32), "no width": lambda v:
                        v["melspectrogram"].pop("width"), "a feature of 1": lambda v: v.update(melspectrogram=1),
-                       "no features": lambda v: v.clear(), "a mean too short": lambda v: v["melspectrogram"].update(mean=[1.0]),
+                       "no features": lambda v: v.clear(),
+                       "a mean too short": lambda v: v["melspectrogram"].update(mean=[1.0]),
                        "a mean of text": lambda v: v["melspectrogram"].update(mean=["x"] * 64)}.items():
     add(PYTHON, f"TRIALS crash 5: features.json with {what}", spoilt(
         load, "workdir/features.json", lambda path, function=function: edited(path.name, function)(path.parent)),
@@ -719,14 +749,22 @@ def evaluation(content: str | Callable[[dict], object]) -> Callable[[Box], list]
     return make
 
 
+def cost_in(value: object) -> float | None:
+    """The first cost in JSON of any form."""
+    if isinstance(value, dict):
+        return value.get("cost") or next(filter(None, map(cost_in, value.values())), None)
+    return None
+
+
 def reported(result: Result, box: Box) -> None:
-    cost = json.loads((box.naive / "report/evaluation_test.json").read_text())["cost"]
+    cost = cost_in(json.loads((box.naive / "report/evaluation_test.json").read_text()))
     figures = run("evaluate", ["--workdir", box.naive, "--data", box.records, "--json", box / "x.json"])
     assert figures.status == 0, figures
     assert cost == json.loads((box / "x.json").read_text())["cost"]
 
 
-for what, content in {"null": "null", "a list": "[1]", "text counts": '{"step": 0, "counts": "x"}', "deep nesting": damage.DEEP,
+for what, content in {"null": "null", "a list": "[1]", "text counts": '{"step": 0, "counts": "x"}',
+                      "deep nesting": damage.DEEP,
                       "numbers": '{"step": 0, "counts": [1]}'}.items():
     add("report", f"TRIALS crash 5: evaluation_test.json with {what}", evaluation(content), dataclasses.replace(
         fine(reported, writes=["out", "naive/report"])))
@@ -738,8 +776,8 @@ def all_records(path: pathlib.Path) -> list:
     found = []
     for split in ("train", "validation", "test"):
         source = input_pipeline.open_records(str(path), split)
-        found.append((source.task, source.lengths, source.features, source.labels, source.filenames,
-                      [source.read(i, ("embeddings", "melspectrogram", "mfcc")) for i in range(len(source.lengths))]))
+        read = [source.read(i, ("embeddings", "melspectrogram", "mfcc")) for i in range(len(source.lengths))]
+        found.append((source.task, source.lengths, source.features, source.labels, read, source.filenames))
     return found
 
 
@@ -755,10 +793,13 @@ def same_records(result: Result, box: Box) -> None:
 
 
 for file in ("dataset_info.json", "features.json", "metadata.json", "tiny-train", "tiny-validation"):
-    for what, spoil in {"missing": damage.remove, "empty": damage.write(b""), "cut": damage.cut(0.5), "flipped": damage.flip(0.7),
+    for what, spoil in {"missing": damage.remove, "empty": damage.write(b""), "cut": damage.cut(0.5),
+                        "flipped": damage.flip(0.7),
                         "flipped in front": damage.flip(0.1), "a folder": damage.folder, "a FIFO": damage.fifo}.items():
-        add(PYTHON, f"records, {file} {what}", spoilt(read_records, "records", lambda path, file=file, spoil=spoil: spoil(
-            next(each for each in path.iterdir() if file.replace("tiny", "") in each.name))), same_or_refused(same_records, "records"))
+        add(PYTHON, f"records, {file} {what}", spoilt(read_records, "records", lambda path, file=file,
+                                                      spoil=spoil: spoil(
+            next(each for each in path.iterdir() if file.replace("tiny", "") in each.name))),
+            same_or_refused(same_records, "records"))
 RECORDS = {
     "other lengths": lambda v: v["lengths"]["train"].__setitem__(0, 12), "a length too many": lambda v:
     v["lengths"]["train"].append(12), "no lengths": lambda v: v.pop("lengths"), "lengths of text": lambda v:
@@ -771,7 +812,8 @@ RECORDS = {
 }
 for what, function in RECORDS.items():
     add(PYTHON, f"records, metadata.json with {what}", spoilt(
-        read_records, "records/metadata.json", lambda path, function=function: edited(path.name, function)(path.parent)),
+        read_records, "records/metadata.json", lambda path,
+        function=function: edited(path.name, function)(path.parent)),
         same_or_refused(same_records, "records"))
 
 
@@ -805,18 +847,25 @@ TEXTS = {int: ("-1", "abc", "", "1.5", "nan", "1" + "0" * 30, "1" + "0" * 400),
          float: ("nan", "inf", "-inf", "-1", "1e300", "abc", ""), bool: ("2", "abc", ""),
          list: ("3", "('a',)", "(-1,)", "(1.5e300,)", "()", "(", "[[1]]")}
 FREE_TEXT = ("data.path", "train.initial_weights", "loss.class_factors")
-DURATIONS = ("train.duration", "train.evaluate_every", "train.save_every", "train.log_every", "optimizer.warmup", "optimizer.frozen")
-NO_DURATION = ("", "5", "steps", "-1 steps", "nan epochs", "1e400 steps", "9" * 400 + " steps", "1 2 steps", "1..5 epochs", "2 weeks")
+DURATIONS = ("train.duration", "train.evaluate_every", "train.save_every", "train.log_every", "optimizer.warmup",
+             "optimizer.frozen")
+NO_DURATION = ("", "5", "steps", "-1 steps", "nan epochs", "1e400 steps", "9" * 400 + " steps", "1 2 steps",
+               "1..5 epochs", "2 weeks")
 MORE_VALUES = {
     "data.batch_size": ("0", "100000000"), "data.eval_batch_size": ("0", "100000000"), "data.max_frames": ("0", "15"),
     "data.bucket_frames": ("0", "15"), "data.crop_frames": ("15", "50"), "data.pool_batches": ("0",),
-    "optimizer.learning_rate": ("0",), "optimizer.beta1": ("1", "2"), "optimizer.beta2": ("1",), "optimizer.layer_decay": ("0", "1.1"),
+    "optimizer.learning_rate": ("0",), "optimizer.beta1": ("1", "2"), "optimizer.beta2": ("1",),
+    "optimizer.layer_decay": ("0", "1.1"),
     "optimizer.accumulate": ("0", "3", "100000000"), "train.steps_per_call": ("0", "100000000"), "train.ema": ("1",),
-    "train.seed": ("-2", "99999999999999999999"), "train.evaluate_every": ("0 epochs", "0 steps"), "train.log_every": ("0 steps",),
+    "train.seed": ("-2", "99999999999999999999"), "train.evaluate_every": ("0 epochs", "0 steps"),
+    "train.log_every": ("0 steps",),
     "train.save_every": ("0 epochs",), "decision.thresholds": ("(1.1,)", "(-0.1,)", "(True,)", "('0.5',)"),
-    "model.heads": ("0", "3"), "model.width": ("0", "1000000000"), "model.layers": ("1000000",), "model.feed_forward": ("0", "1000000000"),
-    "model.positions": ("1000000000",), "model.dropout": ("1", "1.5"), "model.channels": ("(0,0)", "(2,)", "(2,2,2)", "(1000000000,2)"),
-    "model.head_width": ("1000000000",), "model.mfcc": ("(24,)", "(1000000000,)"), "loss.class_factors": ("1",), "loss.absolute_costs": (),
+    "model.heads": ("0", "3"), "model.width": ("0", "1000000000"), "model.layers": ("1000000",),
+    "model.feed_forward": ("0", "1000000000"),
+    "model.positions": ("1000000000",), "model.dropout": ("1", "1.5"),
+    "model.channels": ("(0,0)", "(2,)", "(2,2,2)", "(1000000000,2)"),
+    "model.head_width": ("1000000000",), "model.mfcc": ("(24,)", "(1000000000,)"), "loss.class_factors": ("1",),
+    "loss.absolute_costs": (),
     "data.path": ("", "nothing", "/dev/null", "gs://bucket/x"), "train.initial_weights": ("typo.npz", "/dev/null"),
     "model.name": ("other", ""), "model.more": ("1",), "optimiser.learning_rate": ("1",), "train.": ("1",), "": ("1",),
 }
@@ -837,7 +886,8 @@ for name, text in (("model.mfcc", "()"), ("model.mfcc", "3"), ("model.channels",
     VALUES[name].remove(text)
 KEYS = {"model.name": "model", "optimiser.learning_rate": "optimiser"}
 NUMBERS = {"model.heads", "model.positions", "model.dropout", "train.seed"}  # TRIALS crash 4
-REVIEWED = {"train.patience", "optimizer.clip_norm", "train.evaluate_every", "optimizer.learning_rate", "optimizer.beta1", "model.width",
+REVIEWED = {"train.patience", "optimizer.clip_norm", "train.evaluate_every", "optimizer.learning_rate",
+            "optimizer.beta1", "model.width",
             "decision.thresholds"}
 
 
@@ -864,8 +914,10 @@ def frozen(**changes) -> Callable[[Box], Callable]:
     return make
 
 
-for key, values in {"train__patience": (0,), "optimizer__clip_norm": (0.0,), "optimizer__weight_decay": (0.0,), "train__ema": (0.0, 0.999),
-                    "train__mixup": (0.0, 0.2), "model__dropout": (0.0, 0.9), "decision__thresholds": ((0.0, 1.0), (0.9, 0.1)),
+for key, values in {"train__patience": (0,), "optimizer__clip_norm": (0.0,), "optimizer__weight_decay": (0.0,),
+                    "train__ema": (0.0, 0.999),
+                    "train__mixup": (0.0, 0.2), "model__dropout": (0.0, 0.9),
+                    "decision__thresholds": ((0.0, 1.0), (0.9, 0.1)),
                     "train__seed": (0, 2**31 - 1), "train__duration": ("0.5 epochs", "1 epoch", "10%", "100 examples"),
                     "optimizer__layer_decay": (1.0,), "optimizer__beta1": (0.0,)}.items():
     for value in values:
@@ -875,10 +927,12 @@ for key, values in {"train__patience": (0,), "optimizer__clip_norm": (0.0,), "op
 # Config files
 
 CONFIG_FILES = {
-    "no Python": "this is no Python", "binary": "\x00\x01", "raises": "def get_config():\n    raise RuntimeError('boom')\n",
+    "no Python": "this is no Python", "binary": "\x00\x01",
+    "raises": "def get_config():\n    raise RuntimeError('boom')\n",
     "raises on import": "1 / 0\n", "imports what is not there": "import nowhere_at_all\n", "imports a neighbour":
     "from neighbour import x\n", "returns a dict": "def get_config():\n    return {'a': 1}\n", "returns None":
-    "def get_config():\n    pass\n", "returns a number": "def get_config():\n    return 1\n", "has no get_config": "x = 1\n",
+    "def get_config():\n    pass\n", "returns a number": "def get_config():\n    return 1\n",
+    "has no get_config": "x = 1\n",
     "takes two arguments": "def get_config(a, b):\n    pass\n", "returns another ConfigDict":
     "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'a': 1})\n", "exits":
     "import sys\ndef get_config():\n    sys.exit(7)\n", "is empty": "", "is endless":
@@ -905,12 +959,15 @@ for what, text in CONFIG_FILES.items():
 for what, spoil in damage.NO_FILE.items():
     add("train", f"the config file is {what}",
         lambda box, spoil=spoil: (config_file("", "train")(box), spoil(box / "mine.py"))[0], refused("mine.py"))
-for what, text in {"config:word": f"{CONFIG}:small", "no suffix": str(CONFIG.with_suffix("")), "a folder": str(ROOT)}.items():
-    add("train", f"--config is {what}", lambda box, text=text: [f"--config={text}", f"--workdir={box / 'out'}"], refused())
+for what, text in {"config:word": f"{CONFIG}:small", "no suffix": str(CONFIG.with_suffix("")),
+                   "a folder": str(ROOT)}.items():
+    add("train", f"--config is {what}", lambda box, text=text: [f"--config={text}", f"--workdir={box / 'out'}"],
+        refused())
 
 # Flags
 
-REQUIRED_FLAGS = {"build_records": ("source", "output"), "ground_truth": ("source", "output"), "score": ("predictions",),
+REQUIRED_FLAGS = {"build_records": ("source", "output"), "ground_truth": ("source", "output"),
+                  "score": ("predictions",),
                   "train": ("config", "workdir"), "evaluate": ("workdir",), "predict": ("workdir", "output"),
                   "sweep": ("config", "workdir"), "soundscapes": ("output",), "import_weights": ("checkpoint",)}
 for command, get in VALID.items():
@@ -940,29 +997,42 @@ def without(get: Callable[[Box], list], flag: str, empty: bool) -> Callable[[Box
 
 for command, names in REQUIRED_FLAGS.items():
     for flag, empty in itertools.product(names, (False, True)):
-        add(command, f"--{flag} is {'empty' if empty else 'missing'}", without(VALID[command], flag, empty), refused(flag))
-for command, flag in (("score", "ground_truth"), ("score", "costs"), ("score", "json"), ("evaluate", "data"), ("evaluate", "json"),
-                      ("report", "output"), ("bench", "json"), ("build_records", "costs"), ("extract", "output"), ("extract", "audio"),
-                      ("build_records", "features"), ("extract", "features"), ("predict", "formats"), ("evaluate", "checkpoint"),
+        add(command, f"--{flag} is {'empty' if empty else 'missing'}", without(VALID[command], flag, empty),
+            refused(flag))
+for command, flag in (("score", "ground_truth"), ("score", "costs"), ("score", "json"), ("evaluate", "data"),
+                      ("evaluate", "json"),
+                      ("report", "output"), ("bench", "json"), ("build_records", "costs"), ("extract", "output"),
+                      ("extract", "audio"),
+                      ("build_records", "features"), ("extract", "features"), ("predict", "formats"),
+                      ("evaluate", "checkpoint"),
                       ("sweep", "only"), ("layout", "costs")):
     add(command, f"--{flag} is empty", lambda box, command=command, flag=flag: [*VALID[command](box), f"--{flag}="],
         dataclasses.replace(fine(writes=["out", "workdir/report"]), statuses=(0, 2), early=command not in (
             "score", "layout", "build_records", "extract")))
 FLAGS = {
     "build_records": [["--features=nothing"], ["--split_seed=-1"], ["--split_seed=x"],
-                      ["--split_seed=99999999999"], ["--features=../x"], ["--costs=nothing.json"], ["--output=gs://bucket/x"]],
-    "extract": [["--features=nothing"], ["--features=embeddings"], ["--embeddings_from=x"], ["--hop_seconds=1"], ["--drop_layers=-1"],
+                      ["--split_seed=99999999999"], ["--features=../x"], ["--costs=nothing.json"],
+                      ["--output=gs://bucket/x"]],
+    "extract": [["--features=nothing"], ["--features=embeddings"], ["--embeddings_from=x"], ["--hop_seconds=1"],
+                ["--drop_layers=-1"],
                 ["--drop_layers=1"], ["--source=x"], ["--audio=nothing"], ["--output=gs://x/y"]],
-    "score": [["--split=test"], ["--split=other"], ["--dataset=nothing"], ["--costs=nothing"], ["--predictions=nothing"]],
-    "evaluate": [["--split=other"], ["--checkpoint=other"], ["--checkpoint=-1"], ["--checkpoint=99"], ["--workdir=nothing"],
-                 ["--data=nothing"], ["--checkpoint=../1"], ["--num_processes=2"], ["--process_id=-1"], ["--coordinator_address=x"]],
+    "score": [["--split=test"], ["--split=other"], ["--dataset=nothing"], ["--costs=nothing"],
+              ["--predictions=nothing"]],
+    "evaluate": [["--split=other"], ["--checkpoint=other"], ["--checkpoint=-1"], ["--checkpoint=99"],
+                 ["--workdir=nothing"],
+                 ["--data=nothing"], ["--checkpoint=../1"], ["--num_processes=2"], ["--process_id=-1"],
+                 ["--coordinator_address=x"]],
     "predict": [["--split=test"], ["--formats=other"], ["--formats=csv,other"], ["nothing.wav"], ["--workdir=nothing"],
                 ["--checkpoint=99"], ["--embeddings_from=x"], ["--source=x"]],
     "report": [["--split=other"], ["nothing"], ["."]],
-    "sweep": [["--only=other"], ["--only=a,other"], ["--config.seeds=()"], ["--config.seeds=('a',)"], ["--config.seeds=(-1,)"]],
-    "bench": [["--steps=0"], ["--steps=x"], ["--against=other"], ["--sweep=other"], ["--audio=nothing"], ["--sweep=batch_size,other"]],
-    "soundscapes": [["--recordings=0"], ["--recordings=100000"], ["--seconds_min=nan"], ["--seconds_max=inf"], ["--seconds_min=-1"],
-                    ["--seconds_min=3"], ["--seed=-1"], ["--workers=0"], ["--workers=-1"], ["--seed=x"], ["--seconds_max=1e30"]],
+    "sweep": [["--only=other"], ["--only=a,other"], ["--config.seeds=()"], ["--config.seeds=('a',)"],
+              ["--config.seeds=(-1,)"]],
+    "bench": [["--steps=0"], ["--steps=x"], ["--against=other"], ["--sweep=other"], ["--audio=nothing"],
+              ["--sweep=batch_size,other"]],
+    "soundscapes": [["--recordings=0"], ["--recordings=100000"], ["--seconds_min=nan"], ["--seconds_max=inf"],
+                    ["--seconds_min=-1"],
+                    ["--seconds_min=3"], ["--seed=-1"], ["--workers=0"], ["--workers=-1"], ["--seed=x"],
+                    ["--seconds_max=1e30"]],
     "import_weights": [["--network=atst_frame"], ["--strong_head"], ["--output=x.npz"], ["--checkpoint=nothing.npz"],
                        ["--checkpoint=nothing.pt"], ["--costs=nothing"]],
     "layout": [["--features=nothing"], ["--costs=nothing"], ["--features=embeddings,nothing"]],
@@ -971,7 +1041,8 @@ FLAGS = {
 }
 for command, lists in FLAGS.items():
     for further in lists:
-        add(command, f"flags {' '.join(further)}", lambda box, command=command, further=further: [*VALID[command](box), *further], refused())
+        add(command, f"flags {' '.join(further)}", lambda box, command=command,
+            further=further: [*VALID[command](box), *further], refused())
 
 # Outputs: onto what is there
 
@@ -996,17 +1067,22 @@ def linked(box: Box, target: str) -> pathlib.Path:
 
 
 PLACES: dict[str, Callable[[Box], object]] = {
-    "a file of the user's": users, "a folder of the user's": users_folder, "below a file": lambda box: users(box) / "out",
+    "a file of the user's": users, "a folder of the user's": users_folder,
+    "below a file": lambda box: users(box) / "out",
     "where nothing can be made": lambda box: "/proc/sedjax/out", "a name of 300 bytes": lambda box: box / ("x" * 300),
     "a link to the user's file": lambda box: linked(box, str(users(box))), "/dev/full": lambda box: "/dev/full",
-    "a FIFO": lambda box: (os.mkfifo(box / "pipe"), box / "pipe")[1], "a link to itself": lambda box: linked(box, "out_link"),
+    "a FIFO": lambda box: (os.mkfifo(box / "pipe"), box / "pipe")[1],
+    "a link to itself": lambda box: linked(box, "out_link"),
     "/dev/null": lambda box: "/dev/null",
 }
 WRITERS = {  # command: its arguments, the flag of its output, whether that is a folder
     ("build_records", ""): (build, "output", True), ("extract", ""): (extract, "output", True), ("ground_truth", ""):
-    (ground_truth, "output", False), ("score", " --json"): (score, "json", False), ("evaluate", " --json"): (evaluate, "json", False),
-    ("predict", ""): (predict, "output", True), ("predict", " --source"): (predict_source, "output", False), ("report", ""):
-    (report, "output", True), ("bench", " --json"): (bench, "json", False), ("train", ""): (train, "workdir", True), ("sweep", ""):
+    (ground_truth, "output", False), ("score", " --json"): (score, "json", False),
+    ("evaluate", " --json"): (evaluate, "json", False),
+    ("predict", ""): (predict, "output", True), ("predict", " --source"): (predict_source, "output", False),
+    ("report", ""):
+    (report, "output", True), ("bench", " --json"): (bench, "json", False), ("train", ""): (train, "workdir", True),
+    ("sweep", ""):
     (sweep, "workdir", True), ("soundscapes", ""): (soundscapes, "output", True), ("import_weights", ""):
     (import_weights, "workdir", True),
 }
@@ -1030,13 +1106,19 @@ for (command, kind), (get, flag, is_folder) in WRITERS.items():
                 continue
         else:
             outcome = refused()
+        if command == "sweep" and what not in ("a file of the user's", "a name of 300 bytes", "/dev/null"):
+            continue  # it trains as `train` does
         add(command, f"--{flag} is {what}{kind}", output_to(get, flag, place), outcome)
     if command == "build_records":
-        for what, place in {"a file of the user's": users, "a folder of the user's": users_folder, "the source": lambda box: box.source,
-                            "inside the source": lambda box: box.source / "records", "above the source": lambda box: box.folder,
-                            "the current folder": lambda box: ".", "the labels": lambda box: box.source / "labels", "a workdir":
+        for what, place in {"a file of the user's": users, "a folder of the user's": users_folder,
+                            "the source": lambda box: box.source,
+                            "inside the source": lambda box: box.source / "records",
+                            "above the source": lambda box: box.folder,
+                            "the current folder": lambda box: ".", "the labels": lambda box: box.source / "labels",
+                            "a workdir":
                             lambda box: box.workdir, "recordings": lambda box: box.recordings, "a link to the source":
-                            lambda box: linked(box, "source"), "the source by another way": lambda box: box.source / "labels" / "..",
+                            lambda box: linked(box, "source"),
+                            "the source by another way": lambda box: box.source / "labels" / "..",
                             "empty": lambda box: ""}.items():
             # A path inside the source that is not there deletes nothing.
             add(command, f"TRIALS lost 1: --overwrite, --output is {what}", lambda box, place=place: [
@@ -1046,7 +1128,8 @@ INPUTS_AS_OUTPUTS = {
     (ground_truth, ("source/metadata.csv", LABELS, "source/costs.json")), ("predict", "output"):
     (predict_source, ("source/metadata.csv", "workdir/config.json", "workdir/metrics.jsonl")), ("evaluate", "json"):
     (evaluate, ("workdir/config.json", "records/dataset_info.json", "workdir/metrics.jsonl")), ("bench", "json"):
-    (bench, ("records/dataset_info.json",)), ("report", "output"): (report, ("workdir/config.json",)), ("import_weights", "workdir"):
+    (bench, ("records/dataset_info.json",)), ("report", "output"): (report, ("workdir/config.json",)),
+    ("import_weights", "workdir"):
     (import_weights, ("state.npz", "costs.json"))}
 for (command, flag), (get, names) in INPUTS_AS_OUTPUTS.items():
     for name in names:
@@ -1071,19 +1154,24 @@ for kept in ("wav.txt", "wav.json", "predictions.csv", "events.tsv", "bad_record
     add("predict", f"TRIALS lost 5: onto the user's {kept}", one_kept, refused(kept))
 add("extract", "onto the user's bad_recordings.csv", lambda box: (
     (box / "out").mkdir(), users(box, "out/bad_recordings.csv"), extract(box))[-1], dataclasses.replace(
-        fine(writes=["out/audio_features", "out/extracted.jsonl", "out/metadata.csv", "out/extractors.json"]), statuses=(0, 2)))
-add("report", "onto the user's index.md", lambda box: output_to(report, "output", users_folder)(box), dataclasses.replace(
+        fine(writes=["out/audio_features", "out/extracted.jsonl", "out/metadata.csv", "out/extractors.json"]),
+        statuses=(0, 2)))
+add("report", "onto the user's index.md", lambda box: output_to(report, "output", users_folder)(box),
+    dataclasses.replace(
     refused("index.md"), early=True))
-add("train", "a workdir with the user's metrics.jsonl", lambda box: ((box / "out").mkdir(), users(box, "out/metrics.jsonl"), train(box))[-1],
+add("train", "a workdir with the user's metrics.jsonl", lambda box: ((box / "out").mkdir(),
+                                                                     users(box, "out/metrics.jsonl"), train(box))[-1],
     refused("metrics.jsonl"))
 add("train", "a workdir with the user's checkpoints", lambda box: (
     (box / "out/checkpoints/1").mkdir(parents=True), users(box, "out/checkpoints/1/x"), train(box))[-1], refused("out"))
-add("train", "a workdir with the user's task.json", lambda box: ((box / "out").mkdir(), users(box, "out/task.json"), train(box))[-1],
+add("train", "a workdir with the user's task.json", lambda box: ((box / "out").mkdir(), users(box, "out/task.json"),
+                                                                 train(box))[-1],
     refused("task.json"))
 add("soundscapes", "a folder with another manifest", lambda box: (
     (box / "out").mkdir(), (box / "out/soundscapes.json").write_text("[]"), soundscapes(box))[-1], refused("out"))
 add("soundscapes", "a manifest that is deeply nested", lambda box: (
-    (box / "out").mkdir(), (box / "out/soundscapes.json").write_text(damage.DEEP), soundscapes(box))[-1], refused("out"))
+    (box / "out").mkdir(), (box / "out/soundscapes.json").write_text(damage.DEEP), soundscapes(box))[-1],
+    refused("out"))
 
 # Python
 
@@ -1106,22 +1194,30 @@ rows(PYTHON, refused(),
         "samples_of_NaN": called(ARRAY * np.nan, 16000), "no_rate": called(ARRAY), "a_rate_of_0": called(ARRAY, 0),
         "a_negative_rate": called(ARRAY, -16000), "a_rate_of_NaN": called(ARRAY, float("nan")), "a_rate_of_10^30":
         called(ARRAY, 10**30), "samples_of_objects": called(np.array([None]), 16000), "no_path": called("nothing.wav"),
-        "a_path_with_NUL": called("a\0.wav"), "bool_samples": called(np.ones(100, bool), 16000), "an_empty_path": called(""),
-        "a_number_as_a_recording": called(5), "a_list_as_a_recording": called([0.0, 1.0], 16000), "None_as_a_recording": called(None),
-        "TRIALS_crash_8:_unknown_keep": lambda box: lambda path=box.naive: list(sedjax.load(path).detect([ARRAY], 16000, keep=("x",))),
-        "load_of_nothing": lambda box: lambda: sedjax.load("nothing"), "load_of_an_empty_path": lambda box: lambda: sedjax.load(""),
+        "a_path_with_NUL": called("a\0.wav"), "bool_samples": called(np.ones(100, bool), 16000),
+        "an_empty_path": called(""),
+        "a_number_as_a_recording": called(5), "None_as_a_recording": called(None),
+        "TRIALS_crash_8:_unknown_keep": lambda box: lambda path=box.naive: list(sedjax.load(path).detect([ARRAY], 16000,
+                                                                                                         keep=("x",))),
+        "load_of_nothing": lambda box: lambda: sedjax.load("nothing"),
+        "load_of_an_empty_path": lambda box: lambda: sedjax.load(""),
         "load_of_a_path_with_NUL": lambda box: lambda: sedjax.load("a\0b"), "load_of_an_unknown_step": lambda box:
-        lambda path=box.naive: sedjax.load(path, "612"), "load_of_records": lambda box: lambda path=box.records: sedjax.load(path),
+        lambda path=box.naive: sedjax.load(path, "612"),
+        "load_of_records": lambda box: lambda path=box.records: sedjax.load(path),
         "an_extractor_for_a_model_without": lambda box: lambda path=box.naive: sedjax.load(path, embeddings_from="x"),
-        "read_task_of_nothing": lambda box: lambda: read_task("nothing"), "read_task_of_a_folder": lambda box: lambda path=box.source:
-        read_task(path), "read_layout_of_a_file": lambda box: lambda path=box.costs: read_layout(path), "read_layout_with_NUL":
+        "read_task_of_nothing": lambda box: lambda: read_task("nothing"),
+        "read_task_of_a_folder": lambda box: lambda path=box.source:
+        read_task(path), "read_layout_of_a_file": lambda box: lambda path=box.costs: read_layout(path),
+        "read_layout_with_NUL":
         lambda box: lambda: read_layout("a\0b"), "open_records_of_a_workdir": lambda box: lambda path=box.workdir:
         input_pipeline.open_records(str(path), "train"), "an_unknown_split": lambda box: lambda path=box.records:
-        input_pipeline.open_records(str(path), "other"), "workdir.read_of_a_file": lambda box: lambda path=box.costs: workdir.read(path)})
+        input_pipeline.open_records(str(path), "other"),
+        "workdir.read_of_a_file": lambda box: lambda path=box.costs: workdir.read(path)})
 rows(PYTHON, dataclasses.replace(fine(), statuses=(0, 2)),
      **{"TRIALS_crash_8:_a_float_rate": called(ARRAY, 16000.0), "TRIALS_crash_8:_a_step_as_a_number": lambda box:
         lambda path=box.naive: sedjax.load(path, 0), "float64_samples": called(ARRAY.astype(np.float64), 16000),
-        "a_rate_of_numpy": called(ARRAY, np.int64(16000)), "samples_in_reverse": called(ARRAY[::-1], 16000)})
+        "a_rate_of_numpy": called(ARRAY, np.int64(16000)), "a_list_as_a_recording": called([0.0, 1.0], 16000),
+        "samples_in_reverse": called(ARRAY[::-1], 16000)})
 
 
 def jax_array(box: Box) -> Callable:
@@ -1134,7 +1230,8 @@ rows(PYTHON, fine(), **{"TRIALS_crash_8:_a_jax_array": jax_array, "one_sample": 
 rows(PYTHON, fine(lambda result, box: equal(result.value, True)), **{
     "REVIEW_B10:_the_middle_of_ties_that_are_apart": lambda box: lambda: bool(decisions.tune(
         np.array([[[0, i, 0, 0]] for i in (0, 0, 0, 5, 5, 0, 5)], np.int64).reshape(7, 1, 4), np.linspace(
-            0.1, 0.7, 7, dtype=np.float32)[:, None], dataclasses.replace(TINY_TASK, classes=("Bell",), costs=((0, 1, 0, 5),)))[0]
+            0.1, 0.7, 7, dtype=np.float32)[:, None], dataclasses.replace(TINY_TASK, classes=("Bell",),
+                                                                         costs=((0, 1, 0, 5),)))[0]
         == np.float32(0.2)),
     "REVIEW_B13:_no_pos_weight_and_false_alarms_that_cost_nothing": lambda box: lambda: losses.class_weights(
         LossConfig(pos_weight="none"), dataclasses.replace(TINY_TASK, costs=((0, 0, 0, 5),) * 3)).shape == (2, 3),
@@ -1169,7 +1266,8 @@ add("layout", "REVIEW B8: recordings in frames of 40 ms", lambda box: (other_fra
 
 def other_extractor(box: Box) -> list:
     content = json.loads((box.naive / "features.json").read_text())
-    content["embeddings"] = {**content.get("embeddings", {"width": 16}), "extractor": {"path": "x", "parameters": "mine"}}
+    content["embeddings"] = {**content.get("embeddings", {"width": 16}),
+                             "extractor": {"path": "x", "parameters": "mine"}}
     (box.naive / "features.json").write_text(json.dumps(content))
     return ["--workdir", box.naive, "--data", box.other_records]
 
@@ -1179,7 +1277,8 @@ def naive_source(box: Box) -> list:
 
 
 add("extract", "TRIALS crash 7: embeddings of a naive model", naive_source, refused("naive"))
-add("score", "REVIEW B19: what cannot be read is not called written", spoilt(score, "costs.json", damage.link("/proc/self/mem")),
+add("score", "REVIEW B19: what cannot be read is not called written",
+    spoilt(score, "costs.json", damage.link("/proc/self/mem")),
     dataclasses.replace(refused("costs.json"), check=None))
 
 
@@ -1222,7 +1321,8 @@ add(PYTHON, "TRIALS crash 9: --help into a closed pipe", lambda box: into_a_clos
 
 
 def diverging(box: Box) -> list:
-    return [*small_flags(optimizer__learning_rate=1e20, train__duration="2 epochs"), f"--config.data.path={box.records}",
+    return [*small_flags(optimizer__learning_rate=1e20, train__duration="2 epochs"),
+            f"--config.data.path={box.records}",
             f"--workdir={box / 'out'}"]
 
 

@@ -91,7 +91,8 @@ NO_CSV: dict[str, Damage] = {
 }
 DEEP = "[" * 100_000 + "]" * 100_000
 NO_JSON: dict[str, Damage] = {
-    **NO_TEXT, "cut": cut(0.6), "deep nesting": write(DEEP), "deep objects": write('{"a":' * 50_000 + "1" + "}" * 50_000),
+    **NO_TEXT, "cut": cut(0.6), "deep nesting": write(DEEP),
+    "deep objects": write('{"a":' * 50_000 + "1" + "}" * 50_000),
     "null": write("null"), "a number": write("1"), "text": write('"text"'), "a list": write("[[1, 2], 3]"),
     "NaN": write("NaN"), "two values": write("{} {}"), "a lone surrogate": write('{"\\ud800": 1}'),
     "10^5 digits": write('{"a": ' + "9" * 100_000 + "}"),

@@ -95,11 +95,12 @@ def parent(options: argparse.Namespace) -> int:
 def note(options: argparse.Namespace, counts: collections.Counter, faults: dict, case: dict) -> None:
     """Counts a case, and prints a fault of a new kind."""
     counts[case["kind"]] += 1
-    known = f"{case['kind']}: {case['command']}: {case.get('signature') or (case['text'].strip() or '?').splitlines()[-1][:150]}"
+    signature = case.get("signature") or (case["text"].strip() or "?").splitlines()[-1][:150]
+    known = f"{case['kind']}: {case['command']}: {signature}"
     if case["kind"] in FAULTS:
         if known not in faults:
-            print(f"--- case {case['number']} ({case['kind']}): {case['command']}, {case['what']}\n{case['text'].strip()}",
-                  flush=True)
+            print(f"--- case {case['number']} ({case['kind']}): {case['command']}, {case['what']}\n"
+                  f"{case['text'].strip()}", flush=True)
         faults.setdefault(known, []).append(case["number"])
     elif options.only is not None:
         print(f"case {case['number']} ({case['kind']}): {case['command']}, {case['what']}\n{case['text'].strip()}")
@@ -109,7 +110,8 @@ def start(options: argparse.Namespace, number: int) -> tuple[subprocess.Popen, I
     """A child that begins with case `number`, and what it says; None if it says nothing for too long."""
     arguments = [f"--child={number}", f"--fixtures={options.fixtures}", f"--seed={options.seed}"]
     arguments += [f"--command={options.command}"] if options.command else []
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_ENABLE_COMPILATION_CACHE": "0",
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3",
+                   "JAX_ENABLE_COMPILATION_CACHE": "0",
                    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])}
     reading, writing = os.pipe()
     process = subprocess.Popen([sys.executable, __file__, *arguments], env=environment, pass_fds=[writing],
@@ -164,7 +166,8 @@ def child(options: argparse.Namespace) -> None:
         place = pathlib.Path(tempfile.mkdtemp(dir=options.fixtures))
         try:
             case = scenarios.Case(scenario, rng, place / "box", folder)
-            said.write(json.dumps({"begin": True, "number": number, "command": scenario.name, "what": case.what}) + "\n")
+            said.write(json.dumps({"begin": True, "number": number, "command": scenario.name, "what": case.what})
+                       + "\n")
             said.write(json.dumps({"number": number, **case.run()}) + "\n")
         except Exception:
             said.write(json.dumps({"begin": True, "number": number, "command": scenario.name, "what": "?"}) + "\n")

@@ -14,10 +14,13 @@ import numpy as np
 
 from hostile import damage
 
-VALUES = (None, True, False, 0, -1, 1, 2, 0.5, -0.0, 1e-300, 1e300, float("nan"), float("inf"), -float("inf"), 2**31, 2**63, 10**30,
-          10**400, "", "x", "0", "nan", "\0", "\n", "\x1b[31m", "../x", "/etc/passwd", "\ud800", "é" * 300, [], {}, [[]], [None],
+VALUES = (None, True, False, 0, -1, 1, 2, 0.5, -0.0, 1e-300, 1e300, float("nan"), float("inf"), -float("inf"), 2**31,
+          2**63, 10**30,
+          10**400, "", "x", "0", "nan", "\0", "\n", "\x1b[31m", "../x", "/etc/passwd", "\ud800", "é" * 300, [], {},
+          [[]], [None],
           {"": 0}, [1] * 1000, "9" * 10_000)
-TEXTS = ("", " ", "0", "-1", "1", "nan", "inf", "1e999", "x", "../x", "a/b", "/etc/passwd", "\0", "\x1b[31m", "\n", '"', ",", "é" * 200,
+TEXTS = ("", " ", "0", "-1", "1", "nan", "inf", "1e999", "x", "../x", "a/b", "/etc/passwd", "\0", "\x1b[31m", "\n", '"',
+         ",", "é" * 200,
          "9" * 5000, "train", "test", "0.0", "1.2", "=1+1", "\ufeff", "\r")
 
 
@@ -152,7 +155,8 @@ def json_value(path: pathlib.Path, rng: random.Random, others) -> Mutation:
 def csv_cell(path: pathlib.Path, rng: random.Random, others) -> Mutation:
     with open(path, newline="", encoding="utf-8") as file:
         table = list(csv.reader(file))
-    what, row = rng.choice(("cell", "cell", "cell", "header", "drop row", "twice", "column", "drop cell")), rng.randrange(len(table))
+    what, row = rng.choice(("cell", "cell", "cell", "header", "drop row", "twice", "column",
+                            "drop cell")), rng.randrange(len(table))
     text = rng.choice(TEXTS)
     if what in ("cell", "header"):
         row = 0 if what == "header" else row
@@ -177,10 +181,12 @@ def npz_member(path: pathlib.Path, rng: random.Random, others) -> Mutation:
         place = rng.randrange(10, 80)
         return content[:place] + bytes([rng.randrange(256)]) + content[place + 1 :]
 
-    kinds: dict[str, Callable] = {**damage.NO_NPZ, **damage.NOT_FINITE, "a header changed": damage.member(random_header),
+    kinds: dict[str, Callable] = {**damage.NO_NPZ, **damage.NOT_FINITE,
+                                  "a header changed": damage.member(random_header),
                                   "rows cut": damage.arrays(lambda value: value[: rng.randrange(len(value) + 1)]),
                                   "rows repeated": damage.arrays(lambda value: np.repeat(value, 2, axis=0)),
-                                  "other types": damage.arrays(lambda value: value.astype(rng.choice(("f8", "i8", "?", ">f4", "c8"))))}
+                                  "other types": damage.arrays(lambda value: value.astype(rng.choice(("f8", "i8", "?",
+                                                                                                      ">f4", "c8"))))}
     what = rng.choice([name for name in kinds if name != "a bomb" or rng.random() < 0.1])
     kinds[what](path)
     return Mutation(what, False)

@@ -103,8 +103,8 @@ def openers(folder: pathlib.Path) -> Iterator[None]:
         for place, _, names in os.walk(folder):
             for name in names:
                 path = os.path.join(place, name)
-                if stat.S_ISFIFO(os.lstat(path).st_mode):
-                    with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):
+                    if stat.S_ISFIFO(os.lstat(path).st_mode):
                         os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
 
     timer = threading.Timer(sandbox.SECONDS + 2, open_all)

@@ -20,7 +20,7 @@ from unittest import mock
 
 from absl import flags
 
-from sedjax import commands, workdir
+from sedjax import commands, interrupts, workdir
 from sedjax.errors import UserError
 from sedjax.files import printable
 
@@ -30,6 +30,7 @@ MODULES = {name: f"data_prep.{name}" for name in ("layout", "build_records", "ex
 SECONDS = 20
 GROWTH_BYTES = 700 << 20
 ADDRESS_BYTES = 4 << 30  # that a command may reserve; what takes more ends in a MemoryError, not in a dead machine
+ABOUT_EARLIER_RUNS = ("bad_recordings.csv", "extractors.json")  # which a later run may take back
 LOGGERS = [logging.getLogger(name) for name in ("sedjax", "data_prep")]
 
 
@@ -74,8 +75,7 @@ def invoke(command: str, arguments: Sequence[str]) -> Result:
 
     def run() -> None:
         try:
-            module.define_flags()
-            commands.run(main, argv)
+            commands.run(main, argv, module.define_flags)
         finally:
             for name in defined or set(flags.FLAGS) - before:
                 delattr(flags.FLAGS, name)
@@ -106,7 +106,9 @@ def watch(run: Callable[[], object]) -> Result:
     handlers = {logger: logger.handlers for logger in LOGGERS}
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of what ran before
     start_bytes = _memory_bytes("VmRSS")
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), _bounds():
+    interrupt = signal.getsignal(signal.SIGINT)
+    with (contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), _bounds(),
+          mock.patch("sedjax.interrupts.end", stop)):
         try:
             value = run()
             status = 0
@@ -118,11 +120,17 @@ def watch(run: Callable[[], object]) -> Result:
             crash = "".join(traceback.format_tb(error.__traceback__)[-3:-1]) + "It is not refused before it computes."
         except BaseException:
             crash = traceback.format_exc(limit=-4)
+    signal.signal(signal.SIGINT, interrupt)
     for logger, before in handlers.items():
         logger.handlers = before
     if "Traceback (most recent call last)" in errors.getvalue():
         crash += errors.getvalue()
     return Result(status, output.getvalue(), errors.getvalue(), crash, value, _memory_bytes("VmHWM") - start_bytes)
+
+
+def stop(number: int = signal.SIGINT, frame: object = None) -> None:
+    """Ends a command as interrupts.end does a process."""
+    sys.exit(interrupts.STATUS)
 
 
 def _memory_bytes(field: str) -> int:
@@ -202,7 +210,7 @@ def broken_promises(before: dict[str, str], after: dict[str, str], result: Resul
     broken = []
     if result.crash:
         broken.append(result.crash.strip())
-    elif result.status not in (0, 1, 2, 130):
+    elif result.status not in (0, 1, 2, 130, 141):
         broken.append(f"The exit status is {result.status}.")
     if result.growth_bytes > GROWTH_BYTES:
         broken.append(f"It takes {result.growth_bytes >> 20:,} MiB.")
@@ -212,6 +220,8 @@ def broken_promises(before: dict[str, str], after: dict[str, str], result: Resul
     if any(not (c.isprintable() or c in "\n\r\t") for c in result.errors + result.output) and not result.crash:
         broken.append("Control characters are printed.")
     for path, content in before.items():
+        if path not in after and _within(path, writes) and os.path.basename(path) in ABOUT_EARLIER_RUNS:
+            continue
         if path not in after:
             broken.append(f"{path!r} is gone.")
         elif after[path] != content and not _within(path, writes):
