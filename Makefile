@@ -19,7 +19,7 @@ lint: setup
 	$(BIN)/ruff check .
 
 test: setup lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist=loadscope --no-loadscope-reorder
 
 # Random damages of the input of every command: SECONDS=600 for how long, SEED=1 for which.
 SECONDS ?= 60

@@ -69,6 +69,10 @@ NOT_IN_STEM = re.compile(r"^fc\.|\.num_batches_tracked$")
 ATST_HEAD = re.compile(r"^(?:model\.)?((?:strong|weak)_head)\.(weight|bias)$")
 
 
+class Misfit(UserError):
+    """Tensors are not those of the model."""
+
+
 def define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "PyTorch checkpoint (.ckpt, .pt, .pth), or .npz of its state dict.",
                         required=True)
@@ -118,6 +122,7 @@ def import_model(path: str, config: config_lib.Config, task: Task, folder: pathl
     name = config.model["name"]
     if os.path.lexists(folder):
         raise UserError(f"{folder} exists already: choose another --workdir.")
+    files.require_replaceable(folder)
     if config.model["standardize"]:
         raise UserError("The checkpoint holds no feature statistics: set --config.model.standardize=False.")
     tensors = strip_prefix(read_state_dict(path), RULES[name][0])
@@ -126,7 +131,8 @@ def import_model(path: str, config: config_lib.Config, task: Task, folder: pathl
         raise UserError(f"{path} is no checkpoint of {name!r}: it has no matrix 'proj.0.weight'.")
     model = models.build_from(config, task)
     widths = dict.fromkeys(model.features, first.shape[1])
-    params = convert(tensors, model, name, widths)
+    with _misfits_of(path):
+        params = convert(tensors, model, name, widths)
     state = TrainState(step=np.zeros((), np.int32), params=params, ema=None, model_state={}, opt_state={})
     with _new_folder(folder) as temporary:
         workdir.prepare(temporary, config, task, {key: {"width": width} for key, width in widths.items()})
@@ -141,7 +147,8 @@ def import_stem(path: str, config: config_lib.Config, output: pathlib.Path) -> N
     _require_npz(output)
     channels = 1 + (len(config.model["mfcc"]) if config.model.get("mfcc_as") == "channels" else 0)
     tensors = read_state_dict(path)
-    part = resnet34_part(tensors, channels, config.model["resnet_width"])
+    with _misfits_of(path):
+        part = resnet34_part(tensors, channels, config.model["resnet_width"])
     with files.atomic_output(output) as temporary:
         np.savez(temporary, **part)
     print(f"Loaded {len(part)} of {len(tensors)} tensors, all but the classifier and counters, into "
@@ -154,13 +161,15 @@ def import_atst(path: str, output: pathlib.Path, strong_head: bool = False) -> N
     _require_npz(output)
     tensors = read_state_dict(path)
     encoder, heads = split_atst(tensors)
-    part = atst_part(encoder, AtstFrame())
-    loaded = len(part)
-    if strong_head:
-        head = {key.removeprefix("strong_head."): value for key, value in heads.items() if key.startswith("strong_")}
-        shapes = {"kernel": (part["params/atst/norm_frame/bias"].size, STRONG_CLASSES), "bias": (STRONG_CLASSES,)}
-        wanted = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-        part |= {f"params/strong_head/{name}": value for name, value in _place(head, wanted, "strong_head").items()}
+    with _misfits_of(path):
+        part = atst_part(encoder, AtstFrame())
+        loaded = len(part)
+        if strong_head:
+            head = {key.removeprefix("strong_head."): value for key, value in heads.items()
+                    if key.startswith("strong_")}
+            shapes = {"kernel": (part["params/atst/norm_frame/bias"].size, STRONG_CLASSES), "bias": (STRONG_CLASSES,)}
+            wanted = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+            part |= {f"params/strong_head/{name}": value for name, value in _place(head, wanted, "strong_head").items()}
     with files.atomic_output(output) as temporary:
         np.savez(temporary, **part)
     print(f"Loaded {loaded} of {len(encoder)} tensors of the encoder, "
@@ -266,6 +275,15 @@ def atst_part(tensors: Mapping[str, np.ndarray], model: AtstFrame) -> dict[str, 
 
 
 @contextlib.contextmanager
+def _misfits_of(path: str) -> Iterator[None]:
+    """Names the file of tensors that do not fit."""
+    try:
+        yield
+    except Misfit as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+@contextlib.contextmanager
 def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a temporary folder beside `path`, which is named so when the block ends well, and is gone otherwise."""
     try:
@@ -284,28 +302,28 @@ def _require_npz(output: pathlib.Path) -> None:
 
 def _place(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, jax.ShapeDtypeStruct],
            name: str) -> dict[str, np.ndarray]:
-    """The PyTorch tensors by path, after the rules of `name`. Raises UserError unless all fit and none is left over."""
+    """The PyTorch tensors by path, after the rules of `name`. Raises Misfit unless all fit and none is left over."""
     keys = {path: _tensor_key(path, RULES[name][1]) for path in shapes}
     missing = sorted(set(keys.values()) - set(tensors))
     unexpected = sorted(set(tensors) - set(keys.values()))
     if missing or unexpected:
-        raise UserError(f"The checkpoint does not fit the model {name!r}: {len(missing)} tensors are missing "
-                        f"{missing[:3]}, {len(unexpected)} are unexpected {unexpected[:3]}.")
+        raise Misfit(f"The checkpoint does not fit the model {name!r}: {len(missing)} tensors are missing "
+                     f"{missing[:3]}, {len(unexpected)} are unexpected {unexpected[:3]}.")
     arrays = {}
     for path, wanted in shapes.items():
         value = tensors[keys[path]]
         if value.dtype.kind not in "fiu":
-            raise UserError(f"The checkpoint does not fit the model {name!r}: {keys[path]!r} holds {value.dtype}.")
+            raise Misfit(f"The checkpoint does not fit the model {name!r}: {keys[path]!r} holds {value.dtype}.")
         with np.errstate(over="ignore"):
             value = value.astype(np.float32)
         if not np.isfinite(value).all():
-            raise UserError(f"The checkpoint holds NaN, infinity or numbers beyond float32 in {keys[path]!r}.")
+            raise Misfit(f"The checkpoint holds NaN, infinity or numbers beyond float32 in {keys[path]!r}.")
         # PyTorch stores (out, in) and (out, in, height, width), Flax (in, out) and (height, width, in, out).
         if path.endswith("kernel") and value.ndim > 1:
             value = np.moveaxis(value, (0, 1), (-1, -2))
         if value.shape != wanted.shape:
-            raise UserError(f"The checkpoint does not fit the model {name!r}: {keys[path]!r} has the shape "
-                            f"{tensors[keys[path]].shape}, but the model's {path} is {wanted.shape}.")
+            raise Misfit(f"The checkpoint does not fit the model {name!r}: {keys[path]!r} has the shape "
+                         f"{tensors[keys[path]].shape}, but the model's {path} is {wanted.shape}.")
         arrays[path] = value
     return arrays
 

@@ -330,8 +330,13 @@ def savez(file: Path, arrays: Mapping[str, np.ndarray], packed: bool = False) ->
 
 
 def require_replaceable(path: Path) -> None:
-    """Raises UserError if there is a file that sedjax did not write, or that has changed since, unless it is empty."""
+    """Raises UserError if there is a file that sedjax did not write, or that has changed since, unless it is empty.
+
+    Or if no file can have that name.
+    """
     path = pathlib.Path(path)
+    if len(os.fsencode(path.name)) > NAME_BYTES:
+        raise UserError(f"Cannot write {printable(path)}: a name may have {NAME_BYTES} bytes at most.")
     if not os.path.lexists(path):
         return
     if not path.is_file():

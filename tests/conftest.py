@@ -11,11 +11,24 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"  # a test must not leave files 
 
 import jax
 import pytest
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
 install_import_hook("sedjax", "typecheck.checked")
+# How fast a busy machine draws is no property of the code.
+settings.register_profile("sedjax", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("sedjax")
+
+# Each file is run by one process (see Makefile), so that its fixtures are made once: the longest files come first.
+LONGEST = ("test_survival", "test_parallel", "test_config", "test_sweep", "test_predict", "test_bench",
+           "test_atst_frame", "test_extract", "test_train", "test_placement", "test_notebook", "test_models",
+           "test_steps", "test_readme")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")

@@ -73,8 +73,9 @@ def test_the_command_makes_a_workdir_that_predicts(tensors, tmp_path, capsys):
     np.testing.assert_array_equal(detector.variables["params"]["head"]["linear2"]["bias"],
                                   tensors["model.classifier.3.bias"])
     assert models.count_parameters(detector.model, detector.widths) == sum(t.size for t in tensors.values())
-    with pytest.raises(UserError, match="exists already"):
-        run_command(import_weights, *FLAGS, f"--checkpoint={tmp_path / 'weights.npz'}", f"--workdir={tmp_path / 'w'}")
+    for name, words in (("w", "exists already"), ("n" * 256, "255 bytes at most")):
+        with pytest.raises(UserError, match=words):
+            run_command(import_weights, *FLAGS, "--checkpoint=none.npz", f"--workdir={tmp_path / name}")
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 half a zip"])
@@ -86,7 +87,7 @@ def test_a_file_that_is_no_checkpoint(tmp_path, content):
 
 
 @pytest.mark.parametrize(("value", "words"), [
-    (np.nan, r"NaN.*'proj\.0\.weight'"), (1e300, r"float32 in 'proj\.0\.weight'"), (None, r"weights\.npz is damaged"),
+    (np.nan, r"weights\.npz: .*NaN.*'proj\.0\.weight'"), (1e300, r"float32 in 'proj\.0\.weight'"), (None, r"weights\.npz is damaged"),
     ("text", r"'proj\.0\.weight' holds <U4"), (1j, r"'proj\.0\.weight' holds complex")])
 def test_tensors_that_are_not_finite_numbers(tensors, tmp_path, value, words):
     np.savez(tmp_path / "weights.npz", **tensors | {"model.proj.0.weight": np.full((8, 16), value)})

@@ -406,10 +406,11 @@ def test_a_second_run_into_the_same_folder(detectors, tmp_path, monkeypatch):
         run(tmp_path / "a", "json")
 
 
-@pytest.mark.parametrize("place", ["mine.csv", "folder", "none/a.csv"])
+@pytest.mark.parametrize("place", ["mine.csv", "folder", "none/a.csv", "n" * 256, "w/config.json", "w/task.json"])
 def test_a_submission_that_cannot_be_written_is_an_error_at_once(audio_workdir, tmp_path, place):
     (tmp_path / "mine.csv").write_text("mine")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "w").symlink_to(audio_workdir)
     with pytest.raises(UserError, match=place.split("/")[0]):
         run_command(predict, f"--workdir={audio_workdir}", "--source=nowhere", f"--output={tmp_path / place}")
     assert (tmp_path / "mine.csv").read_text() == "mine"

@@ -156,7 +156,8 @@ def good_layout(result: Result, box: Box, is_damage: bool) -> None:
 def built(result: Result, box: Box, is_damage: bool) -> None:
     """Records of a directory hold what it holds."""
     layout = read_layout(box.source)
-    read = {name: value for split in ("train", "validation", "test") for name, value in records_of(box / "out", split)}
+    splits = json.loads((box / "out/metadata.json").read_text())["lengths"]
+    read = {name: value for split in splits for name, value in records_of(box / "out", split)}
     assert read.keys() <= set(layout.filenames)
     for name, (features, votes) in read.items():
         rows.equal(features, layout.features(name, ("embeddings", "mfcc")))
@@ -255,8 +256,8 @@ def extract_again(box: Box) -> list:
 def same_features(result: Result, box: Box, is_damage: bool) -> None:
     """What a second run leaves is what the first made, or reading it is an error."""
     layout = read_layout(box.extracted)
-    assert sorted(layout.filenames) == list(NAMES), layout.filenames
-    for name in layout.filenames if is_damage else ():
+    assert set(NAMES) <= set(layout.filenames) or not is_damage, layout.filenames
+    for name in NAMES if is_damage else ():
         read = sandbox.call(lambda name=name: layout.features(name, ("mfcc",)))
         if read.status == 0:
             rows.equal(read.value, intact(extracted, box._fixtures / "extracted", name))
