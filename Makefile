@@ -26,11 +26,6 @@ SECONDS ?= 60
 test-hostile: setup
 	$(BIN)/python tests/hostile/fuzz.py --seconds=$(SECONDS) $(if $(SEED),--seed=$(SEED))
 
-# The corpus of hostile input. Rows that fail are faults that are still open.
-.PHONY: test-corpus
-test-corpus: setup
-	$(BIN)/python -m pytest -n 2 -o addopts=-ra tests/hostile
-
 # The whole path on the built-in data set: recordings, records, models, their cost, a submission, a report.
 RUN = $(BIN)/python -m
 demo: setup

@@ -52,10 +52,12 @@ def build(source: pathlib.Path, output: pathlib.Path, keys: tuple[str, ...], *, 
     """
     _require_storable(keys)
     source, output = pathlib.Path(source), pathlib.Path(os.path.realpath(output))
+    if overwrite:
+        _require_apart(output, source)
     if os.path.lexists(output):
         if not overwrite:
             raise UserError(f"{output} exists already: choose another --output, or replace it with --overwrite.")
-        _require_replaceable(output, source)
+        _require_replaceable(output)
     over, pipeline_options = map, None
     if beam_options is not None:
         from data_prep import beam  # an extra
@@ -132,8 +134,8 @@ def _require_storable(keys: tuple[str, ...]) -> None:
                             "features files.")
 
 
-def _require_replaceable(output: pathlib.Path, source: pathlib.Path) -> None:
-    """Raises UserError unless `output` is a folder of records and nothing else, and apart from the source."""
+def _require_apart(output: pathlib.Path, source: pathlib.Path) -> None:
+    """Raises UserError if `output` is the source, in it, or above it."""
     source = pathlib.Path(os.path.realpath(source))
     for inner, outer in ((output, source), (source, output)):
         # Not by name: a disk may not tell upper from lower case, or be there under two paths.
@@ -141,6 +143,10 @@ def _require_replaceable(output: pathlib.Path, source: pathlib.Path) -> None:
                if os.path.exists(outer)):
             raise UserError(f"--output={output} would replace what is part of --source={source}: choose another "
                             "--output.")
+
+
+def _require_replaceable(output: pathlib.Path) -> None:
+    """Raises UserError unless `output` is a folder of records and nothing else."""
     if os.path.ismount(output):
         raise UserError(f"{output} cannot be replaced: a disk is mounted there; choose a folder in it.")
     _require_records(output, output)

@@ -48,12 +48,13 @@ class SedRecords(tfds.core.GeneratorBasedBuilder):
             return tfds.features.Tensor(shape=(None, width), dtype=dtype, encoding="bytes")
 
         features = {key: tensor(value.shape[1], value.dtype) for key, value in self._sample.items()}
-        metadata = tfds.core.MetadataDict(
-            task=self._layout.task.to_json(),
-            lengths={split: [self._found.frames[name] for name in names] for split, names in self._splits.items()},
-            features={key: self._entry(key) for key in self._keys},
-            labels={**self._statistics[identity.LABELS], **self._fingerprint(identity.LABELS)},
-        )
+        metadata = {
+            "task": self._layout.task.to_json(),
+            "lengths": {split: [self._found.frames[name] for name in names] for split, names in self._splits.items()},
+            "features": {key: self._entry(key) for key in self._keys},
+            "labels": {**self._statistics[identity.LABELS], **self._fingerprint(identity.LABELS)},
+        }
+        metadata["checksum"] = identity.checksum(metadata)
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"Sound event detection: {self._layout.task.name}.",
@@ -62,7 +63,7 @@ class SedRecords(tfds.core.GeneratorBasedBuilder):
                 "features": features,
                 "votes": tensor(len(self._layout.task.classes), np.float16),
             }),
-            metadata=metadata,
+            metadata=tfds.core.MetadataDict(metadata),
             disable_shuffling=True,  # the order of metadata.csv; training shuffles by (seed, epoch)
         )
 

@@ -19,7 +19,7 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     commands.require_no_arguments(argv)
     options = flags.FLAGS
-    files.require_replaceable(options.output)
+    files.require_writable(options.output)
     layout = read_layout(options.source)
     filenames = read_splits(layout)[options.split] if options.split else layout.filenames
     write_submission(options.output, layout.task, {name: true_segments(layout, name) for name in filenames})

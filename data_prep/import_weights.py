@@ -127,7 +127,7 @@ def import_model(path: str, config: config_lib.Config, task: Task, folder: pathl
         raise UserError("The checkpoint holds no feature statistics: set --config.model.standardize=False.")
     tensors = strip_prefix(read_state_dict(path), RULES[name][0])
     first = tensors.get("proj.0.weight")
-    if first is None or first.ndim != 2:
+    if first is None or first.ndim != 2 or not first.size:
         raise UserError(f"{path} is no checkpoint of {name!r}: it has no matrix 'proj.0.weight'.")
     model = models.build_from(config, task)
     widths = dict.fromkeys(model.features, first.shape[1])
@@ -137,7 +137,7 @@ def import_model(path: str, config: config_lib.Config, task: Task, folder: pathl
     with _new_folder(folder) as temporary:
         workdir.prepare(temporary, config, task, {key: {"width": width} for key, width in widths.items()})
         with checkpoint.open_manager(temporary) as manager:
-            checkpoint.save(manager, state, checkpoint.Progress(finished=True))
+            checkpoint.save(manager, state, checkpoint.Progress(finished=True, task=task.digest))
     print(f"Loaded {len(tensors)} of {len(tensors)} tensors, {sum(t.size for t in tensors.values()):,} parameters, "
           f"into {files.printable(folder)}. Its outputs are taken to be, in this order: {', '.join(task.classes)}.")
 

@@ -75,9 +75,9 @@ def main(argv: Sequence[str]) -> None:
             problems.append(str(error))
     problems += _all_problems(layout, found, splits)
     for line in problems:
-        print(line)
+        print(files.printable(line))
     for line in [*found.notes, *_orphans(layout), *_empty_notes(layout, found, splits)]:
-        print(f"Note: {line}")
+        print(files.printable(f"Note: {line}"))
     print(summary(layout, found, splits))
     if problems:
         sys.stdout.flush()  # so that the error is the last line wherever the two streams meet

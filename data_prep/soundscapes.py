@@ -156,7 +156,7 @@ def write_soundscapes(output: str | os.PathLike, parameters: Parameters, workers
     """
     if workers < 1:
         raise UserError(f"workers must be at least 1, not {workers}.")
-    output = pathlib.Path(output).resolve()
+    output = pathlib.Path(os.path.realpath(output))
     if is_up_to_date(output, parameters):
         return False
     try:

@@ -38,6 +38,7 @@ LOUDEST = 1000.0  # full scale is 1; what is 60 dB above it was never scaled
 NO_LENGTH = "does not say how long it is"
 MOST_CHANNELS = 64  # of an array; more are samples, which are in the place of channels
 
+SampleRate = float | np.integer | np.floating  # a whole number
 Recording = Any  # a path, or what numpy makes an array of, see `blocks`
 
 
@@ -53,7 +54,7 @@ def files_in(folder: pathlib.Path) -> list[pathlib.Path]:
     return paths
 
 
-def blocks(recording: Recording, sample_rate_hz: float | None = None) -> Iterator[Float[np.ndarray, "samples"]]:
+def blocks(recording: Recording, sample_rate_hz: SampleRate | None = None) -> Iterator[Float[np.ndarray, "samples"]]:
     """A recording as 16 kHz mono in blocks of 10 s, of which the last may be shorter.
 
     n samples at rate r become round(n x 16000 / r), at least 1. Channels are averaged. Silence is a recording like any
@@ -74,7 +75,7 @@ def blocks(recording: Recording, sample_rate_hz: float | None = None) -> Iterato
     return _in_blocks(_array_chunks(recording, sample_rate_hz))
 
 
-def read(recording: Recording, sample_rate_hz: float | None = None) -> Float[np.ndarray, "samples"]:
+def read(recording: Recording, sample_rate_hz: SampleRate | None = None) -> Float[np.ndarray, "samples"]:
     """The whole of a recording, as `blocks` gives it."""
     return np.concatenate(list(blocks(recording, sample_rate_hz)))
 
@@ -99,12 +100,12 @@ def _as_16_bits(samples: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(samples * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
 
 
-def frames(recording: Recording, sample_rate_hz: float | None = None) -> Int16[np.ndarray, "frame 1920"]:
+def frames(recording: Recording, sample_rate_hz: SampleRate | None = None) -> Int16[np.ndarray, "frame 1920"]:
     """The whole of a recording as `rows` gives it."""
     return np.concatenate(list(rows(blocks(recording, sample_rate_hz))))
 
 
-def num_frames(recording: Recording, sample_rate_hz: float | None = None) -> int:
+def num_frames(recording: Recording, sample_rate_hz: SampleRate | None = None) -> int:
     """How many rows `frames` gives, for which the recording is read, but not held in memory."""
     return -(-sum(map(len, blocks(recording, sample_rate_hz))) // FRAME_SAMPLES)
 
@@ -189,8 +190,9 @@ def _array_chunks(recording: Any, sample_rate_hz: Any) -> Iterator[np.ndarray]:
         for start in range(0, len(array), size):
             chunk = array[start : start + size]
             if chunk.dtype.kind == "f":
-                with np.errstate(over="ignore"):  # infinity is told of below
-                    yield chunk.astype(np.float32)
+                with np.errstate(over="ignore"):  # _resampled refuses infinity
+                    chunk = chunk.astype(np.float32)
+                yield chunk
             else:
                 half = 2.0 ** (8 * chunk.dtype.itemsize - 1)
                 yield ((chunk - (half if chunk.dtype.kind == "u" else 0)) / half).astype(np.float32)

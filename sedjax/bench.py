@@ -4,7 +4,6 @@ A ratio says more than a speed: the ceiling and the peers are measured on the sa
 """
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Sequence
 
@@ -16,7 +15,7 @@ from sedjax import config as config_lib
 from sedjax.commands import require_no_arguments
 from sedjax.config import Config
 from sedjax.errors import UserError
-from sedjax.files import atomic_output
+from sedjax.files import require_writable, write_json
 from sedjax.turns import ratios, take_turns
 
 ROUNDS = 5
@@ -40,6 +39,8 @@ def main(argv: Sequence[str]) -> None:
     if bool(options.audio) == bool(options["config"].present):
         raise UserError("Give either --config=FILE, to time an experiment on its records, or --audio=FOLDER, to time "
                         "what makes features of recordings.")
+    if options.json:
+        require_writable(options.json)
     if options.audio:
         if options.sweep:
             raise UserError("--sweep needs --config.")
@@ -49,8 +50,7 @@ def main(argv: Sequence[str]) -> None:
         result = bench(config_lib.from_flag(), options.steps, options.against, options.sweep)
         print(format_result(result))
     if options.json:
-        with atomic_output(options.json) as path:
-            path.write_text(json.dumps(result, indent=1))
+        write_json(options.json, result)
 
 
 def bench(config: Config, steps: int, against: str | None = None, sweep: Sequence[str] = ()) -> dict:

@@ -60,6 +60,7 @@ class Progress:
       evaluations_since_best: for early stopping.
       finished: nothing is left to train.
       evaluation_due: a stop interrupted the evaluation of this step, so that it must be done before the next.
+      task: Task.digest of what the outputs mean; "" in checkpoints of older versions.
     """
 
     cost: FiniteFloat | None = None
@@ -69,6 +70,7 @@ class Progress:
     evaluations_since_best: int = 0
     finished: bool = False
     evaluation_due: bool = False
+    task: str = ""
 
 
 def without_cost(progress: Progress) -> Progress:

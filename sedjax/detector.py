@@ -53,7 +53,7 @@ class Detector:
     embeddings_from: str | os.PathLike | None = None
     takers: tuple[str, ...] = ()
 
-    def __call__(self, recording: audio.Recording, sample_rate_hz: float | None = None) -> Detection:
+    def __call__(self, recording: audio.Recording, sample_rate_hz: audio.SampleRate | None = None) -> Detection:
         """What it hears in a file, or in an array of samples with their rate, as sedjax.audio reads them.
 
         Raises UserError if the recording cannot be read, or the model takes what cannot be computed.
@@ -61,7 +61,7 @@ class Detector:
         (found,) = self.detect([recording], sample_rate_hz)
         return found
 
-    def detect(self, recordings: Iterable[audio.Recording], sample_rate_hz: float | None = None, *,
+    def detect(self, recordings: Iterable[audio.Recording], sample_rate_hz: audio.SampleRate | None = None, *,
                keep: tuple[str, ...] = (), bad: dict[int, str] | None = None) -> Iterator[Detection]:
         """What it hears in each recording, in their order, as they are done.
 
@@ -244,6 +244,9 @@ def load(folder: str | os.PathLike, which: str | int = "best",
                             f"{missing[0]!r}, which is missing there.")
         shapes = jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model, widths))
     variables, progress, step = checkpoint.load_weights(folder, which, shapes)
+    if progress.task not in ("", task.digest):
+        raise UserError(f"{pathlib.Path(folder) / 'task.json'} is not the task of the checkpoint of step {step}: its "
+                        "classes, costs or grid were changed after the training.")
     thresholds = progress.thresholds or decisions.default(config.decision, task)
     return Detector(pathlib.Path(folder), config, task, features, model, variables,
                     np.asarray(thresholds, np.float32), step, embeddings_from)

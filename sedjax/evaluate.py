@@ -121,7 +121,7 @@ def main(argv: Sequence[str]) -> None:
     options = flags.FLAGS
     folder = pathlib.Path(options.workdir)
     if options.json:
-        files.require_replaceable(options.json)
+        files.require_writable(options.json)
     result = evaluate_workdir(folder, options.split, options.data, options.checkpoint)
     if not parallel.is_first():
         return

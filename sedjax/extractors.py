@@ -114,7 +114,8 @@ class Extractor(Protocol):
 
 
 def features_of(recordings: Iterable[audio.Recording], wanted: Sequence[str], extractor: Extractor | None = None,
-                sample_rate_hz: float | None = None) -> Iterator[tuple[dict[str, np.ndarray], float] | UserError]:
+                sample_rate_hz: audio.SampleRate | None = None
+                ) -> Iterator[tuple[dict[str, np.ndarray], float] | UserError]:
     """For each recording in turn its features (T, D) by name and its length in seconds, or why it cannot be read.
 
     Each is decoded once, and only what is wanted is computed.

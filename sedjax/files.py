@@ -346,6 +346,16 @@ def require_replaceable(path: Path) -> None:
                         "move it away.")
 
 
+def require_writable(path: Path) -> None:
+    """Raises UserError if a file at `path` could not be written, because of its folder or as `require_replaceable`."""
+    path = pathlib.Path(path)
+    if not os.path.isdir(path.parent):
+        raise UserError(f"Cannot write {printable(path)}: there is no folder {printable(path.parent)}.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(f"Cannot write {printable(path)}: the folder {printable(path.parent)} is read-only.")
+    require_replaceable(path)
+
+
 def remove_output(path: Path) -> None:
     """Deletes an output of an earlier run, if there is one. Raises UserError if it is not as sedjax wrote it."""
     path = pathlib.Path(path)
@@ -377,6 +387,18 @@ def make_folder(path: Path) -> pathlib.Path:
             getattr(error, "strerror", None) or error)
         raise UserError(f"Cannot make the folder {printable(path)}: {reason}.") from error
     return path
+
+
+def require_makeable(folder: Path) -> None:
+    """Raises UserError if there is no such folder and it cannot be made; leaves none that was not there."""
+    folder = pathlib.Path(folder)
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        make_folder(folder)
+    finally:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def printable(text: Path) -> str:

@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pydantic
@@ -55,9 +55,10 @@ class _Metadata(pydantic.BaseModel):
     """What metadata.json of our records holds."""
 
     task: str
-    lengths: dict[str, list[pydantic.PositiveInt]]
+    lengths: dict[str, list[Annotated[int, pydantic.Field(ge=1, lt=2**31)]]]
     features: dict[str, Entry]
     labels: Entry
+    checksum: str = ""  # not in records of older versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,10 @@ def read_metadata(path: str | os.PathLike) -> RecordsMetadata:
         raise UserError(f"There are no records in {path}: make them with `python -m data_prep.build_records`.")
     name = os.path.join(path, "metadata.json")
     try:
-        found = files.read_json(name, _Metadata)
+        text = files.read_text(name)
+        found = files.parse_json(text, _Metadata, name)
+        if found.checksum and found.checksum != checksum(json.loads(text)):
+            raise UserError(f"{name} is not as it was written.")
         files.parse_json(found.task, dict[str, Any], name)  # within bounds of depth
         task = task_from_json(found.task, name="records", where=name)
         if found.labels.width != len(task.classes):
@@ -121,6 +125,12 @@ def read_entries(path: files.Path) -> Entries:
 def plain(entries: Mapping[str, Entry]) -> Entries:
     """Entries as dicts of what is known."""
     return {key: entry.model_dump(exclude_unset=True) for key, entry in entries.items()}
+
+
+def checksum(metadata: Mapping[str, Any]) -> str:
+    """What changes with anything else in the metadata of records."""
+    content = json.loads(json.dumps({key: value for key, value in metadata.items() if key != "checksum"}))
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def array_digest(value: np.ndarray) -> str:

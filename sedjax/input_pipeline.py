@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from sedjax import identity, parallel
+from sedjax import files, identity, parallel
 from sedjax.config import DataConfig
 from sedjax.errors import UserError
 from sedjax.layout import Layout
@@ -74,6 +75,10 @@ def open_records(path: str, split: str) -> Records:
     lengths = np.array(metadata.lengths.get(split, ()), np.int32)
     if not len(lengths):
         raise UserError(f"The records in {path} have no split {split!r}.")
+
+    for name in os.listdir(path):  # TFDS would wait for a pipe, and read a device for ever
+        with files.open_file(os.path.join(path, name), files.JSON_BYTES if name.endswith(".json") else math.inf):
+            pass
 
     import tensorflow_datasets as tfds
 
@@ -169,16 +174,21 @@ class Clips:
         return len(self.frames)
 
 
+def require_whole_segments(config: DataConfig, task: Task) -> None:
+    """Raises UserError if max_frames, crop_frames or bucket_frames is not a multiple of a segment."""
+    for name in ("max_frames", "crop_frames", "bucket_frames"):
+        if getattr(config, name) % task.frames_per_segment:
+            raise UserError(f"data.{name} = {getattr(config, name)} is not a multiple of a segment, which is "
+                            f"{task.frames_per_segment} frames.")
+
+
 def cut(lengths: np.ndarray, config: DataConfig, task: Task) -> Clips:
     """Cuts recordings that are longer than `max_frames` on the segment grid.
 
-    Raises UserError if max_frames, crop_frames or bucket_frames is no multiple of a segment.
+    Raises UserError as `require_whole_segments`.
     """
+    require_whole_segments(config, task)
     max_frames = config.max_frames
-    for name in ("max_frames", "crop_frames", "bucket_frames"):
-        if getattr(config, name) % task.frames_per_segment:
-            raise UserError(f"data.{name} = {getattr(config, name)} is no multiple of a segment, which is "
-                            f"{task.frames_per_segment} frames.")
     recording = np.repeat(np.arange(len(lengths)), -(-lengths // max_frames))
     first = np.searchsorted(recording, recording)
     start = (np.arange(len(recording)) - first) * max_frames
@@ -193,6 +203,7 @@ def training_clips(lengths: np.ndarray, config: DataConfig, task: Task, seed: in
     parts of the places where one can begin, the last of which leaves less than a segment uncropped. Recording and id of
     a clip stay the same in all epochs.
     """
+    require_whole_segments(config, task)
     size, segment = config.crop_frames, task.frames_per_segment
     if not size:
         return cut(lengths, config, task)

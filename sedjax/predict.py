@@ -27,7 +27,7 @@ from sedjax.commands import BAD_LIST, SOME_BAD_STATUS, distinct_names, tidy_sigt
 from sedjax.detection import Detection
 from sedjax.detector import Detector, load
 from sedjax.errors import UserError
-from sedjax.files import make_folder, printable, require_replaceable
+from sedjax.files import make_folder, printable, require_replaceable, require_writable
 from sedjax.input_pipeline import Features
 from sedjax.layout import SPLITS, read_layout, read_splits
 from sedjax.recordings import find, warn_of_others
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
     parallel.start()
     with tidy_sigterm():
         if options.source:
-            parallel.on_first(lambda: _require_writable(pathlib.Path(options.output)))
+            parallel.on_first(lambda: require_writable(options.output))
             of_directory(load(options.workdir, options.checkpoint), options.source, options.split, options.output)
             return
         with parallel.together():
@@ -134,12 +134,6 @@ def _begin(detector: Detector, folder: pathlib.Path, paths: Sequence[pathlib.Pat
     for kind, name in outputs.TABLES.items():
         if kind not in kinds and os.path.lexists(folder / name):
             log.info("%s is of an earlier run: this one leaves it as it is.", printable(folder / name))
-
-
-def _require_writable(path: pathlib.Path) -> None:
-    if not os.path.isdir(path.parent):
-        raise UserError(f"Cannot write {path}: there is no folder {path.parent}.")
-    require_replaceable(path)
 
 
 def of_directory(detector: Detector, source: str, split: str | None, output: str) -> None:

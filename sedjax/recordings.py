@@ -69,7 +69,7 @@ def _half(embeddings: np.ndarray, detector: Detector) -> np.ndarray:
     return embeddings
 
 
-def read(recordings: Sequence[audio.Recording], sample_rate_hz: float | None, keep: tuple[str, ...],
+def read(recordings: Sequence[audio.Recording], sample_rate_hz: audio.SampleRate | None, keep: tuple[str, ...],
          bad: dict[int, str] | None, keys: tuple[str, ...], extractor: Extractor | None = None) -> Iterator[Clip]:
     """Recordings in clips of any length.
 

@@ -104,6 +104,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) < 2:
         raise UserError("report needs the workdir of a training, or several: python -m sedjax report WORKDIR...")
     split, folder = flags.FLAGS.split, pathlib.Path(flags.FLAGS.output or pathlib.Path(argv[1]) / "report")
+    files.require_makeable(folder)
     for name in (PAGE, *FIGURES):
         files.require_replaceable(folder / name)
     systems = collect(argv[1:], split)

@@ -9,7 +9,7 @@ from absl import flags
 
 from sedjax import grid, metrics
 from sedjax.errors import UserError
-from sedjax.files import printable, require_replaceable, write_json
+from sedjax.files import printable, require_writable, write_json
 from sedjax.layout import SPLITS, Layout, read_layout, read_splits
 from sedjax.submission import Segments, read_submission, require_same_segments
 from sedjax.task import MLPC_2025, OUTCOMES, Task, read_task
@@ -102,7 +102,7 @@ def expected_segments(layout: Layout, split: str | None = None) -> dict[str, int
 
 def _require_output(path: str, inputs: Sequence[str | None]) -> None:
     """Raises UserError if a file cannot be written at `path`, or is one of the inputs."""
-    require_replaceable(path)
+    require_writable(path)
     for given in inputs:
         if given and os.path.exists(path) and os.path.exists(given) and os.path.samefile(path, given):
             raise UserError(f"--json={printable(path)} is the input {printable(given)}: choose another name.")

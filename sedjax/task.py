@@ -1,6 +1,7 @@
 """The task: which classes there are, what mistakes cost, and how time is divided (SPEC sections 1 and 2)."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from typing import Annotated, Any
@@ -81,6 +82,12 @@ class Task:
         costs = {name: dict(zip(OUTCOMES, row)) for name, row in zip(self.classes, self.costs)}
         return json.dumps({"name": self.name, "costs": costs, "frame_seconds": self.frame_seconds,
                            "frames_per_segment": self.frames_per_segment}, indent=1)
+
+    @property
+    def digest(self) -> str:
+        """What tells two tasks apart that `require_same` does."""
+        content = [self.classes, self.cost_matrix.tolist(), float(self.frame_seconds), self.frames_per_segment]
+        return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
     def require_same(self, other: "Task", where: str) -> None:
         """Raises UserError that names the first difference unless `other`, found at `where`, is this task."""

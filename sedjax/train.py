@@ -92,7 +92,8 @@ def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = N
         return progress
 
     with checkpoint.open_manager(folder) as manager:
-        progress = checkpoint.Progress(evaluation_due=total == 0)  # the naive baseline has nothing to learn
+        # The naive baseline has nothing to learn.
+        progress = checkpoint.Progress(evaluation_due=total == 0, task=task.digest)
         restored = checkpoint.restore(manager, state)
         if restored:
             state, progress = restored
@@ -162,7 +163,7 @@ def advance(progress: checkpoint.Progress, step: int, cost: float, thresholds: n
     """The progress after an evaluation of a step."""
     better = progress.best_cost is None or cost < progress.best_cost
     since = 0 if better else progress.evaluations_since_best + 1
-    return checkpoint.Progress(cost=cost, thresholds=tuple(map(float, thresholds)),
+    return dataclasses.replace(progress, cost=cost, thresholds=tuple(map(float, thresholds)),
                                best_cost=cost if better else progress.best_cost,
                                best_step=step if better else progress.best_step, evaluations_since_best=since,
-                               finished=last or bool(patience and since >= patience))
+                               finished=last or bool(patience and since >= patience), evaluation_due=False)

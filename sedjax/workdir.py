@@ -1,6 +1,5 @@
 """The folder of a run: what it holds besides checkpoints, and that it belongs to one experiment."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -8,7 +7,7 @@ import pathlib
 from sedjax import config as config_lib
 from sedjax import identity
 from sedjax.errors import UserError
-from sedjax.files import atomic_output, make_folder, read_text
+from sedjax.files import atomic_output, make_folder, read_text, require_makeable
 from sedjax.task import Task, read_task
 
 # What may change between two starts of one training: how it runs, not what it computes. Only precision changes
@@ -29,7 +28,7 @@ def require_usable(workdir: pathlib.Path, config: config_lib.Config, task: Task,
     if os.path.exists(workdir / "config.json"):
         require_same(workdir, config, task, features)
         return
-    _require_makeable(workdir)
+    require_makeable(workdir)
     texts = _texts(config, task, features)
     for name in (*FILES, *FOLDERS):
         path = workdir / name
@@ -58,17 +57,6 @@ def prepare(workdir: pathlib.Path, config: config_lib.Config, task: Task, featur
 def _texts(config: config_lib.Config, task: Task, features: dict[str, dict]) -> dict[str, str]:
     """What a new workdir holds. config.json comes last: a folder that has it has the others."""
     return {"features.json": json.dumps(features), "task.json": task.to_json(), "config.json": config.to_json()}
-
-
-def _require_makeable(folder: pathlib.Path) -> None:
-    """Raises UserError if there is no such folder and it cannot be made; leaves none that was not there."""
-    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
-    try:
-        make_folder(folder)
-    finally:
-        for path in missing:
-            with contextlib.suppress(OSError):
-                path.rmdir()
 
 
 def require_same(workdir: pathlib.Path, config: config_lib.Config, task: Task, features: dict[str, dict]) -> None:

@@ -22,7 +22,7 @@ settings.register_profile("sedjax", deadline=None, suppress_health_check=[Health
 settings.load_profile("sedjax")
 
 # Each file is run by one process (see Makefile), so that its fixtures are made once: the longest files come first.
-LONGEST = ("test_survival", "test_parallel", "test_config", "test_sweep", "test_predict", "test_bench",
+LONGEST = ("test_hostile", "test_survival", "test_parallel", "test_config", "test_sweep", "test_predict", "test_bench",
            "test_atst_frame", "test_extract", "test_train", "test_placement", "test_notebook", "test_models",
            "test_steps", "test_readme")
 
