@@ -119,7 +119,7 @@ def test_epochs_and_seeds_differ_and_pools_save_padding():
 @pytest.mark.parametrize("key", ["max_frames", "crop_frames", "bucket_frames"])
 def test_lengths_off_the_segment_grid(key):
     config = tiny_config(**{f"data__{key}": 25}).data
-    with pytest.raises(UserError, match=f"data.{key} = 25 is no multiple of a segment"):
+    with pytest.raises(UserError, match=f"data.{key} = 25 is not a multiple of a segment"):
         input_pipeline.cut(np.array([30]), config, TINY_TASK)
 
 
