@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from data_prep import extraction, origin
 from data_prep.extraction import Job, Waiting
-from data_prep.journal import Entry, Journal, recording_state
+from data_prep.journal import Entry, Journal, features_state, recording_state
 from sedjax import audio, commands, files
 from sedjax.commands import BAD_LIST, SOME_BAD_STATUS, write_bad
 from sedjax.errors import UserError
@@ -116,8 +116,7 @@ def add_embeddings(source: str, embeddings_from: str) -> None:
         if entry := noted[filename]:
             # Not that they were made of the recording: they were made of whatever features are there.
             parameters = {key: made_with for key, made_with in entry["parameters"].items() if key != "embeddings"}
-            features_bytes = layout.features_path(filename).stat().st_size
-            journal.note(entry | {"features_bytes": features_bytes, "parameters": parameters})
+            journal.note(entry | features_state(layout.features_path(filename)) | {"parameters": parameters})
     origin.note(layout.path, {"embeddings": made_by})
     print(f"Wrote embeddings of {len(frames):,} recordings, {width} wide, to {files.printable(layout.path)}.")
 

@@ -3,10 +3,14 @@
 import json
 import os
 import pathlib
-from typing import Annotated, Any
+from typing import (
+    Annotated,
+    Any,
+    NotRequired,  # pydantic takes that of typing from Python 3.12 on
+)
 
 import pydantic
-from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
+from typing_extensions import TypedDict
 
 from sedjax import files
 from sedjax.errors import UserError
@@ -19,6 +23,7 @@ class Entry(TypedDict):
     bytes: int
     mtime_ns: int
     features_bytes: int
+    features_checksum: NotRequired[int]  # not in lines of older versions
     seconds: Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
     parameters: dict[str, str]
 
@@ -33,7 +38,8 @@ class Bad(TypedDict):
 class Journal:
     """One line of JSON for each recording whose features file is whole, written after that file.
 
-    A line vouches for the features file of the given size that was made of the recording of the given size and time.
+    A line vouches for the features file of the given size and checksum, made of the recording of the given size and
+    time.
     Workers cannot write to one file together: each has a file of its own beside the journal, which takes them in.
     """
 
@@ -68,8 +74,11 @@ class Journal:
         """The line of a recording of that name, whatever it is now, None unless its features file was noted."""
         found = self.noted(filename)
         try:
-            return found if found and features.stat().st_size == found["features_bytes"] else None
-        except OSError:
+            if not found or features.stat().st_size != found["features_bytes"]:
+                return None
+            same = found.get("features_checksum") in (None, files.npz_checksum(features))
+            return found if same else None
+        except (OSError, UserError):
             return None
 
     def noted(self, filename: str) -> Entry | None:
@@ -88,8 +97,13 @@ def entry(recording: pathlib.Path, state: dict[str, int], features: pathlib.Path
 
     `state` is that of the recording before it was read: if it has changed since, it is not done.
     """
-    return {"filename": recording.name, **state, "features_bytes": features.stat().st_size, "seconds": seconds,
+    return {"filename": recording.name, **state, **features_state(features), "seconds": seconds,
             "parameters": parameters}
+
+
+def features_state(features: pathlib.Path) -> dict[str, int]:
+    """Size and checksum of a features file, by which a change is told."""
+    return {"features_bytes": features.stat().st_size, "features_checksum": files.npz_checksum(features)}
 
 
 def recording_state(recording: pathlib.Path) -> dict[str, int]:

@@ -380,10 +380,13 @@ def _read(directory: pathlib.Path, step: int, wanted: dict[str, Any],
       _Damaged: it cannot be read, or is not what was saved.
       UserError: its weights are those of another model, or something in it is not finite.
     """
+    folder = directory / str(step)
+    if odd := next((path for path in folder.rglob("*") if not (path.is_file() or path.is_dir())), None):
+        raise _Damaged(f"{odd.relative_to(folder)} is not a file")  # TensorStore would wait for a pipe
     progress, sums = _read_record(directory, step)
     found = {}
     for name, tree in wanted.items():
-        path = directory / str(step) / name
+        path = folder / name
         stored = _shapes(path)
         if name == "weights" and shapes is not None and (odd := _difference(stored, shapes)):
             raise UserError(f"The checkpoint of step {step} in {directory} is not of the model in config.json: {odd}; "

@@ -534,3 +534,18 @@ def test_a_folder_without_recordings_and_an_output_that_cannot_be(folder, tmp_pa
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot make the folder"):
         extract.extract(folder, tmp_path / "file", ("mfcc",))
+
+
+def test_features_of_another_recording_are_made_again(tmp_path):
+    """The file is whole, and of the size that was noted."""
+    recordings = tmp_path / "audio"
+    recordings.mkdir()
+    for seed in range(2):
+        soundfile.write(recordings / f"{seed}.wav", 0.1 * np.random.default_rng(seed).standard_normal(16000), 16000)
+    extract.extract(recordings, tmp_path / "out", ("mfcc",))
+    first, second = sorted((tmp_path / "out" / "audio_features").glob("*.npz"))[:2]
+    kept = first.read_bytes()
+    made = second.read_bytes()
+    second.write_bytes(kept)
+    extract.extract(recordings, tmp_path / "out", ("mfcc",))
+    assert (first.read_bytes(), second.read_bytes()) == (kept, made)

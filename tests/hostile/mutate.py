@@ -194,7 +194,7 @@ def npz_member(path: pathlib.Path, rng: random.Random, others) -> Mutation:
 
 def source_text(path: pathlib.Path, rng: random.Random, others) -> Mutation:
     """A line of a config file removed, repeated, or with a hostile value."""
-    lines = path.read_text().splitlines()
+    lines = path.read_text(errors="replace").splitlines() or [""]
     row, what = rng.randrange(len(lines)), rng.choice(("remove", "repeat", "value"))
     if what == "value":
         lines[row] = lines[row].split("=")[0] + "= " + repr(rng.choice(VALUES))
