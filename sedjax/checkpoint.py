@@ -15,7 +15,6 @@ kill at any moment leaves none that is not, and what is not whole has been damag
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import io
 import json
@@ -23,7 +22,6 @@ import logging
 import os
 import pathlib
 import shutil
-import sys
 import textwrap
 from collections.abc import Iterator
 from typing import Any
@@ -87,7 +85,6 @@ class Manager:
     """
 
     def __init__(self, directory: pathlib.Path):
-        _silence_closed_loops()
         self.directory, self.steps = directory, _steps(directory)
         self._saved: Progress | None = None
         self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(
@@ -405,7 +402,6 @@ def _read(directory: pathlib.Path, step: int, wanted: dict[str, Any],
 
 def _from_disk(read):
     """What `read` returns of a handler of arrays. Raises _Damaged."""
-    _silence_closed_loops()
     try:
         # What TensorStore's threads write to standard error about a damaged file fills a screen.
         with contextlib.redirect_stderr(io.StringIO()), contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
@@ -414,18 +410,6 @@ def _from_disk(read):
         raise
     except Exception as error:  # Orbax, TensorStore and json raise many kinds
         raise _Damaged(_reason(error)) from error
-
-
-@functools.cache
-def _silence_closed_loops() -> None:
-    """Once in a process: drops what TensorStore's threads report to an event loop that Orbax closed after an error."""
-    shown = sys.unraisablehook
-
-    def hook(unraisable) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            shown(unraisable)
-
-    sys.unraisablehook = hook
 
 
 def _shapes(path: pathlib.Path) -> dict:
