@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import jax
 from absl import flags
 
-from sedjax import bench_audio, bench_scoring, input_pipeline, throughput
+from sedjax import bench_audio, bench_scoring, compile_for, input_pipeline, throughput
 from sedjax import config as config_lib
 from sedjax.commands import require_no_arguments
 from sedjax.config import Config
@@ -29,7 +29,10 @@ def define_flags() -> None:
     flags.DEFINE_integer("steps", 10, "Steps that are timed, of each thing: as many more as fill the last of the "
                                       "config's train.steps_per_call; with --audio the turns of each.", lower_bound=1)
     flags.DEFINE_enum("against", None, ["torch"], "Time this peer on the same recordings, taking turns.")
-    flags.DEFINE_list("sweep", [], f"Show how the cost grows with these: {', '.join(DIMENSIONS)}.")
+    flags.DEFINE_string("compile_for", None, "Run nothing: compile the steps of the config for this machine, such as "
+                                             "v5e:2x4 or h100x8, and say what they need and what binds them.")
+    flags.DEFINE_list("sweep", [], f"Show how the cost grows with these: {', '.join(DIMENSIONS)}; with --compile_for: "
+                                   f"{', '.join(compile_for.DIMENSIONS)}.")
     flags.DEFINE_string("json", None, "Write the result to this file too.")
 
 
@@ -41,7 +44,12 @@ def main(argv: Sequence[str]) -> None:
                         "what makes features of recordings.")
     if options.json:
         require_writable(options.json)
-    if options.audio:
+    if options.compile_for:
+        if options.audio or options.against:
+            raise UserError("--compile_for runs nothing: it goes with neither --audio nor --against.")
+        result = compile_for.bench(config_lib.from_flag(), options.compile_for, options.sweep)
+        print(compile_for.format_result(result))
+    elif options.audio:
         if options.sweep:
             raise UserError("--sweep needs --config.")
         result = bench_audio.bench(options.audio, options.steps, options.against)

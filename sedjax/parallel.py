@@ -222,7 +222,11 @@ def compile_step(step: Callable, mesh: Mesh, donate_state: bool = False, mode: s
     donated = (0,) if donate_state else ()
     everywhere = NamedSharding(mesh, PartitionSpec())
     if mode == "jit":
-        return jax.jit(step, out_shardings=everywhere, donate_argnums=donated)
+        def on_mesh(*args):
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # which collective.on_shares asks for
+                return step(*args)
+
+        return jax.jit(on_mesh, out_shardings=everywhere, donate_argnums=donated)
 
     def mapped(state, batch, others):
         found = step(state, batch, *others)

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sedjax import models
-from sedjax.attention import fused_or_plain
+from sedjax.attention import self_attention
 from sedjax.audio import SAMPLE_RATE_HZ
 from sedjax.errors import UserError
 from sedjax.files import npz_shapes
@@ -40,9 +40,8 @@ class Block(nn.Module):
             return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name=name)(x).astype(self.dtype)
 
         qkv = Dense(3 * width, use_bias=False, dtype=self.dtype, name="qkv")(norm(x, "norm1"))
-        query, key, value = jnp.moveaxis(qkv.reshape(clips, tokens, 3, self.heads, -1), 2, 0)
-        mixed = fused_or_plain(query, key, value, jnp.ones((clips, tokens), bool))
-        x = x + Dense(width, dtype=self.dtype, name="proj")(mixed.reshape(clips, tokens, width))
+        mixed = self_attention(qkv, jnp.ones((clips, tokens), bool), self.heads)
+        x = x + Dense(width, dtype=self.dtype, name="proj")(mixed)
         hidden = gelu(Dense(self.feed_forward, dtype=self.dtype, name="fc1")(norm(x, "norm2")))
         return x + Dense(width, dtype=self.dtype, name="fc2")(hidden)
 

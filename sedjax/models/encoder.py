@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from sedjax.attention import fused_or_plain
+from sedjax.attention import self_attention
 from sedjax.collective import global_sum
+from sedjax.dropout import clip_seeds, kept
 from sedjax.errors import UserError
 
 POSITION_STD = 0.02
@@ -45,27 +45,18 @@ class Dropout(nn.Module):
 
     rate: float
 
-    @nn.compact
+    def seeds(self, clip_id: Int[Array, "clip"] | None) -> UInt[Array, "clip 2"] | None:
+        """What the mask of each clip follows from; None if nothing is dropped, as in evaluation (no `clip_id`)."""
+        return None if clip_id is None or self.rate == 0 else clip_seeds(self.make_rng("dropout"), clip_id)
+
     def __call__(self, x: Float[Array, "clip ..."], clip_id: Int[Array, "clip"] | None) -> Float[Array, "clip ..."]:
         """Drops entries of `x`; `clip_id` None means evaluation: nothing is dropped."""
-        if clip_id is None or self.rate == 0:
+        seeds = self.seeds(clip_id)
+        if seeds is None:
             return x
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng("dropout"), clip_id)
-        seeds = jax.random.key_data(keys).reshape(len(x), -1, *[1] * (x.ndim - 1))
         entry = jax.lax.iota(jnp.uint32, x[0].size).reshape(1, *x.shape[1:])
-        bits = _mix(_mix(entry ^ seeds[:, 0]) ^ seeds[:, -1])
-        return jnp.where(bits >= np.uint32(self.rate * 2**32), x / (1 - self.rate), 0)
-
-
-def _mix(x: UInt[Array, "..."]) -> UInt[Array, "..."]:
-    """A 32-bit integer hash (lowbias32, Wellons 2018).
-
-    A cipher for every entry, as in jax.random.bits, takes up to a tenth of a training step on a CPU; a hash of the
-    entry's number, keyed by a cipher once a clip, fuses with the multiplication and is random enough to drop units.
-    """
-    x = (x ^ (x >> 16)) * np.uint32(0x21F0AAAD)
-    x = (x ^ (x >> 15)) * np.uint32(0x735A2D97)
-    return x ^ (x >> 15)
+        first, second = (word.reshape(len(x), *[1] * (x.ndim - 1)) for word in seeds.T)
+        return jnp.where(kept(entry, first, second, self.rate), x / (1 - self.rate), 0)
 
 
 class BatchNorm(nn.Module):
@@ -126,18 +117,10 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "clip frame width"], frame_mask: Bool[Array, "clip frame"],
                  clip_id: Int[Array, "clip"] | None) -> Float[Array, "clip frame width"]:
-        clips, frames, width = x.shape
-        size = width // self.heads
+        width = x.shape[-1]
         qkv = Dense(3 * width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="qkv")(x)
-        query, key, value = jnp.moveaxis(qkv.reshape(clips, frames, 3, self.heads, size), 2, 0)
-        if clip_id is None or self.dropout == 0:
-            mixed = fused_or_plain(query, key, value, frame_mask)
-            return Dense(width, dtype=self.dtype, name="out")(mixed.reshape(clips, frames, width))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query * size**-0.5, key, preferred_element_type=jnp.float32)
-        # A clip that is all padding has no real key: the finite minimum keeps its softmax and gradients finite.
-        scores = jnp.where(frame_mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
-        weights = Dropout(self.dropout)(jax.nn.softmax(scores).astype(self.dtype), clip_id)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(clips, frames, width)
+        seeds = Dropout(self.dropout).seeds(clip_id)
+        mixed = self_attention(qkv, frame_mask, self.heads, seeds, self.dropout)
         return Dense(width, dtype=self.dtype, name="out")(mixed)
 
 
