@@ -33,7 +33,7 @@ def self_attention(qkv: Float[Array, "clip frame column"], frame_mask: Bool[Arra
     seeds = jnp.zeros((len(qkv), 2), jnp.uint32) if seeds is None else seeds
     plain = functools.partial(_plain, heads=heads, rate=rate)
     platforms = {"default": plain, "cuda": jax.checkpoint(plain) if rate else functools.partial(_cudnn, heads=heads)}
-    if tpu_attention.fits(qkv, heads) and len(qkv) % collective.shares() == 0:
+    if tpu_attention.fits(*qkv.shape[1:], qkv.dtype) and len(qkv) % collective.shares() == 0:
         platforms["tpu"] = collective.on_shares(functools.partial(tpu_attention.self_attention, heads=heads, rate=rate))
     return jax.lax.platform_dependent(qkv, frame_mask, seeds, **platforms)
 

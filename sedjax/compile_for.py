@@ -8,6 +8,7 @@ these give the least time that a step can take, and what binds it. Nothing is ru
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Sequence
 
 import jax
@@ -23,9 +24,10 @@ from sedjax.errors import UserError
 from sedjax.task import MLPC_2025, Task
 
 DIMENSIONS = ("batch_size", "chips")
+STEPS = ("training", "evaluation", "prediction")
 KINDS = ("arithmetic", "memory", "interconnect")
 BATCH_SIZES = 4  # of a sweep: the config's, and twice, four and eight times as many clips
-# Of the MLPC 2025 data, where a config names no records.
+# Of the MLPC 2025 data, where there are no records.
 MLPC_WIDTHS = {"embeddings": 768, "melspectrogram": 64, "mfcc": 32, "audio": 1920}
 MLPC_RECORDINGS = 4938
 
@@ -34,7 +36,7 @@ def bench(config: Config, name: str, sweep: Sequence[str] = ()) -> dict:
     """What the steps of a config cost each chip of a machine, as JSON can hold it.
 
     Args:
-      config: the experiment; task and widths are those of its records, or of MLPC 2025 where it names none.
+      config: the experiment; task and widths are those of its records, or of MLPC 2025 where there are none.
       name: of the machine, see chips.machine.
       sweep: of "batch_size" and "chips", what to vary for the training step.
 
@@ -50,8 +52,8 @@ def bench(config: Config, name: str, sweep: Sequence[str] = ()) -> dict:
     result = {"machine": name, "chips": machine.mesh.size, "source": machine.chip.source,
               "model": config.model["name"], "precision": config.precision, "batch_size": config.data.batch_size,
               "eval_batch_size": config.data.eval_batch_size, "frames": config.data.max_frames,
-              "memory": machine.chip.memory,
-              "steps": {step: cost(config, data, machine, step) for step in ("training", "evaluation", "prediction")}}
+              "data": data.path or "MLPC 2025", "memory": machine.chip.memory,
+              "steps": {step: cost(config, data, machine, step) for step in STEPS}}
     for dimension in sweep:
         result.setdefault("sweep", {})[dimension] = [
             {"machine": other, "batch_size": case.data.batch_size,
@@ -68,14 +70,18 @@ def cost(config: Config, data: "Data", machine: chips.Machine, step: str) -> dic
       held, in bytes by kind, and whether it `fits`; `collectives`, number and bytes by kind; `seconds` that arithmetic,
       memory and interconnect take at least; which of them `binds`; `frames_per_second` at best.
     """
-    program = lowered(config, data, machine.mesh, step).compile(machine.options)
+    function, arguments = step_of(config, data, machine.mesh, step)
+    program = function.lower(*arguments).compile(machine.options)
     analysis, held = program.cost_analysis() or {}, program.memory_analysis()
     text = compiled.parse(program.as_text())
     memory = {"arguments": held.argument_size_in_bytes,
               "results": held.output_size_in_bytes - held.alias_size_in_bytes,  # that do not replace arguments
               "temporary": held.temp_size_in_bytes, "program": held.generated_code_size_in_bytes}
-    flops, moved, exchanged = float(analysis.get("flops", 0)), compiled.traffic(text), compiled.collectives(text)
     chip, count = machine.chip, machine.mesh.size
+    flops, moved, exchanged = float(analysis.get("flops", 0)), compiled.traffic(text), compiled.collectives(text)
+    if not flops:  # for a GPU nothing is counted: what libraries do is not known to XLA
+        function, arguments = step_of(config, data, parallel.make_mesh(1), step)
+        flops = float((function.lower(*arguments).cost_analysis() or {}).get("flops", 0)) / count
     # In a ring each chip sends all but its own part; twice to add up, the second time the sums.
     sent = sum(size * (2 if kind == "all-reduce" else 1) for kind, (_, size) in exchanged.items()) * (count - 1) / count
     rate = chip.flops if config.precision == "bfloat16" else chip.float32_flops
@@ -89,15 +95,16 @@ def cost(config: Config, data: "Data", machine: chips.Machine, step: str) -> dic
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What a config's records look like: the task, columns of each feature, recordings of the training split."""
+    """What records look like: task, columns of each feature, recordings of the training split; "" for no path."""
 
     task: Task
     widths: dict[str, int]
     recordings: int
+    path: str = ""
 
 
-def lowered(config: Config, data: Data, mesh: Mesh, step: str) -> jax.stages.Lowered:
-    """A step of a config, "training", "evaluation" or "prediction", ready to be compiled for the devices of a mesh.
+def step_of(config: Config, data: Data, mesh: Mesh, step: str) -> tuple[Callable, tuple]:
+    """A step of a config, "training", "evaluation" or "prediction", and shapes of its arguments on a mesh.
 
     Clips have data.max_frames frames, and features the precision that build_records gives them by default.
     """
@@ -128,24 +135,25 @@ def lowered(config: Config, data: Data, mesh: Mesh, step: str) -> jax.stages.Low
         train = functools.partial(steps.train_step, model=model, optimizer=adamw, weights=weights,
                                   accumulate=config.optimizer.accumulate, mixup=config.train.mixup,
                                   ema=config.train.ema)
-        return parallel.compile_step(train, mesh, donate_state=True).lower(
+        return parallel.compile_step(train, mesh, donate_state=True), (
             placed(state), batch(config.data.batch_size), placed(jax.eval_shape(lambda: jax.random.key(0))))
     clips = batch(_whole(config.data.eval_batch_size, mesh))
     if step == "prediction":
         predict = functools.partial(steps.predict_step, model=model, pooling=config.decision.pooling, task=data.task)
-        return parallel.compile_step(predict, mesh, by_row=True).lower(placed(state.weights), clips)
+        return parallel.compile_step(predict, mesh, by_row=True), (placed(state.weights), clips)
     evaluate = functools.partial(steps.eval_step, model=model, weights=weights, pooling=config.decision.pooling,
                                  task=data.task, frame_counts=False)
     thresholds = jax.ShapeDtypeStruct(decisions.candidates(config.decision, data.task).shape, jnp.float32)
-    return parallel.compile_step(evaluate, mesh, by_row=True).lower(placed(state.weights), clips, placed(thresholds))
+    return parallel.compile_step(evaluate, mesh, by_row=True), (placed(state.weights), clips, placed(thresholds))
 
 
 def format_result(result: dict) -> str:
     """Tables of what `bench` returns, as Markdown."""
-    size = _size
+    size = format_size
     lines = [f"{result['model']}, {result['precision']}, for {result['chips']} x {result['machine']}: batches of "
-             f"{result['batch_size']} clips of {result['frames']} frames, {result['eval_batch_size']} in evaluation. "
-             f"Compiled, not run; each figure is that of one chip, by {result['source']}.", "",
+             f"{result['batch_size']} clips of {result['frames']} frames, {result['eval_batch_size']} in evaluation, "
+             f"features of {result['data']}. Compiled, not run; each figure is that of one chip, with the speeds of "
+             f"{result['source']}.", "",
              "| | " + " | ".join(result["steps"]) + " |", "|---" * (len(result["steps"]) + 1) + "|"]
 
     def row(name: str, shown: Callable[[dict], str]) -> None:
@@ -186,13 +194,13 @@ def _cases(config: Config, name: str, dimension: str) -> list[tuple[str, Config]
 
 
 def _data_of(config: Config) -> Data:
-    if not config.data.path:
+    if not os.path.exists(config.data.path):
         return Data(MLPC_2025, MLPC_WIDTHS, MLPC_RECORDINGS)
     records = input_pipeline.open_records(config.data.path, "train")
     widths = {key: entry["width"] for key, entry in records.features.items()}
     input_pipeline.require_features(widths, models.build_from(config, records.task).features, None,
                                     where=f"The dataset {config.data.path}")
-    return Data(records.task, widths, len(records.lengths))
+    return Data(records.task, widths, len(records.lengths), config.data.path)
 
 
 def _whole(clips: int, mesh: Mesh) -> int:
@@ -200,6 +208,6 @@ def _whole(clips: int, mesh: Mesh) -> int:
     return -(-clips // mesh.size) * mesh.size
 
 
-def _size(count: float) -> str:
+def format_size(count: float) -> str:
     power = min(int(np.log10(max(count, 1)) // 3), 4)
     return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

@@ -16,6 +16,7 @@ COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 CALLED = re.compile(r"(?:body|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+GPU_LIBRARY = re.compile(r'custom_call_target="__cu')
 ON_CHIP = re.compile(r"S\([1-9]")  # memory spaces other than 0, the main memory
 NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "iota",
               "replica-id", "opt-barrier", "while", "conditional", "call", "domain", "add-dependency"}
@@ -111,7 +112,10 @@ def _moved(instruction: Instruction, shapes: dict[str, str]) -> int:
     kind = instruction.kind
     if kind in NO_TRAFFIC or kind.endswith("-done") or '"ConcatBitcast"' in instruction.attributes:
         return 0
-    results = [_bytes(part[0]) for part in SHAPE_TEXT.finditer(instruction.shape)]
+    shapes_out = [part[0] for part in re.finditer(SHAPE, instruction.shape)]
+    if GPU_LIBRARY.search(instruction.attributes):
+        shapes_out = [shape for shape in shapes_out if not shape.startswith(("s8[", "u8["))]  # room to work in
+    results = [_bytes(shape) for shape in shapes_out]
     if kind in ("copy-start", "slice-start", "async-start") and len(results) > 1:
         source, target = results[:2]
         size = min(sum(source), sum(target))
@@ -132,9 +136,6 @@ def _bytes(shape: str) -> tuple[int, int]:
         else:
             main += size
     return main, on_chip
-
-
-SHAPE_TEXT = re.compile(SHAPE.pattern)
 
 
 def _bits(kind: str) -> int:

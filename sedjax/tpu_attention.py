@@ -19,11 +19,11 @@ LANES = 128
 VMEM_BYTES = 14 << 20  # of the 16 MiB that the compiler grants a kernel
 
 
-def fits(qkv: Float[Array, "clip frame column"], heads: int) -> bool:
-    """Whether the kernel takes the arrays: what a clip needs in the backward pass has room on the chip."""
-    frames, columns = _padded(qkv.shape[1]), qkv.shape[2]
-    blocks = frames * (2 * columns + columns // 3) * qkv.dtype.itemsize
-    return qkv.dtype in (jnp.bfloat16, jnp.float32) and 2 * blocks + 8 * frames * frames * 4 <= VMEM_BYTES
+def fits(frames: int, columns: int, dtype: np.dtype) -> bool:
+    """Whether the kernel takes clips of so many frames: what the backward pass needs of one has room on the chip."""
+    frames = _padded(frames)
+    blocks = frames * (2 * columns + columns // 3) * dtype.itemsize
+    return dtype in (jnp.bfloat16, jnp.float32) and 2 * blocks + 8 * frames * frames * 4 <= VMEM_BYTES
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))

@@ -12,8 +12,8 @@ from sedjax.task import Task, read_task
 
 # What may change between two starts of one training: how it runs, not what it computes. Only precision changes
 # numbers; a training may move between a machine that is fast in bfloat16 and one that is not.
-FREE = {"data.eval_batch_size", "data.path", "data.placement", "parallel", "precision", "train.log_every",
-        "train.save_every", "train.steps_per_call"}
+FREE = {"data.eval_batch_size", "data.path", "data.placement", "model.remat", "parallel", "precision",
+        "train.log_every", "train.save_every", "train.steps_per_call"}
 
 # What a training writes into its workdir. A folder that holds one of them, and no config.json, is somebody else's.
 FILES = ("config.json", "features.json", "metrics.jsonl", "parameters.txt", "task.json")

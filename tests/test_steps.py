@@ -17,7 +17,8 @@ from sedjax import decisions, losses, metrics, models, parallel, steps, train_st
 from sedjax.errors import UserError
 
 FEATURES = {"embeddings": {"width": 16}, "melspectrogram": {"width": 64, "level_mean": [0.0] * 64,
-                                                            "level_std": [10.0] * 64}}
+                                                            "level_std": [10.0] * 64},
+            "audio": {"width": 1920}}
 
 
 def make_batch(seed: int = 0, clips: int = 8, frames: int = 20) -> steps.Batch:

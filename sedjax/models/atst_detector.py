@@ -28,6 +28,7 @@ class AtstDetector(nn.Module):
       hop_seconds: from one window to the next, 9.6 or 4.8; where windows overlap, the mean of their tokens is taken.
       head_width: hidden units of the head; 0 for a single linear layer.
       dropout: of the head, if it has hidden units.
+      remat: as of encoder.Encoder.
       dtype: of the computation; the log-mel is float32.
     """
 
@@ -42,6 +43,7 @@ class AtstDetector(nn.Module):
     hop_seconds: HopSeconds = 9.6
     head_width: SizeOrNone = 0
     dropout: ShareBelowOne = 0.2
+    remat: bool = False
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self):
@@ -56,7 +58,8 @@ class AtstDetector(nn.Module):
     @nn.compact
     def __call__(self, features: dict[str, Real[Array, "clip frame _"]], frame_mask: Bool[Array, "clip frame"], *,
                  train: bool = False, clip_id: Int[Array, "clip"] | None = None) -> Float[Array, "clip frame class"]:
-        encoder = AtstFrame(self.layers, self.drop_layers, self.width, self.feed_forward, dtype=self.dtype, name="atst")
+        encoder = AtstFrame(self.layers, self.drop_layers, self.width, self.feed_forward, remat=self.remat,
+                            dtype=self.dtype, name="atst")
         x = frame_rows(encoder, features[FEATURE], frame_mask, self.hop_seconds)
         self.sow("intermediates", "embeddings", x)  # kept only when asked for: steps.embed_step
         return Head(self.num_classes, self.head_width, self.dropout, self.dtype, name="head")(
@@ -98,7 +101,7 @@ class AtstHybrid(EmbeddingTransformer):
     def __call__(self, features: dict[str, Real[Array, "clip frame _"]], frame_mask: Bool[Array, "clip frame"], *,
                  train: bool = False, clip_id: Int[Array, "clip"] | None = None) -> Float[Array, "clip frame class"]:
         encoder = AtstFrame(self.atst_layers, self.atst_drop_layers, self.atst_width, self.atst_feed_forward,
-                            dtype=self.dtype, name="atst")
+                            remat=self.remat, dtype=self.dtype, name="atst")
         x = frame_rows(encoder, features[FEATURE], frame_mask, self.hop_seconds)
         return super().__call__({"embeddings": x}, frame_mask, train=train, clip_id=clip_id)
 

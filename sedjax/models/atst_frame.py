@@ -57,6 +57,7 @@ class AtstFrame(nn.Module):
       width: a multiple of 64, the size of a head.
       feed_forward: hidden units of a layer.
       tokens: at most, rows of the position table but one.
+      remat: as of encoder.Encoder.
       dtype: of the computation; parameters and norms are float32.
     """
 
@@ -65,6 +66,7 @@ class AtstFrame(nn.Module):
     width: int = 768
     feed_forward: int = 3072
     tokens: int = 250
+    remat: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -81,8 +83,9 @@ class AtstFrame(nn.Module):
         patches = jnp.swapaxes(patches, 2, 3).reshape(clips, tokens, bands * PATCH_FRAMES)
         x = Dense(self.width, dtype=self.dtype, name="patch_embed")(patches.astype(self.dtype))
         x = x + positions[:, 1 : tokens + 1].astype(self.dtype)  # position 0 was meant for a class token
+        block = nn.remat(Block) if self.remat else Block
         for i in range(self.layers - self.drop_layers):
-            x = Block(self.width // HEAD_SIZE, self.feed_forward, self.dtype, name=f"block_{i}")(x)
+            x = block(self.width // HEAD_SIZE, self.feed_forward, self.dtype, name=f"block_{i}")(x)
         return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name="norm_frame")(x)
 
 

@@ -49,7 +49,7 @@ class ConvTransformer(nn.Module):
       mfcc_as: "bands" appends them on the frequency axis, "channels" spreads each over all bands of its own channel.
       standardize: normalise each band by the statistics of the training frames.
       time_masks, time_mask_frames, time_mask_share, band_masks, band_mask_width: of augment.spec_augment, in training.
-      width, heads, layers, feed_forward, dropout, positions, norm: of the encoder.
+      width, heads, layers, feed_forward, dropout, positions, norm, remat: of the encoder.
       head_width: hidden units of the head; 0 for a single linear layer.
       dtype: of the computation.
     """
@@ -74,6 +74,7 @@ class ConvTransformer(nn.Module):
     dropout: ShareBelowOne = 0.2
     positions: FramesOrNone = 250
     norm: Literal["post", "pre"] = "post"
+    remat: bool = False
     head_width: SizeOrNone = 0
     dtype: DTypeLike = jnp.float32
 
@@ -90,8 +91,8 @@ class ConvTransformer(nn.Module):
                 else ConvStem(self.channels, self.dtype, name="stem"))
         x = stem(x, frame_mask, train)
         x = Dense(self.width, dtype=self.dtype, name="proj")(x.reshape(*x.shape[:2], -1))
-        x = Encoder(self.layers, self.heads, self.feed_forward, self.dropout, self.positions, self.norm, self.dtype,
-                    name="encoder")(x, frame_mask, clip_id)
+        x = Encoder(self.layers, self.heads, self.feed_forward, self.dropout, self.positions, self.norm, self.remat,
+                    self.dtype, name="encoder")(x, frame_mask, clip_id)
         self.sow("intermediates", "embeddings", x)  # kept only when asked for: steps.embed_step
         return Head(self.num_classes, self.head_width, self.dropout, self.dtype, name="head")(x, clip_id)
 

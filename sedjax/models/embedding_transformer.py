@@ -53,7 +53,7 @@ class EmbeddingTransformer(nn.Module):
       num_classes: C.
       stem: "linear" for two linear layers with GELU, "conv" for depthwise convolutions over time.
       kernels: frames that each of these convolutions sees.
-      width, heads, layers, feed_forward, dropout, positions, norm: of the encoder.
+      width, heads, layers, feed_forward, dropout, positions, norm, remat: of the encoder.
       head_width: hidden units of the head; 0 for a single linear layer.
       standardize: normalise the embeddings by the statistics of the training frames.
       dtype: of the computation.
@@ -71,6 +71,7 @@ class EmbeddingTransformer(nn.Module):
     dropout: ShareBelowOne = 0.2
     positions: FramesOrNone = 250
     norm: Literal["post", "pre"] = "post"
+    remat: bool = False
     head_width: SizeOrNone = 256
     standardize: bool = False
     dtype: DTypeLike = jnp.float32
@@ -88,7 +89,7 @@ class EmbeddingTransformer(nn.Module):
         else:
             x = gelu(Dense(self.width, dtype=self.dtype, name="proj1")(x))
             x = Dense(self.width, dtype=self.dtype, name="proj2")(x)
-        x = Encoder(self.layers, self.heads, self.feed_forward, self.dropout, self.positions, self.norm, self.dtype,
-                    name="encoder")(x, frame_mask, clip_id)
+        x = Encoder(self.layers, self.heads, self.feed_forward, self.dropout, self.positions, self.norm, self.remat,
+                    self.dtype, name="encoder")(x, frame_mask, clip_id)
         self.sow("intermediates", "embeddings", x)  # kept only when asked for: steps.embed_step
         return Head(self.num_classes, self.head_width, self.dropout, self.dtype, name="head")(x, clip_id)

@@ -159,6 +159,7 @@ class Encoder(nn.Module):
       layers, heads, feed_forward, dropout: sizes; `heads` must divide the width.
       positions: rows of the learned position table; 0 for none.
       norm: "post", as in the report, or "pre", with one more norm at the end.
+      remat: keep only what is between the layers, and compute the rest once more in the backward pass.
       dtype: of the computation; parameters and norms are float32.
     """
 
@@ -168,6 +169,7 @@ class Encoder(nn.Module):
     dropout: float
     positions: int
     norm: str = "post"
+    remat: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -180,9 +182,10 @@ class Encoder(nn.Module):
                                 "lower data.max_frames or raise model.positions.")
             table = self.param("positions", nn.initializers.normal(POSITION_STD), (self.positions, width))
             x = x + table[None, :frames].astype(self.dtype)
+        layer = nn.remat(EncoderLayer) if self.remat else EncoderLayer
         for i in range(self.layers):
-            x = EncoderLayer(self.heads, self.feed_forward, self.dropout, self.norm, self.dtype,
-                             name=f"layer_{i}")(x, frame_mask, clip_id)
+            x = layer(self.heads, self.feed_forward, self.dropout, self.norm, self.dtype,
+                      name=f"layer_{i}")(x, frame_mask, clip_id)
         return nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name="norm")(x) if self.norm == "pre" else x
 
 
