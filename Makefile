@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 DEMO ?= demo
 
-.PHONY: setup test test-hostile demo lint lock clean
+.PHONY: setup test test-hostile test-accelerators demo lint lock clean
 
 setup: .venv/installed
 
@@ -25,6 +25,18 @@ test: setup lint
 SECONDS ?= 60
 test-hostile: setup
 	$(BIN)/python tests/hostile/fuzz.py --seconds=$(SECONDS) $(if $(SEED),--seed=$(SEED))
+
+# Every config, compiled at full size for TPUs and GPUs that are not here. About an hour.
+test-accelerators: .venv-accelerators/installed
+	.venv-accelerators/bin/python -m pytest tests/accelerators.py
+
+.venv-accelerators/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv-accelerators
+	.venv-accelerators/bin/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	.venv-accelerators/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	.venv-accelerators/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock \
+	  'jax[tpu,cuda12-local]'
+	@touch $@
 
 # The whole path on the built-in data set: recordings, records, models, their cost, a submission, a report.
 RUN = $(BIN)/python -m
@@ -48,4 +60,4 @@ lock:
 	$(BIN)/uv pip compile pyproject.toml --extra test --universal --python-version 3.11 --no-header --upgrade -o requirements.lock
 
 clean:
-	rm -rf .venv $(DEMO)
+	rm -rf .venv .venv-accelerators $(DEMO)

@@ -1,8 +1,8 @@
 """Multi-head self-attention over real frames (Vaswani et al. 2017), by what suits the platform it is compiled for.
 
 The numbers are the same within rounding. What differs is whether the weights, frames x frames of each clip and head,
-pass through memory: not on a TPU, where a kernel keeps them on the chip; once more computed in place of kept on a GPU,
-where cuDNN's kernel takes over if none are dropped; kept on a CPU, whose arithmetic is dearer than its memory.
+pass through memory: not on a TPU, where a kernel keeps them on the chip, and not on a GPU if none are dropped, by cuDNN's.
+Elsewhere they are kept for the backward pass: to compute them again there would move more bytes on a GPU, not fewer.
 """
 
 import functools
@@ -31,11 +31,18 @@ def self_attention(qkv: Float[Array, "clip frame column"], frame_mask: Bool[Arra
     """
     rate = 0.0 if seeds is None else rate
     seeds = jnp.zeros((len(qkv), 2), jnp.uint32) if seeds is None else seeds
-    plain = functools.partial(_plain, heads=heads, rate=rate)
-    platforms = {"default": plain, "cuda": jax.checkpoint(plain) if rate else functools.partial(_cudnn, heads=heads)}
+    platforms = {"default": functools.partial(_plain, heads=heads, rate=rate)}
+    if not rate:
+        platforms["cuda"] = functools.partial(_cudnn, heads=heads)
     if tpu_attention.fits(*qkv.shape[1:], qkv.dtype) and len(qkv) % collective.shares() == 0:
         platforms["tpu"] = collective.on_shares(functools.partial(tpu_attention.self_attention, heads=heads, rate=rate))
     return jax.lax.platform_dependent(qkv, frame_mask, seeds, **platforms)
+
+
+def by_xla(qkv: Float[Array, "clip frame column"], frame_mask: Bool[Array, "clip frame"],
+           heads: int) -> Float[Array, "clip frame width"]:
+    """The same without any kernel, for comparison."""
+    return _plain(qkv, frame_mask, jnp.zeros((len(qkv), 2), jnp.uint32), heads=heads, rate=0.0)
 
 
 def _plain(qkv: Array, frame_mask: Array, seeds: Array, *, heads: int, rate: float) -> Array:

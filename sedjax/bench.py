@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import jax
 from absl import flags
 
-from sedjax import bench_audio, bench_scoring, compile_for, input_pipeline, throughput
+from sedjax import bench_audio, bench_scoring, compile_for, input_pipeline, suite, throughput
 from sedjax import config as config_lib
 from sedjax.commands import require_no_arguments
 from sedjax.config import Config
@@ -31,6 +31,8 @@ def define_flags() -> None:
     flags.DEFINE_enum("against", None, ["torch"], "Time this peer on the same recordings, taking turns.")
     flags.DEFINE_string("compile_for", None, "Run nothing: compile the steps of the config for this machine, such as "
                                              "v5e:2x4 or h100x8, and say what they need and what binds them.")
+    flags.DEFINE_bool("suite", False, "Time everything that an accelerator is chosen by, on random recordings: batch "
+                                      "sizes, placements, a whole training, evaluation; --against=torch too if given.")
     flags.DEFINE_list("sweep", [], f"Show how the cost grows with these: {', '.join(DIMENSIONS)}; with --compile_for: "
                                    f"{', '.join(compile_for.DIMENSIONS)}.")
     flags.DEFINE_string("json", None, "Write the result to this file too.")
@@ -49,6 +51,12 @@ def main(argv: Sequence[str]) -> None:
             raise UserError("--compile_for runs nothing: it goes with neither --audio nor --against.")
         result = compile_for.bench(config_lib.from_flag(), options.compile_for, options.sweep)
         print(compile_for.format_result(result))
+    elif options.suite:
+        if options.audio or options.sweep:
+            raise UserError("--suite goes with neither --audio nor --sweep.")
+        config = config_lib.from_flag()
+        result = suite.bench(config, options.steps, _torch_peers(config) if options.against else {})
+        print(suite.format_result(result))
     elif options.audio:
         if options.sweep:
             raise UserError("--sweep needs --config.")

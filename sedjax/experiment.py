@@ -82,7 +82,7 @@ class Experiment:
 
     config: Config
     mesh: Mesh
-    records: input_pipeline.Records
+    records: input_pipeline.Source
     model: nn.Module
     features: dict[str, dict]
     clips: input_pipeline.Clips
@@ -123,13 +123,13 @@ class Experiment:
             input_pipeline.training_plan, self.records, self.config.data, self.config.train.seed))
 
 
-def prepare(config: Config, devices: int | None = None) -> Experiment:
-    """Opens the training split and makes what the config says, on all devices or the first `devices`.
+def prepare(config: Config, devices: int | None = None, records: input_pipeline.Source | None = None) -> Experiment:
+    """Opens the training split, or takes the given one, and makes what the config says, on all or some devices.
 
     Raises UserError if there are no records, they lack a feature, the devices cannot share a batch, or it cannot be
     accumulated.
     """
-    records = input_pipeline.open_records(config.data.path, "train")
+    records = records or input_pipeline.open_records(config.data.path, "train")
     model = models.build_from(config, records.task)
     widths = {key: entry["width"] for key, entry in records.features.items()}
     input_pipeline.require_features(widths, model.features, None, where=f"The dataset {config.data.path}")

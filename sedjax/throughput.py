@@ -141,10 +141,10 @@ class Loop(abc.ABC):
 class Training(Loop):
     """Training as the command `train` does it, from records to parameters, without saving anything."""
 
-    def __init__(self, config: Config, devices: int | None = None):
+    def __init__(self, config: Config, devices: int | None = None, records: input_pipeline.Source | None = None):
         super().__init__()
         self.config = config
-        self.experiment = setup = experiment.prepare(config, devices)
+        self.experiment = setup = experiment.prepare(config, devices, records)
         self.mesh, self.clips, self.batches = setup.mesh, setup.clips, setup.durations.per_epoch
         self._state = parallel.replicate(setup.initial_state(), self.mesh)
         self._key = parallel.replicate(train_state.random_keys(config.train.seed)[1], self.mesh)
@@ -184,12 +184,13 @@ class Training(Loop):
 class Evaluation(Loop):
     """Evaluation on the validation split, as after an epoch of a training; once over it, and no further."""
 
-    def __init__(self, training: Training):
+    def __init__(self, training: Training, source: input_pipeline.Source | None = None, config: Config | None = None):
+        """On other recordings, or by another config, where these are given."""
         super().__init__()
-        self.config = config = training.config
+        self.config = config = config or training.config
         setup = training.experiment
         self._variables = training.variables
-        source = input_pipeline.open_records(config.data.path, "validation")
+        source = source or input_pipeline.open_records(config.data.path, "validation")
         self._evaluator = Evaluator(setup.model, config, setup.task, source, setup.mesh,
                                     resident=config.data.placement == "device", frame_counts=False)
         self.clips, self.batches = self._evaluator.clips, len(self._evaluator.plan)

@@ -46,7 +46,7 @@ class EmbeddingTransformer(nn.Module):
 class Peer:
     """Training steps of PyTorch on the training split, its batches padded to their longest and in memory beforehand."""
 
-    def __init__(self, config: Config, records: input_pipeline.Records, compiled: bool, precision: str):
+    def __init__(self, config: Config, records: input_pipeline.Source, compiled: bool, precision: str):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(config.train.seed)
         width = records.features["embeddings"]["width"]

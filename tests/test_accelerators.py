@@ -1,5 +1,6 @@
 """Machines that are not here: every config is lowered for TPUs and GPUs; figures of what is compiled for them."""
 
+import functools
 import json
 import types
 
@@ -9,7 +10,7 @@ from every_config import CONFIGS, DATA
 from jax.experimental import topologies
 from tiny import run_command, tiny_config
 
-from sedjax import bench, chips, compile_for, parallel
+from sedjax import bench, chips, compile_for, parallel, suite, throughput
 from sedjax.errors import UserError
 
 
@@ -104,3 +105,27 @@ def test_flags_that_do_not_go_together(arguments, here):
     config = () if "--audio=x" in arguments else ("--config=configs/demo.py",)
     with pytest.raises(UserError, match="compile_for|either --config"):
         run_command(bench, *config, "--compile_for=v5e:2x4", *arguments)
+
+
+def test_the_suite_measures_everything_once(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(suite, "BATCH_SIZES", (8,))
+    monkeypatch.setattr(suite, "PLACEMENTS", (("device", 2),))
+    monkeypatch.setattr(suite, "EPOCHS", 1)
+    monkeypatch.setattr(suite, "FRAMES", 20)
+    monkeypatch.setattr(compile_for, "MLPC_RECORDINGS", 64)
+    monkeypatch.setattr(suite, "bench", functools.partial(suite.bench, recordings=64))
+    monkeypatch.setattr(throughput, "LONG_PRODUCT_SECONDS", 1e-9)
+    path = tmp_path / "suite.json"
+    run_command(bench, "--config=configs/embedding_transformer.py", "--config.model.width=16", "--config.model.heads=2",
+                "--config.model.layers=0", "--suite", "--steps=2", f"--json={path}")
+    result = json.loads(path.read_text())
+    (row,) = result["training"]
+    assert (row["batch_size"], row["placement"], row["steps_per_call"]) == (8, "device", 2)
+    assert row["frames_per_second"] > 0
+    assert result["evaluation"]["frames_per_second"] > 0
+    assert result["whole_training"]["steps"] == 2
+    assert result["attention"]["ratio"] > 0
+    assert result["predicted"] == {"error": "UserError: there are no published figures of cpu"}
+    table = capsys.readouterr().out
+    assert "1 epochs in batches of 32" in table
+    assert "| 8 | device | 2 | " in table

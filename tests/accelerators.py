@@ -1,0 +1,53 @@
+"""Full-size configs compiled for machines that are not here: `make test-accelerators`, which takes about an hour.
+
+In an environment of its own, with libtpu and the CUDA plugin of JAX.
+"""
+
+import dataclasses
+
+import jax
+import pytest
+from every_config import CONFIGS, DATA
+
+from sedjax import chips, compile_for, compiled
+
+
+@pytest.fixture(autouse=True)
+def as_users_compile(monkeypatch):
+    """conftest.py turns most of the compiler off, for other tests."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.mark.parametrize("name", ["v5e:2x4", "h100"])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_training_step_fits(config, name):
+    for precision in ("bfloat16", "float32") if config == "embedding_transformer" else ("bfloat16",):
+        found = compile_for.cost(dataclasses.replace(CONFIGS[config](), precision=precision), DATA,
+                                 chips.machine(name), "training")
+        assert found["fits"]
+        assert found["flops"] > 0 or config.endswith("naive")
+
+
+@pytest.mark.parametrize(("batch_size", "bytes_at_most"), [(32, 3.0e9), (512, 1.9e10)])
+def test_memory_binds_the_report_s_step_by_no_more_than_a_quarter(batch_size, bytes_at_most):
+    config = CONFIGS["embedding_transformer"]()
+    config = dataclasses.replace(config, precision="bfloat16",
+                                 data=dataclasses.replace(config.data, batch_size=batch_size))
+    found = compile_for.cost(config, DATA, chips.machine("v5e:2x4"), "training")
+    assert found["bytes"] < bytes_at_most
+    # Gradients in bfloat16, once: one operation for each type, as XLA joins no two types.
+    count, size = found["collectives"]["all-reduce"]
+    assert count <= 2
+    assert size < 2.01 * 36.0e6
+
+
+@pytest.mark.parametrize("name", ["v5e:16x16", "h100x8"])
+def test_no_step_talks_to_the_host(name):
+    config = CONFIGS["embedding_transformer"]()
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=512))
+    machine = chips.machine(name)
+    function, arguments = compile_for.step_of(config, DATA, machine.mesh, "training")
+    program = compiled.parse(function.lower(*arguments).compile(machine.options).as_text())
+    assert compiled.host_transfers(program) == []
