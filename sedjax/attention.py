@@ -1,8 +1,8 @@
 """Multi-head self-attention over real frames (Vaswani et al. 2017), by what suits the platform it is compiled for.
 
 The numbers are the same within rounding. What differs is whether the weights, frames x frames of each clip and head,
-pass through memory: not on a TPU, where a kernel keeps them on the chip, and not on a GPU if none are dropped, by cuDNN's.
-Elsewhere they are kept for the backward pass: to compute them again there would move more bytes on a GPU, not fewer.
+pass through memory: not on a TPU, where a kernel keeps them on the chip; on a GPU only if some are dropped, as cuDNN's
+kernel cannot do that by clip. They are kept for the backward pass: to compute them again moves more bytes on a GPU.
 """
 
 import functools
