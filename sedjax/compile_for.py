@@ -21,6 +21,7 @@ from sedjax import optimizer as optimizer_lib
 from sedjax.collective import AXIS
 from sedjax.config import Config
 from sedjax.errors import UserError
+from sedjax.placement import size
 from sedjax.task import MLPC_2025, Task
 
 DIMENSIONS = ("batch_size", "chips")
@@ -149,7 +150,6 @@ def step_of(config: Config, data: Data, mesh: Mesh, step: str) -> tuple[Callable
 
 def format_result(result: dict) -> str:
     """Tables of what `bench` returns, as Markdown."""
-    size = format_size
     lines = [f"{result['model']}, {result['precision']}, for {result['chips']} x {result['machine']}: batches of "
              f"{result['batch_size']} clips of {result['frames']} frames, {result['eval_batch_size']} in evaluation, "
              f"features of {result['data']}. Compiled, not run; each figure is that of one chip, with the speeds of "
@@ -207,7 +207,3 @@ def _whole(clips: int, mesh: Mesh) -> int:
     """As evaluation pads a batch: to a multiple of the devices."""
     return -(-clips // mesh.size) * mesh.size
 
-
-def format_size(count: float) -> str:
-    power = min(int(np.log10(max(count, 1)) // 3), 4)
-    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

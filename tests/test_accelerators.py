@@ -10,7 +10,7 @@ from every_config import CONFIGS, DATA
 from jax.experimental import topologies
 from tiny import run_command, tiny_config
 
-from sedjax import bench, chips, compile_for, parallel, suite, throughput
+from sedjax import bench, chips, compile_for, parallel, placement, suite, throughput
 from sedjax.errors import UserError
 
 
@@ -56,7 +56,7 @@ def test_the_figures_of_a_machine(here, tmp_path, capsys):
     assert rows[3]["flops"] > 4 * rows[0]["flops"]
     table = capsys.readouterr().out
     assert "| what binds | " in table
-    assert f"| v5e:2x4 | 128 | {compile_for.format_size(sum(rows[3]['memory'].values()))} |" in table
+    assert f"| v5e:2x4 | 128 | {placement.size(sum(rows[3]['memory'].values()))} |" in table
 
 
 def test_a_batch_that_the_chips_cannot_share(here):
