@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 DEMO ?= demo
 
-.PHONY: setup test test-hostile demo lint lock clean
+.PHONY: setup test test-hostile test-colab notebooks demo lint lock clean
 
 setup: .venv/installed
 
@@ -25,6 +25,16 @@ test: setup lint
 SECONDS ?= 60
 test-hostile: setup
 	$(BIN)/python tests/hostile/fuzz.py --seconds=$(SECONDS) $(if $(SEED),--seed=$(SEED))
+
+# The notebook's cells in environments like those of Colab's GPU and TPU runtimes: 10 GB of disk in TMPDIR, and some
+# gigabytes of downloads.
+COLAB_PYTHON ?= python3.13
+test-colab:
+	$(COLAB_PYTHON) tests/colab_runtimes.py
+
+# Stores what the notebooks show.
+notebooks: setup
+	$(BIN)/python tests/notebooks.py
 
 # The whole path on the built-in data set: recordings, records, models, their cost, a submission, a report.
 RUN = $(BIN)/python -m
