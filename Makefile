@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 DEMO ?= demo
 
-.PHONY: setup test test-hostile test-accelerators demo lint lock clean
+.PHONY: setup test test-hostile test-accelerators test-colab notebooks demo lint lock clean
 
 setup: .venv/installed
 
@@ -37,6 +37,16 @@ test-accelerators: .venv-accelerators/installed
 	.venv-accelerators/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock \
 	  'jax[tpu,cuda12-local]'
 	@touch $@
+
+# The notebook's cells in environments like those of Colab's GPU and TPU runtimes: 10 GB of disk in TMPDIR, and some
+# gigabytes of downloads.
+COLAB_PYTHON ?= python3.13
+test-colab:
+	$(COLAB_PYTHON) tests/colab_runtimes.py
+
+# Stores what the notebooks show.
+notebooks: setup
+	$(BIN)/python tests/notebooks.py
 
 # The whole path on the built-in data set: recordings, records, models, their cost, a submission, a report.
 RUN = $(BIN)/python -m

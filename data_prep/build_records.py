@@ -12,7 +12,7 @@ from absl import flags
 
 from data_prep import staging
 from data_prep.layout import survey
-from sedjax import commands, files, identity
+from sedjax import commands, files, host_tensorflow, identity
 from sedjax.errors import UserError
 from sedjax.layout import read_layout, read_splits
 from sedjax.task import read_task
@@ -51,6 +51,7 @@ def build(source: pathlib.Path, output: pathlib.Path, keys: tuple[str, ...], *, 
     for a damaged recording without skip_bad.
     """
     _require_storable(keys)
+    host_tensorflow.require()
     source, output = pathlib.Path(source), pathlib.Path(os.path.realpath(output))
     if overwrite:
         _require_apart(output, source)
@@ -87,7 +88,7 @@ def build(source: pathlib.Path, output: pathlib.Path, keys: tuple[str, ...], *, 
     fingerprints = {split: identity.split_fingerprints(layout.task, {name: found.digests[name] for name in names})
                     for split, names in splits.items()}
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    host_tensorflow.load()
     import tensorflow_datasets as tfds  # slow to import; the checks above need none of it
 
     from data_prep.builder import SedRecords, training_statistics

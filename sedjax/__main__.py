@@ -15,6 +15,7 @@ COMMANDS = {
     "score": "cost of a submission CSV, or a check of its format",
     "sweep": "trains the systems of a study with several seeds and compares them",
     "bench": "how fast all of it is here, and against what",
+    "devices": "what JAX computes on here, and whether it overlooks an accelerator",
     "report": "compares trained models: tables and figures",
 }
 

@@ -5,6 +5,8 @@ import functools
 import json
 import logging
 import math
+import os
+import pathlib
 import re
 import sys
 import traceback
@@ -239,6 +241,9 @@ class ConfigFile(flags.ArgumentParser):
         path, colon, choice = argument.partition(":")
         if not path:
             raise UserError("--config is given without a value: name a file, for example configs/demo.py.")
+        installed = pathlib.Path(__file__).parents[1] / path
+        if path.startswith("configs/") and not os.path.lexists(path) and installed.exists():  # outside a clone
+            path = str(installed)
         text = files.read_text(path, files.MEBIBYTE)
         where = f"The config file {files.printable(path)}"
         module = types.ModuleType("sedjax_config_file")

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from sedjax import files, identity, parallel
+from sedjax import files, host_tensorflow, identity, parallel
 from sedjax.config import DataConfig
 from sedjax.errors import UserError
 from sedjax.layout import Layout
@@ -19,8 +19,6 @@ from sedjax.steps import Batch
 from sedjax.task import Task
 
 RECENT = 4  # recordings of a directory that are kept in memory, and can be read at once
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only reads files here; its start-up notes are noise
 
 
 @runtime_checkable
@@ -80,6 +78,7 @@ def open_records(path: str, split: str) -> Records:
         with files.open_file(os.path.join(path, name), files.JSON_BYTES if name.endswith(".json") else math.inf):
             pass
 
+    host_tensorflow.load()
     import tensorflow_datasets as tfds
 
     try:
@@ -298,9 +297,7 @@ def read_evaluation_batch(source: Source, clips: Clips, plan: np.ndarray, keys: 
 
 def stream(read: Callable[[int], Batch], first: int, last: int) -> Iterator[Batch]:
     """The batches number `first` to `last` - 1, read ahead and in parallel by tf.data, in order."""
-    import tensorflow as tf
-
-    tf.config.set_visible_devices([], "GPU")  # the accelerator is JAX's
+    tf = host_tensorflow.load()
     failures: list[UserError] = []
     ready: dict[int, Batch] = {}
 

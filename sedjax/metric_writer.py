@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import pathlib
 import time
 from collections.abc import Iterator, Mapping
@@ -10,7 +9,7 @@ from typing import Annotated
 
 import pydantic
 
-from sedjax import parallel
+from sedjax import host_tensorflow, parallel
 from sedjax.files import atomic_output, read_json_lines
 
 
@@ -37,7 +36,7 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: pathlib.Path, first_step: int):
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        host_tensorflow.load()
         from clu import metric_writers  # imports TensorFlow
 
         path = workdir / "metrics.jsonl"

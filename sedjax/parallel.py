@@ -1,11 +1,15 @@
 """The one place that knows devices and processes: data parallelism over one mesh axis, `batch`."""
 
+import collections
 import contextlib
 import functools
+import glob
+import importlib.metadata
 import logging
 import os
 import pathlib
-from collections import deque
+import shutil
+import subprocess
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
@@ -22,6 +26,8 @@ MODES = ("jit", "pmap")
 # The same names as the flags, for a cluster that is started by a script.
 ENVIRONMENT = {"coordinator_address": "JAX_COORDINATOR_ADDRESS", "num_processes": "JAX_NUM_PROCESSES",
                "process_id": "JAX_PROCESS_ID"}
+GPU, TPU = "an NVIDIA GPU", "a TPU"
+PLUGINS = {GPU: (("jax-cuda12-plugin", "jax-cuda13-plugin"), "cuda12"), TPU: (("libtpu",), "tpu")}
 LAST_WAIT_SECONDS = 120  # that a process which ends waits for the others, before it takes them for lost
 log = logging.getLogger("sedjax")
 
@@ -37,10 +43,77 @@ def define_flags() -> None:
 
 
 def start() -> None:
-    """What a command does before its first computation: join the cluster of the flags, keep what is compiled."""
+    """What a command does before its first computation: join the cluster of the flags, keep what is compiled.
+
+    Warns if it will compute on the CPU of a machine that has an accelerator.
+    """
     options = flags.FLAGS
     cache_compilations()
     initialize(options.distributed, options.coordinator_address, options.num_processes, options.process_id)
+    if text := overlooked():
+        log.warning("%s", text)
+
+
+def describe_devices() -> str:
+    """What JAX computes on, in all processes: "2 x NVIDIA A100-SXM4-40GB"."""
+    kinds = collections.Counter("CPU" if device.platform == "cpu" else device.device_kind for device in jax.devices())
+    return ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+
+
+def overlooked() -> str | None:
+    """Why JAX does not see the accelerator of this machine, and what to do; None if it sees one, or there is none.
+
+    Where JAX_PLATFORMS asks for the CPU, nothing is overlooked.
+    """
+    if jax.config.jax_platforms == "cpu" or jax.default_backend() != "cpu" or not (kind := _accelerator()):
+        return None
+    names, extra = PLUGINS[kind]
+    jaxlib = _version("jaxlib")
+    plugins = {name: _version(name) for name in names if _version(name)}
+    if jax.__version__ != _version("jax"):
+        reason = "it was imported before another version was installed: restart the runtime"
+    elif not plugins:
+        reason = f"its plugin is not installed: pip install 'jax[{extra}]'"
+    elif kind == GPU and jaxlib not in plugins.values():
+        others = " and ".join(f"{name} {version}" for name, version in plugins.items())
+        reason = f"{others} does not go with jaxlib {jaxlib}: pip install 'jax[{extra}]'"
+    else:
+        reason = _failure(kind)
+    return f"This machine has {kind}, but JAX computes on the CPU: {reason}."
+
+
+def _failure(kind: str) -> str:
+    """Why JAX does not begin on a device whose plugin is installed."""
+    if kind == GPU:
+        return "JAX's messages above say why; the driver may be too old, or none"
+    try:
+        jax.devices("tpu")
+    except RuntimeError as error:
+        return " ".join(str(error).split())[:200].rstrip(".")
+    return "JAX_PLATFORMS puts the CPU first"
+
+
+def _accelerator() -> str | None:
+    """A GPU or a TPU, if the machine shows one, whether JAX sees it or not."""
+    if glob.glob("/dev/nvidia[0-9]*"):
+        return GPU
+    if shutil.which("nvidia-smi"):  # under WSL the devices have other names
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, timeout=30).stdout
+            if listed.startswith(b"GPU"):
+                return GPU
+    if any(name in os.environ for name in ("TPU_ACCELERATOR_TYPE", "COLAB_TPU_ADDR")) or glob.glob("/dev/accel[0-9]*"):
+        return TPU
+    if glob.glob("/dev/vfio/[0-9]*") and _version("libtpu"):  # other devices have such names too
+        return TPU
+    return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def cache_compilations() -> None:
@@ -200,7 +273,7 @@ def shard(batch, mesh: Mesh, mode: str = "jit"):
 
 def to_devices(batches: Iterable, mesh: Mesh, ahead: int = 2, mode: str = "jit") -> Iterator:
     """Sends batches to the devices, `ahead` of them before they are needed."""
-    queue: deque = deque()
+    queue: collections.deque = collections.deque()
     for batch in batches:
         queue.append(shard(batch, mesh, mode))
         if len(queue) > ahead:

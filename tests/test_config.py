@@ -225,6 +225,15 @@ def test_config_files_that_cannot_be_used(name, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_configs_that_came_with_sedjax_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config_lib.ConfigFile().parse("configs/naive.py").model.name == "naive"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "naive.py").write_text("def get_config():\n  raise ValueError('mine')")
+    with pytest.raises(UserError, match="mine"):
+        config_lib.ConfigFile().parse("configs/naive.py")
+
+
 def test_config_files_that_are_not_files_and_arguments_that_are_not_known(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     for path, words in ((tmp_path, "not a regular file"), (tmp_path / "fifo", "not a regular file"),
