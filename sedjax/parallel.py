@@ -89,7 +89,7 @@ def _failure(kind: str) -> str:
     try:
         jax.devices("tpu")
     except RuntimeError as error:
-        return " ".join(str(error).split())[:200].rstrip(".")
+        return " ".join(str(error).split())[:400].rstrip(".")
     return "JAX_PLATFORMS puts the CPU first"
 
 
