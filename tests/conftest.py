@@ -9,6 +9,8 @@ os.environ["XLA_FLAGS"] = ("--xla_force_host_platform_device_count=8 --xla_cpu_u
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"  # a test must not leave files in the home directory
 
+import logging
+
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
@@ -29,6 +31,17 @@ LONGEST = ("test_hostile", "test_survival", "test_parallel", "test_config", "tes
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def loggers():
+    """What a command sets up for its process is undone for the next tests."""
+    before = [(logger, logger.handlers, logger.level, logger.propagate)
+              for logger in map(logging.getLogger, ("sedjax", "data_prep"))]
+    yield
+    for logger, handlers, level, propagate in before:
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

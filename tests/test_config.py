@@ -35,6 +35,9 @@ def config_for(name, records, audio_records):
     config = importlib.import_module(f"configs.{name}").get_config()
     config.data.path = str(audio_records if config.model.name.startswith("atst") else records)
     config.train.initial_weights = ""
+    for key in ("layers", "atst_layers"):  # one is as good as twelve, and compiles sooner
+        if key in config.model:
+            config.model[key] = 1
     return config
 
 
