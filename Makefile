@@ -21,9 +21,11 @@ lint: setup
 test: setup lint
 	$(BIN)/python -m pytest -n 2 --dist=loadscope --no-loadscope-reorder
 
-# Random damages of the input of every command: SECONDS=600 for how long, SEED=1 for which.
+# The whole corpus of hostile input, then random damages of the input of every command: SECONDS=600 for how long, SEED=1
+# for which.
 SECONDS ?= 60
 test-hostile: setup
+	SEDJAX_ALL_ROWS=1 $(BIN)/python -m pytest -q tests/hostile
 	$(BIN)/python tests/hostile/fuzz.py --seconds=$(SECONDS) $(if $(SEED),--seed=$(SEED))
 
 # Every config, compiled at full size for TPUs and GPUs that are not here. About an hour.
