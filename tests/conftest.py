@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def loggers():
     """What a command sets up for its process is undone for the next tests."""
     before = [(logger, logger.handlers, logger.level, logger.propagate)
