@@ -6,10 +6,13 @@ In an environment of its own, with libtpu and the CUDA plugin of JAX.
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import pytest
 from every_config import CONFIGS, DATA
+from jax.sharding import NamedSharding, PartitionSpec
 
-from sedjax import chips, compile_for, compiled
+from sedjax import attention, chips, compile_for, compiled, parallel, tpu_attention
+from sedjax.collective import AXIS
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +21,28 @@ def as_users_compile(monkeypatch):
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x4", "v5p:2x2x1", "v6e:2x4"])
+@pytest.mark.parametrize(("heads", "size", "frames", "dtype"), [
+    (4, 256, 250, jnp.bfloat16), (12, 64, 250, jnp.float32), (4, 24, 100, jnp.bfloat16), (6, 170, 250, jnp.bfloat16),
+])
+def test_every_tpu_takes_the_attention_kernel(name, heads, size, frames, dtype):
+    """Forward and backward, with dropout, for heads that fill no register."""
+    mesh = chips.machine(name).mesh
+    by_clip = NamedSharding(mesh, PartitionSpec(AXIS))
+    shapes = [((16, frames, 3 * heads * size), dtype), ((16, frames), jnp.bool_), ((16, 2), jnp.uint32)]
+    assert tpu_attention.fits(frames, 3 * heads * size, jnp.dtype(dtype))
+
+    def gradient(qkv, mask, seeds):
+        def total(qkv):
+            return attention.self_attention(qkv, mask, heads, seeds, 0.2).astype(jnp.float32).sum()
+
+        return jax.grad(total)(qkv)
+
+    step = parallel.compile_step(gradient, mesh)
+    text = step.lower(*(jax.ShapeDtypeStruct(*shape, sharding=by_clip) for shape in shapes)).compile().as_text()
+    assert text.count('custom_call_target="tpu_custom_call"') >= 1
 
 
 @pytest.mark.parametrize("name", ["v5e:2x4", "h100"])
