@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def loggers():
     """What a command sets up for its process is undone for the next tests."""
-    before = [(logger, logger.handlers, logger.level, logger.propagate)
+    before = [(logger, list(logger.handlers), logger.level, logger.propagate)
               for logger in map(logging.getLogger, ("sedjax", "data_prep"))]
     yield
     for logger, handlers, level, propagate in before:

@@ -103,7 +103,7 @@ def watch(run: Callable[[], object]) -> Result:
     """Calls `run` and catches how it ends, within SECONDS."""
     output, errors = io.StringIO(), io.StringIO()
     status, crash, value = None, "", None
-    handlers = {logger: logger.handlers for logger in LOGGERS}
+    loggers = [(logger, logger.handlers, logger.level, logger.propagate) for logger in LOGGERS]
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of what ran before
     start_bytes = _memory_bytes("VmRSS")
     interrupt = signal.getsignal(signal.SIGINT)
@@ -121,8 +121,9 @@ def watch(run: Callable[[], object]) -> Result:
         except BaseException:
             crash = traceback.format_exc(limit=-4)
     signal.signal(signal.SIGINT, interrupt)
-    for logger, before in handlers.items():
-        logger.handlers = before
+    for logger, handlers, level, propagate in loggers:
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
     if "Traceback (most recent call last)" in errors.getvalue():
         crash += errors.getvalue()
     return Result(status, output.getvalue(), errors.getvalue(), crash, value, _memory_bytes("VmHWM") - start_bytes)
