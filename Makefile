@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 DEMO ?= demo
 
-.PHONY: setup test test-hostile test-accelerators test-colab notebooks demo lint lock clean
+.PHONY: setup test test-hostile test-accelerators test-colab test-notebooks notebooks demo lint lock clean
 
 setup: .venv/installed
 
@@ -45,6 +45,10 @@ test-accelerators: .venv-accelerators/installed
 COLAB_PYTHON ?= python3.13
 test-colab:
 	$(COLAB_PYTHON) tests/colab_runtimes.py
+
+# Both notebooks on tiny settings; `make test` runs the first.
+test-notebooks: setup
+	SEDJAX_NOTEBOOKS=1 $(BIN)/python -m pytest tests/test_notebook.py
 
 # Stores what the notebooks show.
 notebooks: setup
