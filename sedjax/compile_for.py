@@ -28,9 +28,20 @@ DIMENSIONS = ("batch_size", "chips")
 STEPS = ("training", "evaluation", "prediction")
 KINDS = ("arithmetic", "memory", "interconnect")
 BATCH_SIZES = 4  # of a sweep: the config's, and twice, four and eight times as many clips
-# Of the MLPC 2025 data, where there are no records.
-MLPC_WIDTHS = {"embeddings": 768, "melspectrogram": 64, "mfcc": 32, "audio": 1920}
-MLPC_RECORDINGS = 4938
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What records look like: task, columns of each feature, recordings of the training split; "" for no path."""
+
+    task: Task
+    widths: dict[str, int]
+    recordings: int
+    path: str = ""
+
+
+# What the challenge's records have, where there are none.
+MLPC = Data(MLPC_2025, {"embeddings": 768, "melspectrogram": 64, "mfcc": 32, "audio": 1920}, recordings=4938)
 
 
 def bench(config: Config, name: str, sweep: Sequence[str] = ()) -> dict:
@@ -63,7 +74,7 @@ def bench(config: Config, name: str, sweep: Sequence[str] = ()) -> dict:
     return result
 
 
-def cost(config: Config, data: "Data", machine: chips.Machine, step: str) -> dict:
+def cost(config: Config, data: Data, machine: chips.Machine, step: str) -> dict:
     """What a step costs each chip.
 
     Returns:
@@ -92,16 +103,6 @@ def cost(config: Config, data: "Data", machine: chips.Machine, step: str) -> dic
             "fits": sum(memory.values()) <= chip.memory, "collectives": exchanged, "seconds": seconds,
             "binds": max(seconds, key=seconds.get),
             "frames_per_second": clips * config.data.max_frames / max(max(seconds.values()), 1e-12)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """What records look like: task, columns of each feature, recordings of the training split; "" for no path."""
-
-    task: Task
-    widths: dict[str, int]
-    recordings: int
-    path: str = ""
 
 
 def step_of(config: Config, data: Data, mesh: Mesh, step: str) -> tuple[Callable, tuple]:
@@ -195,7 +196,7 @@ def _cases(config: Config, name: str, dimension: str) -> list[tuple[str, Config]
 
 def _data_of(config: Config) -> Data:
     if not os.path.exists(config.data.path):
-        return Data(MLPC_2025, MLPC_WIDTHS, MLPC_RECORDINGS)
+        return MLPC
     records = input_pipeline.open_records(config.data.path, "train")
     widths = {key: entry["width"] for key, entry in records.features.items()}
     input_pipeline.require_features(widths, models.build_from(config, records.task).features, None,
@@ -206,4 +207,3 @@ def _data_of(config: Config) -> Data:
 def _whole(clips: int, mesh: Mesh) -> int:
     """As evaluation pads a batch: to a multiple of the devices."""
     return -(-clips // mesh.size) * mesh.size
-

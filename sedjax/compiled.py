@@ -69,15 +69,15 @@ def executed(program: Program, computation: str | None = None) -> Iterator[tuple
             called += re.findall(r"[\w.\-]+", match[1])
         called = [name for name in called if name in program]
         if instruction.kind == "conditional" and called:
-            called = [max(called, key=lambda name: _traffic(program, name))]
+            called = [max(called, key=lambda name: traffic(program, name))]
         times = int(match[1]) if (match := TRIPS.search(instruction.attributes)) else 1
         for name in called:
             yield from ((inner, its, times * count) for inner, its, count in executed(program, name))
 
 
-def traffic(program: Program) -> int:
+def traffic(program: Program, computation: str | None = None) -> int:
     """Bytes that a run reads from main memory and writes to it: what is fused or stays on the chip is not counted."""
-    return _traffic(program)
+    return sum(_moved(instruction, shapes) * times for instruction, shapes, times in executed(program, computation))
 
 
 def by_instruction(program: Program) -> list[tuple[int, Instruction]]:
@@ -102,10 +102,6 @@ def host_transfers(program: Program) -> list[str]:
     """The instructions that exchange data with the host, or call it."""
     return [instruction.name for instruction, _, _ in executed(program)
             if instruction.kind in TO_HOST or "callback" in instruction.attributes.partition("metadata=")[0]]
-
-
-def _traffic(program: Program, computation: str | None = None) -> int:
-    return sum(_moved(instruction, shapes) * times for instruction, shapes, times in executed(program, computation))
 
 
 def _moved(instruction: Instruction, shapes: dict[str, str]) -> int:

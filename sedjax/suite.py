@@ -2,7 +2,7 @@
 
     python -m sedjax bench --config=configs/embedding_transformer.py --config.precision=bfloat16 --suite
 
-Without records it takes random ones of the size of MLPC 2025: what they hold costs no time.
+It takes random records of the size of MLPC 2025: what they hold costs no time.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import numpy as np
 from sedjax import attention, chips, compile_for, models, parallel, throughput, turns
 from sedjax.config import Config
 from sedjax.errors import UserError
-from sedjax.task import MLPC_2025, Task
+from sedjax.task import Task
 
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024)
 PLACEMENTS = (("host", 1), ("device", 1), ("device", 50))  # and steps a call
@@ -55,12 +55,8 @@ class RandomRecords:
                 "level_std": np.ones(width)}
 
 
-def random_records(recordings: int) -> RandomRecords:
-    return RandomRecords(MLPC_2025, compile_for.MLPC_WIDTHS, np.full(recordings, FRAMES, np.int32))
-
-
 def bench(config: Config, steps: int, against: dict[str, tuple[bool, str]],
-          recordings: int = compile_for.MLPC_RECORDINGS) -> dict:
+          recordings: int = compile_for.MLPC.recordings) -> dict:
     """The whole table, as JSON can hold it. What fails, for want of memory for example, is a row with the `error`.
 
     Args:
@@ -70,7 +66,7 @@ def bench(config: Config, steps: int, against: dict[str, tuple[bool, str]],
       recordings: of the training split.
     """
     device, count = jax.devices()[0], len(jax.devices())
-    records = random_records(recordings)
+    records = RandomRecords(compile_for.MLPC.task, compile_for.MLPC.widths, np.full(recordings, FRAMES, np.int32))
     rows, ceiling = [], None
     for size in BATCH_SIZES:
         if size % count or size > recordings:
@@ -218,8 +214,7 @@ def _predicted(config: Config, kind: str) -> dict:
     if name is None:
         raise UserError(f"there are no published figures of {kind}")
     machine = chips.Machine(name, (chips.TPUS | chips.GPUS)[name], parallel.make_mesh(), {})
-    data = compile_for.Data(MLPC_2025, compile_for.MLPC_WIDTHS, compile_for.MLPC_RECORDINGS)
-    return compile_for.cost(_case(config, 32, "host", 1), data, machine, "training")
+    return compile_for.cost(_case(config, 32, "host", 1), compile_for.MLPC, machine, "training")
 
 
 def _or_error(measure: Callable[[], dict]) -> dict:

@@ -8,7 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-from every_config import CONFIGS, DATA
+from every_config import CONFIGS
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sedjax import attention, chips, compile_for, compiled, parallel, tpu_attention
@@ -49,7 +49,7 @@ def test_every_tpu_takes_the_attention_kernel(name, heads, size, frames, dtype):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_training_step_fits(config, name):
     for precision in ("bfloat16", "float32") if config == "embedding_transformer" else ("bfloat16",):
-        found = compile_for.cost(dataclasses.replace(CONFIGS[config](), precision=precision), DATA,
+        found = compile_for.cost(dataclasses.replace(CONFIGS[config](), precision=precision), compile_for.MLPC,
                                  chips.machine(name), "training")
         assert found["fits"]
         assert found["flops"] > 0 or config.endswith("naive")
@@ -60,7 +60,7 @@ def test_memory_binds_the_report_s_step_by_no_more_than_a_quarter(batch_size, by
     config = CONFIGS["embedding_transformer"]()
     config = dataclasses.replace(config, precision="bfloat16",
                                  data=dataclasses.replace(config.data, batch_size=batch_size))
-    found = compile_for.cost(config, DATA, chips.machine("v5e:2x4"), "training")
+    found = compile_for.cost(config, compile_for.MLPC, chips.machine("v5e:2x4"), "training")
     assert found["bytes"] < bytes_at_most
     # Gradients in bfloat16, once: one operation for each type, as XLA joins no two types.
     count, size = found["collectives"]["all-reduce"]
@@ -73,6 +73,6 @@ def test_no_step_talks_to_the_host(name):
     config = CONFIGS["embedding_transformer"]()
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=512))
     machine = chips.machine(name)
-    function, arguments = compile_for.step_of(config, DATA, machine.mesh, "training")
+    function, arguments = compile_for.step_of(config, compile_for.MLPC, machine.mesh, "training")
     program = compiled.parse(function.lower(*arguments).compile(machine.options).as_text())
     assert compiled.host_transfers(program) == []

@@ -4,11 +4,8 @@ import functools
 import importlib
 import pathlib
 
-from sedjax import compile_for
 from sedjax.config import Config, changed, freeze
-from sedjax.task import MLPC_2025
 
-DATA = compile_for.Data(MLPC_2025, compile_for.MLPC_WIDTHS, compile_for.MLPC_RECORDINGS)
 CHOICES = {"demo": ("naive", "conv_transformer", "embedding_transformer")}  # what get_config takes
 
 

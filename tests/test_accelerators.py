@@ -6,7 +6,7 @@ import types
 
 import jax
 import pytest
-from every_config import CONFIGS, DATA
+from every_config import CONFIGS
 from jax.experimental import topologies
 from tiny import run_command, tiny_config
 
@@ -18,7 +18,7 @@ from sedjax.errors import UserError
 @pytest.mark.parametrize("step", ["training", "evaluation"])
 def test_every_config_lowers_for_tpus_and_gpus(name, step):
     """Whatever a platform has no rule for, such as a kernel that the compiler would have to split, fails here."""
-    function, arguments = compile_for.step_of(CONFIGS[name](deep=False), DATA, parallel.make_mesh(8), step)
+    function, arguments = compile_for.step_of(CONFIGS[name](deep=False), compile_for.MLPC, parallel.make_mesh(8), step)
     traced = function.trace(*arguments)
     for platform in ("tpu", "cuda"):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
@@ -68,7 +68,7 @@ def test_a_machine_with_less_memory_does_not_hold_a_step():
     chip = chips.Chip(1e12, 1e12, 1000, 1e9, 1e9, "")
     machine = chips.Machine("small", chip, parallel.make_mesh(1), {})
     config = tiny_config(model__layers=0)
-    assert not compile_for.cost(config, DATA, machine, "prediction")["fits"]
+    assert not compile_for.cost(config, compile_for.MLPC, machine, "prediction")["fits"]
 
 
 @pytest.mark.parametrize("name", ["v5e", "v9:2x2", "v5e:2x0", "v5e:2x", "h100:8", "h100x16", "h100x0", "", "cpu"])
@@ -112,7 +112,6 @@ def test_the_suite_measures_everything_once(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(suite, "PLACEMENTS", (("device", 2),))
     monkeypatch.setattr(suite, "EPOCHS", 1)
     monkeypatch.setattr(suite, "FRAMES", 20)
-    monkeypatch.setattr(compile_for, "MLPC_RECORDINGS", 64)
     monkeypatch.setattr(suite, "bench", functools.partial(suite.bench, recordings=64))
     monkeypatch.setattr(throughput, "LONG_PRODUCT_SECONDS", 1e-9)
     path = tmp_path / "suite.json"
