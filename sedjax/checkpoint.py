@@ -15,6 +15,7 @@ kill at any moment leaves none that is not, and what is not whole has been damag
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -22,6 +23,7 @@ import logging
 import os
 import pathlib
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterator
 from typing import Any
@@ -400,8 +402,25 @@ def _read(directory: pathlib.Path, step: int, wanted: dict[str, Any],
     return found, progress
 
 
+@functools.cache
+def _ignore_abandoned_reads() -> None:
+    """Keeps tracebacks of a damaged checkpoint off the screen, those that come late included.
+
+    When Orbax fails to read an array, it closes its event loop while other reads are in progress; each of them then
+    ends with an exception in TensorStore's thread, that nobody can catch.
+    """
+    report = sys.unraisablehook
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    sys.unraisablehook = hook
+
+
 def _from_disk(read):
     """What `read` returns of a handler of arrays. Raises _Damaged."""
+    _ignore_abandoned_reads()
     try:
         # What TensorStore's threads write to standard error about a damaged file fills a screen.
         with contextlib.redirect_stderr(io.StringIO()), contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
