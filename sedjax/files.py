@@ -15,9 +15,9 @@ import lzma
 import math
 import os
 import pathlib
+import secrets
 import stat
 import struct
-import tempfile
 import threading
 import urllib.parse
 import zipfile
@@ -292,18 +292,12 @@ def atomic_output(path: Path, ours: bool = False, durable: bool = False) -> Iter
     path = pathlib.Path(path)
     if not ours:
         require_replaceable(path)
+    # The suffix decides what numpy and matplotlib write. The name is known before the file is there, so that Ctrl-C at
+    # any moment leaves none.
+    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(6)}{path.suffix[:16]}")
     try:
-        # The suffix decides what numpy and matplotlib write.
-        handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix[:16], dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise UserError(f"Cannot write {printable(path)}: {error.strerror}.") from error
-    temporary = pathlib.Path(name)
-    try:
+        temporary.touch(exist_ok=False)
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
         if durable:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
