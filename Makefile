@@ -17,6 +17,7 @@ setup: .venv/installed
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 
 test: setup lint
 	$(BIN)/python -m pytest -n 2 --dist=loadscope --no-loadscope-reorder
@@ -55,19 +56,19 @@ notebooks: setup
 	$(BIN)/python tests/notebooks.py
 
 # The whole path on the built-in data set: recordings, records, models, their cost, a submission, a report.
-RUN = $(BIN)/python -m
+RUN = $(BIN)/sedjax
 demo: setup
-	$(RUN) data_prep.soundscapes --output $(DEMO)/soundscapes
-	$(RUN) data_prep.build_records --source $(DEMO)/soundscapes --output $(DEMO)/mel_records --features melspectrogram --overwrite
-	$(RUN) sedjax train --config=configs/demo.py:naive --config.data.path=$(DEMO)/mel_records --workdir=$(DEMO)/naive
-	$(RUN) sedjax train --config=configs/demo.py:conv_transformer --config.data.path=$(DEMO)/mel_records --workdir=$(DEMO)/conv_transformer
-	$(RUN) data_prep.extract --source $(DEMO)/soundscapes --embeddings_from $(DEMO)/conv_transformer
-	$(RUN) data_prep.build_records --source $(DEMO)/soundscapes --output $(DEMO)/records --overwrite
-	$(RUN) sedjax train --config=configs/demo.py:embedding_transformer --config.data.path=$(DEMO)/records --workdir=$(DEMO)/embedding_transformer
-	$(RUN) sedjax predict --workdir=$(DEMO)/embedding_transformer --source=$(DEMO)/soundscapes --split=test --output=$(DEMO)/predictions.csv
-	$(RUN) data_prep.ground_truth --source $(DEMO)/soundscapes --split test --output $(DEMO)/ground_truth.csv
-	$(RUN) sedjax score --predictions $(DEMO)/predictions.csv --ground_truth $(DEMO)/ground_truth.csv
-	$(RUN) sedjax report $(DEMO)/naive $(DEMO)/conv_transformer $(DEMO)/embedding_transformer --output=$(DEMO)/report
+	$(RUN) soundscapes --output $(DEMO)/soundscapes
+	$(RUN) records --source $(DEMO)/soundscapes --output $(DEMO)/mel_records --features melspectrogram --overwrite
+	$(RUN) train --config=demo:naive --config.data.path=$(DEMO)/mel_records --workdir=$(DEMO)/naive
+	$(RUN) train --config=demo:conv_transformer --config.data.path=$(DEMO)/mel_records --workdir=$(DEMO)/conv_transformer
+	$(RUN) extract --source $(DEMO)/soundscapes --embeddings_from $(DEMO)/conv_transformer
+	$(RUN) records --source $(DEMO)/soundscapes --output $(DEMO)/records --overwrite
+	$(RUN) train --config=demo:embedding_transformer --config.data.path=$(DEMO)/records --workdir=$(DEMO)/embedding_transformer
+	$(RUN) predict --workdir=$(DEMO)/embedding_transformer --source=$(DEMO)/soundscapes --split=test --output=$(DEMO)/predictions.csv
+	$(RUN) truth --source $(DEMO)/soundscapes --split test --output $(DEMO)/ground_truth.csv
+	$(RUN) score --predictions $(DEMO)/predictions.csv --ground_truth $(DEMO)/ground_truth.csv
+	$(RUN) report $(DEMO)/naive $(DEMO)/conv_transformer $(DEMO)/embedding_transformer --output=$(DEMO)/report
 	@echo "Recordings: $(DEMO)/soundscapes   Models: $(DEMO)/*_transformer   Submission: $(DEMO)/predictions.csv   Report: $(DEMO)/report/index.md"
 
 lock:

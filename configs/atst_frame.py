@@ -1,12 +1,12 @@
 """ATST-Frame end to end from raw audio (SPEC system 14, without its defects): pretrained, then fine-tuned.
 
-Command:  python -m sedjax train --config=configs/atst_frame.py --config.data.path=DATA --workdir=WORKDIR
-          DATA are records with --features=audio. The weights: python -m data_prep.import_weights --network=atst_frame
+Command:  sedjax train --config=atst_frame --config.data.path=DATA --workdir=WORKDIR
+          DATA are records with --features=audio. The weights: sedjax import-weights --network=atst_frame
           --checkpoint=ATST-F_strong_1.pt --output=atst_frame.npz, of PretrainedSED's release v0.0.1.
 Time and expected cost: not measured; 85,426,954 parameters.
 """
 
-from sedjax.config import base_config
+from sedjax.training.configs import base_config
 
 
 def get_config():

@@ -1,13 +1,13 @@
 """A small ATST-Frame from scratch, from raw audio, for a laptop.
 
-Command:  python -m sedjax train --config=configs/atst_frame_small.py --config.data.path=DATA --workdir=WORKDIR
+Command:  sedjax train --config=atst_frame_small --config.data.path=DATA --workdir=WORKDIR
           DATA are records with --features=audio.
 Time: 8 minutes of processor time for 360 recordings of 23 s, on two cores.
 Expected cost there (UrbanSound8K + FSDD soundscapes, see the README): 136 validation, 268 test; silence 277 and 345;
 configs/atst_hybrid_small.py reaches 104 and 193 in the same time.
 """
 
-from sedjax.config import base_config
+from sedjax.training.configs import base_config
 
 
 def get_config():

@@ -1,12 +1,12 @@
 """ATST-Frame, pretrained, and on it the embedding-transformer with its loss by cost, trained together from raw audio.
 
-Command:  python -m sedjax train --config=configs/atst_hybrid.py --config.data.path=DATA --workdir=WORKDIR
+Command:  sedjax train --config=atst_hybrid --config.data.path=DATA --workdir=WORKDIR
           DATA and the weights: as for configs/atst_frame.py.
 Time and expected cost: not measured; 121,378,826 parameters.
 """
 
 from configs import atst_frame
-from sedjax.config import base_config
+from sedjax.training.configs import base_config
 
 
 def get_config():

@@ -1,13 +1,13 @@
 """A small ATST-Frame and a small embedding-transformer on it, from scratch, from raw audio, for a laptop.
 
-Command:  python -m sedjax train --config=configs/atst_hybrid_small.py --config.data.path=DATA --workdir=WORKDIR
+Command:  sedjax train --config=atst_hybrid_small --config.data.path=DATA --workdir=WORKDIR
           DATA are records with --features=audio.
 Time: 8 minutes of processor time for 360 recordings of 23 s, on two cores.
 Expected cost there (UrbanSound8K + FSDD soundscapes, see the README): 104 validation, 193 test; silence 277 and 345.
 """
 
 from configs import atst_frame_small
-from sedjax.config import base_config
+from sedjax.training.configs import base_config
 
 
 def get_config():

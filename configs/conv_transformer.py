@@ -1,10 +1,10 @@
 """The conv-transformer on mel spectrograms with learned positions (SPEC system 3).
 
-Command:  python -m sedjax train --config=configs/conv_transformer.py --config.data.path=DATA --workdir=WORKDIR
+Command:  sedjax train --config=conv_transformer --config.data.path=DATA --workdir=WORKDIR
 Time: not measured at this size.  Expected cost: 81 train, 101.47 test on MLPC by the report (without positions).
 """
 
-from sedjax.config import base_config
+from sedjax.training.configs import base_config
 
 
 def get_config():

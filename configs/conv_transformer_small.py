@@ -1,11 +1,11 @@
 """A small conv-transformer for a laptop: pre-norm, warm-up and cosine, averaged weights, tuned thresholds.
 
-Command:  python -m sedjax train --config=configs/conv_transformer_small.py --config.data.path=DATA --workdir=WORKDIR
+Command:  sedjax train --config=conv_transformer_small --config.data.path=DATA --workdir=WORKDIR
 Time: 3 minutes on two CPU cores for 360 recordings of 23 s.
 Expected cost there (UrbanSound8K + FSDD soundscapes, see the README): 123 validation, 211 test; silence 277 and 345.
 """
 
-from sedjax.config import base_config
+from sedjax.training.configs import base_config
 
 
 def get_config():

@@ -1,13 +1,13 @@
 """The models of `make demo`, small enough to train on two CPU cores in a minute.
 
-Command:  python -m sedjax train --config=configs/demo.py:MODEL --workdir=WORKDIR
+Command:  sedjax train --config=demo:MODEL --workdir=WORKDIR
           MODEL is conv_transformer (on mel spectrograms), embedding_transformer (on what the conv-transformer makes of
           them) or naive.
 Time: half a minute each on two CPU cores.  Expected test cost: 155 (conv), 157 (embedding), 489 (naive).
 """
 
 from configs import conv_transformer_small, embedding_transformer_small, naive
-from sedjax.errors import UserError
+from sedjax.core.errors import UserError
 
 CONFIGS = {"conv_transformer": conv_transformer_small, "embedding_transformer": embedding_transformer_small,
            "naive": naive}

@@ -1,11 +1,11 @@
 """The embedding-transformer that won MLPC 2025 (SPEC system 13), as the report trained it.
 
-Command:  python -m sedjax train --config=configs/embedding_transformer.py --config.data.path=DATA --workdir=WORKDIR
+Command:  sedjax train --config=embedding_transformer --config.data.path=DATA --workdir=WORKDIR
 Time: 80 seconds an epoch on two CPU cores for 360 recordings of 23 s; 30 epochs there.
 Expected cost on MLPC by the report: 37.30 validation, 38.60 test, 41.81 hidden.
 """
 
-from sedjax.config import base_config
+from sedjax.training.configs import base_config
 
 
 def get_config():

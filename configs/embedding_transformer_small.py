@@ -1,13 +1,12 @@
 """A small embedding-transformer for a laptop: convolutions over time, pre-norm, warm-up and cosine, averaged weights.
 
-Command:  python -m sedjax train --config=configs/embedding_transformer_small.py --config.data.path=DATA \
-              --workdir=WORKDIR
+Command:  sedjax train --config=embedding_transformer_small --config.data.path=DATA --workdir=WORKDIR
 Time: 2.5 minutes on two CPU cores for 360 recordings of 23 s.
 Expected cost there (UrbanSound8K + FSDD soundscapes, see the README): 114 validation, 139 test;
 three seeds: 118 and 135; silence 277 and 345.
 """
 
-from sedjax.config import base_config
+from sedjax.training.configs import base_config
 
 
 def get_config():

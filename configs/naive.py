@@ -1,10 +1,10 @@
 """The naive baseline (SPEC system 1): a class is always on if it is in half of the training frames, else never.
 
-Command:  python -m sedjax train --config=configs/naive.py --config.data.path=DATA --workdir=WORKDIR
+Command:  sedjax train --config=naive --config.data.path=DATA --workdir=WORKDIR
 Time: seconds.  Expected cost: 108.86 on the MLPC validation split by the report.
 """
 
-from sedjax.config import base_config
+from sedjax.training.configs import base_config
 
 
 def get_config():

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from data_prep.extraction import Job, Waiting, outcomes
 from data_prep.journal import Bad, Entry, append_line, worker_file, worker_files
-from sedjax import files
-from sedjax.errors import UserError
+from sedjax.core import files
+from sedjax.core.errors import UserError
 
 try:
     import apache_beam

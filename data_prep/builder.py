@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_prep.layout import Survey, digests_of
-from sedjax import audio, identity
-from sedjax.errors import UserError
-from sedjax.frontend import level
-from sedjax.layout import Layout
+from data_prep.check import Survey, digests_of
+from sedjax.audio import reader
+from sedjax.audio.frontend import power_to_db
+from sedjax.core.errors import UserError
+from sedjax.data import identity
+from sedjax.data.layout import Layout
 
 
 class SedRecords(tfds.core.GeneratorBasedBuilder):
@@ -25,7 +26,7 @@ class SedRecords(tfds.core.GeneratorBasedBuilder):
       layout: where the recordings are.
       splits: recordings of each split, in the order in which they are stored.
       keys: features to store.
-      found: what data_prep.layout found in the recordings, which must not change after it.
+      found: what data_prep.check found in the recordings, which must not change after it.
       statistics: of the training frames, from `training_statistics`.
       fingerprints: of each split, from `identity.split_fingerprints`.
       on_beam: whether workers of a Beam pipeline read the recordings; the records are the same.
@@ -110,7 +111,7 @@ def training_statistics(layout: Layout, filenames: tuple[str, ...], keys: tuple[
 
     `over` is like `map`; data_prep.beam.over has workers do it.
     """
-    keys = tuple(key for key in keys if key != audio.FEATURE)
+    keys = tuple(key for key in keys if key != reader.FEATURE)
     sums = list(over(functools.partial(_column_sums, layout=layout, keys=keys), filenames))
     return {key: column_statistics(each[key] for each in sums) for key in (*keys, identity.LABELS)}
 
@@ -127,7 +128,7 @@ def _column_sums(filename: str, layout: Layout, keys: tuple[str, ...]) -> dict[s
 def column_sums(value: np.ndarray) -> Sums:
     """What `column_statistics` needs of a (T, D) array; at last, whether nothing in it is negative."""
     value = value.astype(np.float64)
-    decibels = level(value)
+    decibels = power_to_db(value)
     sums = np.stack([value.sum(0), (value**2).sum(0), decibels.sum(0), (decibels**2).sum(0)])
     return len(value), sums, bool((value >= 0).all())
 

@@ -1,8 +1,8 @@
-"""`python -m data_prep.extract`: recordings -> features in MLPC layout (SPEC section 3).
+"""`sedjax extract`: recordings -> features in MLPC layout (SPEC section 3).
 
-    python -m data_prep.extract --audio=RECORDINGS --output=DIR --features=melspectrogram,mfcc,embeddings \\
+    sedjax extract --audio=RECORDINGS --output=DIR --features=melspectrogram,mfcc,embeddings \\
         --embeddings_from=WORKDIR
-    python -m data_prep.extract --source=DIR --embeddings_from=WORKDIR
+    sedjax extract --source=DIR --embeddings_from=WORKDIR
 
 The first form makes features of audio files; started again, it resumes. The second adds embeddings to
 features that are there. Embeddings are what the head of a trained sedjax model sees of each frame, or ATST-Frame's.
@@ -23,12 +23,14 @@ from tqdm import tqdm
 from data_prep import extraction, origin
 from data_prep.extraction import Job, Waiting
 from data_prep.journal import Entry, Journal, features_state, recording_state
-from sedjax import audio, commands, files
-from sedjax.commands import BAD_LIST, SOME_BAD_STATUS, write_bad
-from sedjax.errors import UserError
-from sedjax.files import read_csv
-from sedjax.layout import Layout, read_layout
-from sedjax.task import read_task
+from sedjax.audio import reader
+from sedjax.audio.clips import Unreadable
+from sedjax.commands import cli
+from sedjax.commands.cli import BAD_LIST, SOME_BAD_STATUS, write_bad
+from sedjax.core import errors, files, task
+from sedjax.core.errors import UserError
+from sedjax.core.files import read_csv
+from sedjax.data.layout import Layout, read_layout, read_task
 
 FEATURES = ("melspectrogram", "mfcc", "mfcc_delta", "mfcc_delta2", "embeddings")
 JOURNAL = "extracted.jsonl"
@@ -51,7 +53,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    commands.require_no_arguments(argv)
+    cli.require_no_arguments(argv)
     options = flags.FLAGS
     if bool(options.source) == bool(options.audio):
         raise UserError("Give either --audio=FOLDER, to make features of recordings, or --source=DIR, to add "
@@ -62,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
         for flag in ("output", "features", "hop_seconds", "drop_layers", "beam_options"):
             if options[flag].present:
                 raise UserError(f"--{flag} is for --audio: --source takes --embeddings_from=WORKDIR only.")
-        with commands.tidy_sigterm():
+        with cli.tidy_sigterm():
             add_embeddings(options.source, options.embeddings_from)
         return
     if not options.output:
@@ -76,12 +78,12 @@ def main(argv: Sequence[str]) -> None:
         if options[flag].present and not _is_atst_frame(options.embeddings_from):
             raise UserError(f"--{flag} is for the windows of ATST-Frame, with --embeddings_from=FILE.npz: a workdir "
                             "says itself how its model takes recordings.")
-    with commands.tidy_sigterm():
-        done, bad = extract(commands.file_path(options.audio), commands.file_path(options.output),
+    with cli.tidy_sigterm():
+        done, bad = extract(cli.file_path(options.audio), cli.file_path(options.output),
                             tuple(options.features), options.embeddings_from, float(options.hop_seconds),
                             options.drop_layers, options.beam_options)
     listed = f"; {bad:,} cannot be read, listed in {pathlib.Path(options.output) / BAD_LIST}" if bad else ""
-    print(files.printable(f"{options.output} holds {', '.join(options.features)} of {done:,} recordings{listed}."))
+    print(errors.printable(f"{options.output} holds {', '.join(options.features)} of {done:,} recordings{listed}."))
     if bad:
         sys.exit(SOME_BAD_STATUS)
 
@@ -95,21 +97,25 @@ def add_embeddings(source: str, embeddings_from: str) -> None:
 
     Raises UserError, before anything is computed, if there are embeddings that sedjax did not make.
     """
-    from sedjax.detector import load  # imports JAX, which is slow
-    from sedjax.extractors import DetectorExtractor, narrowed, require_finite
-    from sedjax.input_pipeline import Features
+    from sedjax.audio.clips import ahead, recut
+    from sedjax.data.records import directory_clips
+    from sedjax.inference.extractors import ModelExtractor  # imports JAX, which is slow
+    from sedjax.inference.trained import load_model
 
-    layout, detector = read_layout(source), load(embeddings_from)
-    width = detector.embedding_width
-    made_by = origin.of_extractor(embeddings_from, DetectorExtractor(detector).parameters)
+    layout, model = read_layout(source), load_model(embeddings_from)
+    extractor = ModelExtractor(model)
+    width = extractor.width
+    made_by = origin.of_extractor(embeddings_from, extractor.parameters)
     journal = Journal(layout.path / JOURNAL) if os.path.lexists(layout.path / JOURNAL) else None
     noted = {name: journal and journal.vouches(name, layout.features_path(name)) for name in layout.filenames}
     for filename in layout.filenames:
         extraction.require_ours(layout.features_path(filename), ("embeddings",), noted[filename])
-    frames = [narrowed(value) for value in detector.embed(
-        Features.of(layout, detector.task, detector.model.features, detector.widths))]
-    for filename, value in zip(layout.filenames, frames):
-        require_finite(value, filename)
+    clips = ahead(recut(directory_clips(layout, model.inputs, model.widths), extractor.max_frames))
+    frames = []
+    for clip in recut(extractor.embed(clips)):
+        if isinstance(clip, Unreadable):
+            raise UserError(f"{clip.recording}: {clip.error}")
+        frames.append(clip.features["embeddings"])
     origin.forget(layout.path, ("embeddings",))
     for filename, value in zip(tqdm(layout.filenames, "writing", disable=None), frames):
         add_features(layout, filename, {"embeddings": value}, noted[filename])
@@ -118,7 +124,7 @@ def add_embeddings(source: str, embeddings_from: str) -> None:
             parameters = {key: made_with for key, made_with in entry["parameters"].items() if key != "embeddings"}
             journal.note(entry | features_state(layout.features_path(filename)) | {"parameters": parameters})
     origin.note(layout.path, {"embeddings": made_by})
-    print(f"Wrote embeddings of {len(frames):,} recordings, {width} wide, to {files.printable(layout.path)}.")
+    print(f"Wrote embeddings of {len(frames):,} recordings, {width} wide, to {errors.printable(layout.path)}.")
 
 
 def add_features(layout: Layout, filename: str, features: dict[str, np.ndarray], noted: Entry | None = None) -> None:
@@ -150,7 +156,7 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
     """
     paths, bad = recordings(folder)
     if (output / "costs.json").exists():
-        audio.require_frame_seconds(read_task(output / "costs.json"))
+        task.require_frame_seconds(read_task(output / "costs.json"))
     job = Job(output, wanted, embeddings_from, hop_seconds, drop_layers)
     extractor = job.extractor()
     parameters = job.parameters(extractor)
@@ -212,7 +218,7 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
 
 def recordings(folder: pathlib.Path) -> tuple[list[pathlib.Path], dict[str, str]]:
     """The audio files of a folder by name, and why some cannot be taken. Raises UserError if there are none."""
-    paths = audio.files_in(folder)
+    paths = reader.files_in(folder)
     first: dict[str, pathlib.Path] = {}
     bad = {}
     for path in paths:
@@ -254,4 +260,4 @@ def _add_to_metadata(output: pathlib.Path, seconds: dict[str, float]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    commands.run(main)
+    cli.run(main)

@@ -9,8 +9,9 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 
 from data_prep import journal
-from sedjax import files
-from sedjax.errors import UserError
+from sedjax.audio.clips import Unreadable
+from sedjax.core import files, npz
+from sedjax.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Job:
     Attributes:
       output: a directory in MLPC layout.
       wanted: names of features.
-      embeddings_from, hop_seconds, drop_layers: the extractor, as sedjax.extractors.of takes it, if there is one.
+      embeddings_from, hop_seconds, drop_layers: the extractor, as extractors.load_extractor takes it, if there is one.
     """
 
     output: pathlib.Path
@@ -38,15 +39,15 @@ class Job:
         return self.output / "audio_features" / f"{recording.stem}.npz"
 
     def extractor(self):
-        """The sedjax.extractors.Extractor, loaded anew; None if none is needed. Raises UserError."""
-        from sedjax import extractors  # imports JAX, which is slow
+        """The sedjax.inference.extractors.Extractor, loaded anew; None if none is needed. Raises UserError."""
+        from sedjax.inference import extractors  # imports JAX, which is slow
 
         if self.embeddings_from:
-            return extractors.of(self.embeddings_from, self.hop_seconds, self.drop_layers)
+            return extractors.load_extractor(self.embeddings_from, self.hop_seconds, self.drop_layers)
 
     def parameters(self, extractor) -> dict[str, str]:
         """What the numbers of each feature depend on."""
-        from sedjax import extractors
+        from sedjax.inference import extractors
 
         return {name: extractor.parameters if name == "embeddings" else extractors.SPECTRAL_VERSION
                 for name in self.wanted}
@@ -72,27 +73,27 @@ def outcomes(job: Job, extractor, waiting: Sequence[Waiting]) -> Iterator[journa
 
     Raises UserError if a file cannot be written.
     """
-    from sedjax import extractors
+    from sedjax.inference import extractors
 
     parameters = job.parameters(extractor)
-    with contextlib.closing(extractors.features_of((one.path for one in waiting), job.wanted, extractor)) as made:
-        for one, found in zip(waiting, made):
+    clips = extractors.extract_features((one.path for one in waiting), job.wanted, extractor)
+    with contextlib.closing(clips):
+        for one, clip in zip(waiting, clips):
             path = job.features_path(one.path)
             try:
-                if isinstance(found, UserError):
-                    raise found
-                features, seconds = found
+                if isinstance(clip, Unreadable):
+                    raise clip.error
                 has_changed = bool(one.noted) and not one.state.items() <= one.noted.items()
                 others, ours = kept(path, job.wanted, one.noted, has_changed)
                 labels = job.output / "labels" / f"{one.path.stem}_labels.npz"
-                as_others = fit(features, {key: value.shape for key, value in others.items()}, path)
-                as_labels = fit(features, files.npz_shapes(labels) if os.path.lexists(labels) else {}, labels)
+                as_others = fit(clip.features, {key: value.shape for key, value in others.items()}, path)
+                as_labels = fit(clip.features, npz.npz_shapes(labels) if os.path.lexists(labels) else {}, labels)
             except UserError as error:
                 yield {"filename": one.path.name, "reason": str(error)}
                 continue
             write(path, others, as_others if others else as_labels, ours)
             known = one.noted["parameters"] if one.noted else {}
-            yield journal.entry(one.path, one.state, path, seconds,
+            yield journal.entry(one.path, one.state, path, clip.seconds,
                                 {key: value for key, value in known.items() if key in ours} | parameters)
 
 
@@ -100,7 +101,7 @@ def write(path: pathlib.Path, others: dict[str, np.ndarray], features: dict[str,
           ours: Collection[str]) -> None:
     """Writes a features file: `others`, of which sedjax made `ours`, and what it has made now."""
     with files.atomic_output(path, ours=True) as temporary:
-        files.write_npz(temporary, others | features, made=[*ours, *features])
+        npz.write_npz(temporary, others | features, made=[*ours, *features])
 
 
 def kept(path: pathlib.Path, wanted: Collection[str], noted: journal.Entry | None = None,
@@ -119,8 +120,8 @@ def kept(path: pathlib.Path, wanted: Collection[str], noted: journal.Entry | Non
     ours = require_ours(path, wanted, noted)
     if ours is None:
         return {}, set()
-    others = [key for key in files.npz_keys(path) if key not in wanted and not (has_changed and key in ours)]
-    return files.read_npz(path, others), ours.intersection(others)
+    others = [key for key in npz.npz_keys(path) if key not in wanted and not (has_changed and key in ours)]
+    return npz.read_npz(path, others), ours.intersection(others)
 
 
 def require_ours(path: pathlib.Path, wanted: Collection[str], noted: journal.Entry | None) -> set[str] | None:
@@ -131,7 +132,7 @@ def require_ours(path: pathlib.Path, wanted: Collection[str], noted: journal.Ent
     if not os.path.lexists(path) or (path.is_file() and not path.stat().st_size):
         return None
     try:
-        keys = files.npz_keys(path)
+        keys = npz.npz_keys(path)
     except UserError:
         if noted and path.is_file():
             return None

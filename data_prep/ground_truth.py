@@ -1,13 +1,14 @@
-"""`python -m data_prep.ground_truth`: the labels of a directory in MLPC layout as a CSV that `score` compares with."""
+"""`sedjax truth`: the labels of a directory in MLPC layout as a CSV that `score` compares with."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
 
-from sedjax import commands, files, grid
-from sedjax.layout import SPLITS, Layout, read_layout, read_splits
-from sedjax.submission import write_submission
+from sedjax.commands import cli
+from sedjax.core import files, grid
+from sedjax.data.layout import SPLITS, Layout, read_layout, read_splits
+from sedjax.scoring.submission import write_submission
 
 
 def define_flags() -> None:
@@ -17,7 +18,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    commands.require_no_arguments(argv)
+    cli.require_no_arguments(argv)
     options = flags.FLAGS
     files.require_writable(options.output)
     layout = read_layout(options.source)
@@ -33,4 +34,4 @@ def true_segments(layout: Layout, filename: str) -> np.ndarray:
 
 if __name__ == "__main__":
     define_flags()
-    commands.run(main)
+    cli.run(main)

@@ -1,4 +1,4 @@
-"""`python -m data_prep.import_weights`: a PyTorch checkpoint -> a sedjax workdir, or an npz file for part of a model.
+"""`sedjax import-weights`: a PyTorch checkpoint -> a sedjax workdir, or an npz file for part of a model.
 
 All of the checkpoint or an error; never some of its tensors.
 """
@@ -18,13 +18,21 @@ from absl import flags
 from flax import linen as nn
 from flax import traverse_util
 
-from sedjax import checkpoint, commands, files, mel, models, workdir
-from sedjax import config as config_lib
-from sedjax.errors import UserError
+from sedjax.audio import mel
+from sedjax.commands import cli
+from sedjax.commands.config_flag import define_flag, from_flag
+from sedjax.core import config as config_lib
+from sedjax.core import errors, files, npz
+from sedjax.core.errors import UserError
+from sedjax.core.task import MLPC_2025, Task
+from sedjax.data.layout import read_task
+from sedjax.models import registry
 from sedjax.models.atst_frame import PATCH_FRAMES, STRONG_CLASSES, AtstFrame
 from sedjax.models.resnet import ResNet34
-from sedjax.task import MLPC_2025, Task, read_task
-from sedjax.train_state import TrainState
+from sedjax.models.variables import example_inputs
+from sedjax.training import checkpoint, workdir
+from sedjax.training.progress import Progress
+from sedjax.training.train_state import TrainState
 
 log = logging.getLogger("data_prep")
 
@@ -76,7 +84,7 @@ class Misfit(UserError):
 def define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "PyTorch checkpoint (.ckpt, .pt, .pth), or .npz of its state dict.",
                         required=True)
-    config_lib.define_flag(required=False)
+    define_flag(required=False)
     flags.DEFINE_enum("network", None, ["atst_frame"], "Instead of --config: PretrainedSED's ATST-Frame.")
     flags.DEFINE_bool("strong_head", False, "With ATST-Frame's head for the classes of AudioSet Strong.")
     flags.DEFINE_string("workdir", None, "New folder for the sedjax checkpoint of a whole model.")
@@ -87,7 +95,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    commands.require_no_arguments(argv)
+    cli.require_no_arguments(argv)
     options = flags.FLAGS
     if bool(options.network) == bool(options["config"].present):
         raise UserError("Give either --config=FILE, of the model that the checkpoint is for, or --network=atst_frame.")
@@ -100,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--strong_head goes with --network=atst_frame.")
     if bool(options.workdir) == bool(options.output):
         raise UserError("Give either --workdir=FOLDER, for a whole model, or --output=FILE.npz, for a ResNet-34 stem.")
-    config = config_lib.from_flag()
+    config = from_flag()
     name = config.model["name"]
     if name == "conv_transformer" and config.model.get("stem") == "resnet34":
         if not options.output:
@@ -129,17 +137,17 @@ def import_model(path: str, config: config_lib.Config, task: Task, folder: pathl
     first = tensors.get("proj.0.weight")
     if first is None or first.ndim != 2 or not first.size:
         raise UserError(f"{path} is no checkpoint of {name!r}: it has no matrix 'proj.0.weight'.")
-    model = models.build_from(config, task)
-    widths = dict.fromkeys(model.features, first.shape[1])
+    model = registry.build_from(config, task)
+    widths = dict.fromkeys(model.inputs, first.shape[1])
     with _misfits_of(path):
         params = convert(tensors, model, name, widths)
     state = TrainState(step=np.zeros((), np.int32), params=params, ema=None, model_state={}, opt_state={})
     with _new_folder(folder) as temporary:
         workdir.prepare(temporary, config, task, {key: {"width": width} for key, width in widths.items()})
         with checkpoint.open_manager(temporary) as manager:
-            checkpoint.save(manager, state, checkpoint.Progress(finished=True, task=task.digest))
+            checkpoint.save(manager, state, Progress(finished=True, task=task.digest))
     print(f"Loaded {len(tensors)} of {len(tensors)} tensors, {sum(t.size for t in tensors.values()):,} parameters, "
-          f"into {files.printable(folder)}. Its outputs are taken to be, in this order: {', '.join(task.classes)}.")
+          f"into {errors.printable(folder)}. Its outputs are taken to be, in this order: {', '.join(task.classes)}.")
 
 
 def import_stem(path: str, config: config_lib.Config, output: pathlib.Path) -> None:
@@ -152,8 +160,8 @@ def import_stem(path: str, config: config_lib.Config, output: pathlib.Path) -> N
     with files.atomic_output(output) as temporary:
         np.savez(temporary, **part)
     print(f"Loaded {len(part)} of {len(tensors)} tensors, all but the classifier and counters, into "
-          f"{files.printable(output)}. Input channels: {channels}. Train from it with "
-          f"--config.train.initial_weights={files.printable(output)}.")
+          f"{errors.printable(output)}. Input channels: {channels}. Train from it with "
+          f"--config.train.initial_weights={errors.printable(output)}.")
 
 
 def import_atst(path: str, output: pathlib.Path, strong_head: bool = False) -> None:
@@ -174,7 +182,7 @@ def import_atst(path: str, output: pathlib.Path, strong_head: bool = False) -> N
         np.savez(temporary, **part)
     print(f"Loaded {loaded} of {len(encoder)} tensors of the encoder, "
           f"{sum(value.size for value in encoder.values()):,} parameters, and {len(part) - loaded} of {len(heads)} "
-          f"tensors of heads, into {files.printable(output)}.")
+          f"tensors of heads, into {errors.printable(output)}.")
 
 
 def read_state_dict(path: str) -> dict[str, np.ndarray]:
@@ -183,7 +191,7 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
     Reading runs no code from the file. Raises UserError if it is damaged or holds anything but tensors.
     """
     if path.endswith(".npz"):
-        return files.read_npz(path)
+        return npz.read_npz(path)
     try:
         import torch
     except ImportError as error:
@@ -217,7 +225,7 @@ def convert(tensors: Mapping[str, np.ndarray], model: nn.Module, name: str, widt
     Raises:
       UserError: a tensor is missing, unexpected or misshapen; nothing is loaded then.
     """
-    variables = jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model, widths))
+    variables = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model, widths))
     shapes = traverse_util.flatten_dict(variables["params"], sep="/")
     return traverse_util.unflatten_dict(_place(tensors, shapes, name), sep="/")
 
@@ -335,4 +343,4 @@ def _tensor_key(path: str, rules: tuple[tuple[str, str], ...]) -> str:
 
 
 if __name__ == "__main__":
-    commands.run(main, define_flags=define_flags)
+    cli.run(main, define_flags=define_flags)

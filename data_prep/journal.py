@@ -12,8 +12,8 @@ from typing import (
 import pydantic
 from typing_extensions import TypedDict
 
-from sedjax import files
-from sedjax.errors import UserError
+from sedjax.core import files, npz
+from sedjax.core.errors import UserError
 
 
 class Entry(TypedDict):
@@ -76,7 +76,7 @@ class Journal:
         try:
             if not found or features.stat().st_size != found["features_bytes"]:
                 return None
-            same = found.get("features_checksum") in (None, files.npz_checksum(features))
+            same = found.get("features_checksum") in (None, npz.npz_checksum(features))
             return found if same else None
         except (OSError, UserError):
             return None
@@ -103,7 +103,7 @@ def entry(recording: pathlib.Path, state: dict[str, int], features: pathlib.Path
 
 def features_state(features: pathlib.Path) -> dict[str, int]:
     """Size and checksum of a features file, by which a change is told."""
-    return {"features_bytes": features.stat().st_size, "features_checksum": files.npz_checksum(features)}
+    return {"features_bytes": features.stat().st_size, "features_checksum": npz.npz_checksum(features)}
 
 
 def recording_state(recording: pathlib.Path) -> dict[str, int]:

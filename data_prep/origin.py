@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import pydantic
 
-from sedjax import files
-from sedjax.layout import EXTRACTORS
+from sedjax.core import files
+from sedjax.data.layout import EXTRACTORS
 
 Origin = dict[str, str | int | pydantic.FiniteFloat]
 
@@ -23,7 +23,7 @@ def note(directory: pathlib.Path, origins: dict[str, Origin]) -> None:
 
 
 def of_extractor(path: str, parameters: str, **options) -> Origin:
-    """The origin of embeddings: where the sedjax.extractors.Extractor lies, its parameters, and how it was made."""
+    """The origin of embeddings: where the extractor lies, its parameters, and how it was made."""
     return {"path": str(pathlib.Path(path).absolute()), "parameters": parameters, **options}
 
 

@@ -1,6 +1,6 @@
 """The built-in data set: synthesised soundscapes with exact strong labels, in MLPC layout (SPEC section 3).
 
-    python -m data_prep.soundscapes --output=/data/soundscapes
+    sedjax soundscapes --output=/data/soundscapes
 
 Nothing is downloaded: each of the ten MLPC 2025 classes is a small physical model with random parameters, mixed over
 background noise. A recording depends on the parameters and its index alone, never on the number of workers.
@@ -23,16 +23,15 @@ import soundfile
 from absl import flags
 from tqdm import tqdm
 
-import sedjax.commands
 from data_prep import origin, staging
 from data_prep.spectral import spectral_features
 from data_prep.synthesis import MILLISECOND_SAMPLES, SOURCES, Rng, render, render_background
-from sedjax import files, grid, interrupts
-from sedjax.audio import SAMPLE_RATE_HZ
-from sedjax.errors import UserError
-from sedjax.layout import SPLITS
-from sedjax.mel import SPECTRAL_VERSION
-from sedjax.task import MLPC_2025, OUTCOMES
+from sedjax.audio.mel import SPECTRAL_VERSION
+from sedjax.commands import cli
+from sedjax.core import files, grid, interrupts, npz
+from sedjax.core.errors import UserError
+from sedjax.core.task import MLPC_2025, OUTCOMES, SAMPLE_RATE_HZ
+from sedjax.data.layout import SPLITS
 
 TASK = MLPC_2025
 FORMAT_VERSION = 2  # raise it whenever the same parameters give other files
@@ -113,8 +112,8 @@ def write_recording(folder: pathlib.Path, parameters: Parameters, index: int, re
     stem = f"{index:05d}"
     soundfile.write(folder / "audio" / f"{stem}.flac", pcm, SAMPLE_RATE_HZ, subtype="PCM_16")
     # Features of what was written, so that extracting them from the file again gives the same.
-    files.savez(folder / "audio_features" / f"{stem}.npz", spectral_features(pcm / np.float32(32768), frames))
-    files.savez(folder / "labels" / f"{stem}_labels.npz", labels, packed=True)
+    npz.savez(folder / "audio_features" / f"{stem}.npz", spectral_features(pcm / np.float32(32768), frames))
+    npz.savez(folder / "labels" / f"{stem}_labels.npz", labels, packed=True)
     return (f"{stem}.flac", seconds), [(f"{stem}.flac", *row) for row in rows]
 
 
@@ -225,4 +224,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    sedjax.commands.run(main)
+    cli.run(main)

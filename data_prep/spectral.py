@@ -1,9 +1,9 @@
-"""Mel power and MFCC with numpy, for worker processes that should not start JAX; sedjax.frontend gives the same."""
+"""Mel power and MFCC with numpy, for worker processes that should not start JAX; audio.frontend gives the same."""
 
 import numpy as np
 import scipy.fft
 
-from sedjax.mel import MFCC_COEFFICIENTS, MLPC
+from sedjax.audio.mel import MFCC_COEFFICIENTS, MLPC
 
 
 def spectral_features(audio: np.ndarray, num_frames: int) -> dict[str, np.ndarray]:

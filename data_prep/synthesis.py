@@ -6,7 +6,7 @@ import numpy as np
 import scipy.fft
 import scipy.signal
 
-from sedjax.audio import SAMPLE_RATE_HZ
+from sedjax.core.task import SAMPLE_RATE_HZ
 
 MILLISECOND_SAMPLES = SAMPLE_RATE_HZ // 1000  # events begin and end on whole milliseconds, as annotations.csv says
 VOWEL_FORMANTS_HZ = ((730, 1090, 2440), (530, 1840, 2480), (390, 1990, 2550), (570, 840, 2410), (440, 1020, 2240))

@@ -1,13 +1,34 @@
-"""Sound event detection in JAX: what sounds, and when."""
+"""Sound event detection in JAX: which sounds occur in a recording, and when.
 
-__version__ = "0.1.0"
+    detector = sedjax.load("WORKDIR")
+    for onset, offset, label, score in detector("street.mp3"):
+        ...
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from sedjax.core.version import __version__
+
+if TYPE_CHECKING:
+    from sedjax.audio.clips import Unreadable
+    from sedjax.core.errors import UserError
+    from sedjax.core.task import Task
+    from sedjax.inference.detection import Detection, Event
+    from sedjax.inference.detector import Detector, load
+
+__all__ = ["Detection", "Detector", "Event", "Task", "Unreadable", "UserError", "__version__", "load"]
+
+# Imported when they are asked for: JAX takes seconds, and `score` and the checks of a directory can do without.
+_PLACES = {"Detection": "inference.detection", "Detector": "inference.detector", "Event": "inference.detection",
+           "Task": "core.task", "Unreadable": "audio.clips", "UserError": "core.errors", "load": "inference.detector"}
 
 
-def load(workdir, checkpoint="best", embeddings_from=None):
-    """The trained model of a workdir, as a sedjax.detector.Detector; see sedjax.detector.load.
+def __getattr__(name: str):
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"sedjax.{_PLACES[name]}"), name)
 
-        for onset, offset, label, score in sedjax.load("WORKDIR")("street.mp3"):
-    """
-    from sedjax import detector  # imports JAX, which `score` and the checks of a directory can do without
 
-    return detector.load(workdir, checkpoint, embeddings_from)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

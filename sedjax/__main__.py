@@ -1,51 +1,67 @@
-"""`python -m sedjax COMMAND [--flags]`."""
+"""`sedjax COMMAND [--flags]`, also as `python -m sedjax`."""
 
 import importlib
 import sys
 from collections.abc import Sequence
 
 import sedjax
-from sedjax import interrupts
-from sedjax.errors import UserError
+from sedjax.core import interrupts
+from sedjax.core.errors import UserError
 
 COMMANDS = {
-    "train": "trains a model, or resumes where a run was interrupted",
-    "evaluate": "cost and figures of a trained model on one split",
-    "predict": "what a trained model hears in recordings: events, segments, pictures",
-    "score": "cost of a submission CSV, or a check of its format",
-    "sweep": "trains the systems of a study with several seeds and compares them",
-    "bench": "how fast all of it is here, and against what",
-    "devices": "what JAX computes on here, and whether it overlooks an accelerator",
-    "report": "compares trained models: tables and figures",
+    "Data": {
+        "soundscapes": ("data_prep.soundscapes", "synthesises a data set with exact labels"),
+        "extract": ("data_prep.extract", "computes features of recordings"),
+        "check": ("data_prep.check", "checks a directory in MLPC layout"),
+        "records": ("data_prep.records", "builds the records that models are trained on"),
+        "truth": ("data_prep.ground_truth", "writes the ground truth of a directory as a CSV to score against"),
+        "import-weights": ("data_prep.import_weights", "converts pretrained weights and published checkpoints"),
+    },
+    "Training": {
+        "train": ("sedjax.commands.train", "trains a model, or resumes an interrupted training"),
+        "sweep": ("sedjax.commands.sweep", "trains the systems of a study with several seeds and compares them"),
+    },
+    "Results": {
+        "evaluate": ("sedjax.commands.evaluate", "computes cost and figures of a trained model on one split"),
+        "predict": ("sedjax.commands.predict", "detects events in recordings"),
+        "score": ("sedjax.commands.score", "scores a submission CSV, or checks its format"),
+        "report": ("sedjax.commands.report", "compares trained models in tables and figures"),
+    },
+    "Machines": {
+        "bench": ("sedjax.commands.bench", "measures speed, or compiles for machines that are not here"),
+        "devices": ("sedjax.commands.devices", "says what JAX computes on, and whether it misses an accelerator"),
+    },
 }
+MODULES = {name: module for commands in COMMANDS.values() for name, (module, _) in commands.items()}
 
 
 def main() -> None:
     interrupts.end_at_once()
-    from sedjax import commands  # the first import that takes a while
+    from sedjax.commands import cli  # the first import that takes a while
 
     name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name not in COMMANDS:
-        commands.run(overview, [sys.argv[0], "--", name])
+    if name not in MODULES:
+        cli.run(overview, [sys.argv[0], "--", name])
         return
-    command = importlib.import_module(f"sedjax.{name}")
-    commands.run(command.main, [f"sedjax {name}", *sys.argv[2:]], command.define_flags)
+    command = importlib.import_module(MODULES[name])
+    cli.run(command.main, [f"sedjax {name}", *sys.argv[2:]], command.define_flags)
 
 
 def overview(argv: Sequence[str]) -> None:
-    """Prints the version, or what the commands are. Raises UserError for a command that there is not."""
-    from sedjax.bounds import shown, unknown
+    """Prints the version, or the commands by stage. Raises UserError for an unknown command."""
+    from sedjax.core.bounds import shown, unknown
 
     name = argv[-1]
     if name == "--version":
         print(f"sedjax {sedjax.__version__}")
     elif name in ("", "-h", "--help", "--helpfull"):
-        print("usage: sedjax COMMAND [--flags]\n")
-        print("\n".join(f"  {command:10} {purpose}" for command, purpose in COMMANDS.items()))
-        print("\n`sedjax COMMAND --help` lists the flags of a command, `sedjax --version` is the version.")
+        print("usage: sedjax COMMAND [--flags]")
+        for stage, commands in COMMANDS.items():
+            print(f"\n{stage}\n" + "\n".join(f"  {command:15} {purpose}" for command, (_, purpose) in commands.items()))
+        print("\n`sedjax COMMAND --help` lists the flags of a command, `sedjax --version` prints the version.")
         sys.exit(0 if name else 2)
     else:
-        raise UserError(f"There is no command {shown(name)}{unknown(name, COMMANDS)}")
+        raise UserError(f"There is no command {shown(name)}{unknown(name, MODULES)}")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ import pytest
 from every_config import CONFIGS
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sedjax import attention, chips, compile_for, compiled, parallel, tpu_attention
-from sedjax.collective import AXIS
+from sedjax.benchmarks import chips, compile_for, compiled
+from sedjax.core import parallel
+from sedjax.core.collective import AXIS
+from sedjax.models import attention, tpu_attention
 
 
 @pytest.fixture(autouse=True)

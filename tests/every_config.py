@@ -4,7 +4,8 @@ import functools
 import importlib
 import pathlib
 
-from sedjax.config import Config, changed, freeze
+from sedjax.core.config import Config
+from sedjax.training.configs import changed, freeze
 
 CHOICES = {"demo": ("naive", "conv_transformer", "embedding_transformer")}  # what get_config takes
 

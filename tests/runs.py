@@ -5,7 +5,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from sedjax import checkpoint
+from sedjax.training import checkpoint
+from sedjax.training.progress import saved_steps
 
 ARGUMENTS = [
     "train", "--config=configs/embedding_transformer.py", "--config.model.width=16", "--config.model.heads=2",
@@ -20,7 +21,10 @@ STEPS = 16
 # a given batch: there is no other way to hit an evaluation of milliseconds.
 RUN = """
 import itertools, os, signal, time
-from sedjax import __main__, input_pipeline
+from sedjax import __main__
+from sedjax.data.batches import read_batch
+from sedjax.scoring import evaluator
+from sedjax.training import experiment
 
 def slowly(read, name):
     numbers = itertools.count(1)
@@ -32,8 +36,8 @@ def slowly(read, name):
         return read(*args)
     return run
 
-input_pipeline.read_evaluation_batch = slowly(input_pipeline.read_evaluation_batch, "evaluation")
-input_pipeline.read_batch = slowly(input_pipeline.read_batch, "batch")
+experiment.read_batch = slowly(read_batch, "batch")
+evaluator.read_batch = slowly(experiment.read_batch, "evaluation")
 __main__.main()
 """
 
@@ -68,5 +72,5 @@ def finish(process: subprocess.Popen, status: int = 0) -> str:
 def read_state(workdir):
     """All arrays of the last checkpoint, and its step."""
     directory = workdir / "checkpoints"
-    step = checkpoint._steps(directory)[-1]
+    step = saved_steps(directory)[-1]
     return checkpoint._read(directory, step, {"weights": None, "training": None})[0], step

@@ -10,8 +10,11 @@ from every_config import CONFIGS
 from jax.experimental import topologies
 from tiny import run_command, tiny_config
 
-from sedjax import bench, chips, compile_for, parallel, placement, suite, throughput
-from sedjax.errors import UserError
+from sedjax.benchmarks import chips, compile_for, suite, throughput
+from sedjax.commands import bench
+from sedjax.core import parallel
+from sedjax.core.errors import UserError
+from sedjax.core.numbers import readable_bytes
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -56,7 +59,7 @@ def test_the_figures_of_a_machine(here, tmp_path, capsys):
     assert rows[3]["flops"] > 4 * rows[0]["flops"]
     table = capsys.readouterr().out
     assert "| what binds | " in table
-    assert f"| v5e:2x4 | 128 | {placement.size(sum(rows[3]['memory'].values()))} |" in table
+    assert f"| v5e:2x4 | 128 | {readable_bytes(sum(rows[3]['memory'].values()))} |" in table
 
 
 def test_a_batch_that_the_chips_cannot_share(here):

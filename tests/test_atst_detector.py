@@ -10,9 +10,14 @@ import pytest
 from flax import traverse_util
 from tiny import TINY_TASK, change_npz, drawn, embed_alone, tiny_config
 
-from sedjax import audio, extractors, models, parallel, steps
-from sedjax.errors import UserError
+from sedjax.audio import reader
+from sedjax.core import parallel
+from sedjax.core.errors import UserError
+from sedjax.inference import extractors
+from sedjax.inference.trained import embed_step
+from sedjax.models import registry
 from sedjax.models.atst_frame import AtstFrame
+from sedjax.models.variables import example_inputs, fill_weights
 
 SECONDS = (1 / 16000, 0.5, 9.99, 10, 10.01, 24, 30)
 NAMES = ("atst_frame", "atst_hybrid")
@@ -42,7 +47,7 @@ def padded(clips: list[np.ndarray], frames: int) -> tuple[dict, jax.Array]:
 
 def initialised(name: str, **changes):
     """A tiny model and its variables."""
-    model = models.build_from(tiny_config(name, **changes), TINY_TASK)
+    model = registry.build_from(tiny_config(name, **changes), TINY_TASK)
     return model, drawn(model, {"audio": 1920})
 
 
@@ -54,7 +59,7 @@ def test_a_batch_has_the_rows_of_the_extractor(clips, hop_seconds):
     """
     model, variables = initialised("atst_frame", model__hop_seconds=hop_seconds)
     mesh = parallel.make_mesh()
-    embed = parallel.compile_step(functools.partial(steps.embed_step, model=model), mesh, by_row=True)
+    embed = parallel.compile_step(functools.partial(embed_step, model=model), mesh, by_row=True)
     features, mask = padded([*clips, np.zeros(0, np.int16)], 250)
     batch = parallel.shard({"features": features, "frame_mask": mask}, mesh)
     found = np.asarray(embed(parallel.replicate(variables, mesh), batch)["frames"])
@@ -62,7 +67,7 @@ def test_a_batch_has_the_rows_of_the_extractor(clips, hop_seconds):
     encoder = AtstFrame(layers=1, width=64, feed_forward=16)
     extractor = extractors.AtstExtractor(encoder, variables["params"]["atst"], round(hop_seconds * 16000), batch_size=1)
     for clip, rows in zip(clips, found):
-        expected = embed_alone(extractor, (clip / audio.FULL_SCALE).astype(np.float32), 16000)
+        expected = embed_alone(extractor, (clip / reader.FULL_SCALE).astype(np.float32), 16000)
         np.testing.assert_allclose(rows[: len(expected)], expected, atol=5e-5)
 
 
@@ -116,10 +121,10 @@ def weights(tmp_path_factory):
 def filled(name: str, path, **changes) -> dict:
     """What models.fill_weights makes of a model that was not computed, by path."""
     prefix = "" if name == "atst_frame" else "atst_"
-    model = models.build_from(tiny_config(name, **{f"model__{prefix}{key}": value for key, value in changes.items()}),
+    model = registry.build_from(tiny_config(name, **{f"model__{prefix}{key}": value for key, value in changes.items()}),
                               TINY_TASK)
-    variables = jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model, {"audio": 1920}))
-    return traverse_util.flatten_dict(models.fill_weights(variables, path, model.unused_weights), sep="/")
+    variables = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model, {"audio": 1920}))
+    return traverse_util.flatten_dict(fill_weights(variables, path, model.unused_weights), sep="/")
 
 
 @pytest.mark.parametrize("name", NAMES)

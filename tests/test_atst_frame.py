@@ -12,9 +12,11 @@ from test_frontend import reference_waveform
 from tiny import change_npz, embed_alone, run_command
 
 from data_prep import extract, import_weights
-from sedjax import audio, extractors, grid
-from sedjax.errors import UserError
-from sedjax.layout import read_layout
+from sedjax.audio import reader
+from sedjax.core import grid
+from sedjax.core.errors import UserError
+from sedjax.data.layout import read_layout
+from sedjax.inference import extractors
 from sedjax.models import atst_frame
 from sedjax.models.atst_frame import AtstFrame
 
@@ -172,7 +174,7 @@ def test_a_file_that_is_not_whole(small, tmp_path, change):
 
 @pytest.fixture(scope="module", params=[9.6, 4.8])
 def extractor(request, small) -> extractors.AtstExtractor:
-    return extractors.of(str(small), request.param, 0)
+    return extractors.load_extractor(str(small), request.param, 0)
 
 
 @pytest.mark.parametrize("samples", [1, 639, 641, 8000, 159840, 160000, 160160, 307_200, 1_000_001])
@@ -211,7 +213,7 @@ def test_a_click_is_in_its_frame_wherever_it_is():
         clicks = np.array([0, 79, 80, 83, 84, 160, 819, 999, 4321])
         sound = np.zeros(5000 * 1920, np.float32)
         sound[clicks * 1920 + 5] = 1
-        windows = audio.windows(iter([sound]), 160000, hop_tokens * 640)
+        windows = reader.windows(iter([sound]), 160000, hop_tokens * 640)
         rows = grid.stitch((window.reshape(250, 640).max(axis=1, keepdims=True)[: -(-real // 640)]
                             for window, real in windows), hop_tokens)
         frames = np.concatenate([grid.mean_by_group(each, 3) for each in rows])
@@ -233,7 +235,7 @@ def test_the_command_embeds_recordings(small, tmp_path):
         layout = read_layout(tmp_path / "out")
         found[tuple(more)] = [layout.features(name, ("mfcc", "embeddings"))["embeddings"] for name in sound]
     for name, held in zip(sound, found[()]):
-        expected = embed_alone(extractors.of(str(small), 9.6, 0), sound[name], 16000)
+        expected = embed_alone(extractors.load_extractor(str(small), 9.6, 0), sound[name], 16000)
         np.testing.assert_allclose(held, expected, atol=2e-3)  # float16
     assert not np.array_equal(found[()][1], found["--hop_seconds=4.8",][1])
     assert not np.array_equal(found[()][0], found["--drop_layers=1",][0])

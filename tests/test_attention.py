@@ -10,11 +10,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from test_steps import FEATURES, make_batch, setup
 from tiny import TINY_TASK, tiny_config
 
-from sedjax import attention, parallel, steps, tpu_attention, workdir
-from sedjax.collective import AXIS
-from sedjax.dropout import clip_seeds
-from sedjax.errors import UserError
+from sedjax.core import parallel
+from sedjax.core.collective import AXIS
+from sedjax.core.errors import UserError
+from sedjax.models import attention, tpu_attention
+from sedjax.models.dropout import clip_seeds
 from sedjax.models.encoder import Attention
+from sedjax.scoring.evaluator import eval_step
+from sedjax.training import workdir
 
 
 def inputs(dtype=jnp.float32):
@@ -121,10 +124,10 @@ def test_bfloat16_leaves_softmax_norms_loss_and_optimizer_in_float32():
         """With dropout and without, which are different code, and the loss."""
         dropped = model.apply(variables, batch["features"], batch["frame_mask"], train=True, clip_id=batch["clip_id"],
                               rngs={"dropout": key})
-        return dropped, steps.eval_step(variables, batch, np.full((1, 3), 0.5, np.float32), model=model,
+        return dropped, eval_step(variables, batch, np.full((1, 3), 0.5, np.float32), model=model,
                                         weights=np.ones((2, 3), np.float32), pooling="max", task=TINY_TASK)
 
-    made = set(re.findall(r"\w+:(\w+)\[[\d,]*\] = (\w+)", str(jax.make_jaxpr(forward)(state.weights, batch))))
+    made = set(re.findall(r"\w+:(\w+)\[[\d,]*\] = (\w+)", str(jax.make_jaxpr(forward)(state.eval_variables, batch))))
     assert ("bf16", "dot_general") in made
     careful = {"exp", "log1p", "rsqrt", "logistic", "reduce_max"}
     assert {name for _, name in made} >= careful

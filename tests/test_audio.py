@@ -13,10 +13,12 @@ import soundfile
 from tiny import TINY_TASK, write_layout
 
 from data_prep import extract
-from data_prep.layout import survey
-from sedjax import audio, extractors, mp3, recordings
-from sedjax.detector import Detector
-from sedjax.errors import UserError
+from data_prep.check import survey
+from sedjax.audio import mp3, reader
+from sedjax.core.errors import UserError
+from sedjax.inference import extractors
+from sedjax.inference.detector import Detector
+from sedjax.inference.trained import TrainedModel
 
 
 def tone(seconds: float, rate_hz: int, hz: float = 440.0) -> np.ndarray:
@@ -25,20 +27,20 @@ def tone(seconds: float, rate_hz: int, hz: float = 440.0) -> np.ndarray:
 
 @pytest.mark.parametrize("rate_hz", [8000, 11025, 16000, 22050, 44100, 48000, 96000, 192000])
 def test_a_tone_stays_the_tone_it_was(rate_hz):
-    found = audio.read(tone(1.0, rate_hz), rate_hz)
+    found = reader.read(tone(1.0, rate_hz), rate_hz)
     assert found.shape == (16000,)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found[800:-800], tone(1.0, 16000)[800:-800], atol=2e-4)
 
 
 def test_what_16_khz_cannot_hold_is_gone():
-    assert np.abs(audio.read(tone(1.0, 48000, hz=9000.0), 48000)[800:-800]).max() < 1e-4
+    assert np.abs(reader.read(tone(1.0, 48000, hz=9000.0), 48000)[800:-800]).max() < 1e-4
 
 
 @pytest.mark.parametrize("rate_hz", [8000, 16000, 32000, 44100, 48000])
 @pytest.mark.parametrize("samples", [1, 2, 3, 5, 100, 4801])
 def test_length(rate_hz, samples):
-    found = audio.read(np.full(samples, 0.25, np.float32), rate_hz)
+    found = reader.read(np.full(samples, 0.25, np.float32), rate_hz)
     assert len(found) == max(round(samples * 16000 / rate_hz), 1)
     assert np.isfinite(found).all()
 
@@ -53,34 +55,34 @@ def test_a_file_is_the_array_that_it_holds(tmp_path, suffix, subtype, channels):
     path = tmp_path / f"a.{suffix}"
     soundfile.write(path, samples, 44100, subtype=subtype)
     decoded, rate_hz = soundfile.read(path, dtype="float32")
-    found = audio.read(path)
-    np.testing.assert_allclose(found, audio.read(decoded, rate_hz), atol=1e-6)  # mp3 is decoded by blocks, and rounded
+    found = reader.read(path)
+    np.testing.assert_allclose(found, reader.read(decoded, rate_hz), atol=1e-6)  # mp3 is decoded by blocks, and rounded
     assert abs(len(found) - 12 * 16000) < 2000  # lossy formats add their own padding
 
 
 def test_integers_have_the_full_scale_of_their_type():
     x = np.array([-32768, -1, 0, 16384, 32767], np.int16)
     expected = x / np.float32(32768)
-    np.testing.assert_array_equal(audio.read(x, 16000), expected)
-    np.testing.assert_array_equal(audio.read(x.astype(np.int32) * 65536, 16000), expected)
-    np.testing.assert_array_equal(audio.read(np.array([0, 128, 192], np.uint8), 16000), [-1, 0, 0.5])
+    np.testing.assert_array_equal(reader.read(x, 16000), expected)
+    np.testing.assert_array_equal(reader.read(x.astype(np.int32) * 65536, 16000), expected)
+    np.testing.assert_array_equal(reader.read(np.array([0, 128, 192], np.uint8), 16000), [-1, 0, 0.5])
 
 
 def test_channels_are_averaged():
     x = np.random.default_rng(0).uniform(-1, 1, (1000, 3)).astype(np.float32)
-    np.testing.assert_allclose(audio.read(x, 16000), x.mean(axis=1), atol=1e-7)
+    np.testing.assert_allclose(reader.read(x, 16000), x.mean(axis=1), atol=1e-7)
 
 
 def test_blocks_are_bounded_and_make_up_the_whole(tmp_path, monkeypatch):
     samples = 0.1 * np.random.default_rng(0).standard_normal((25 * 44100, 2))
     soundfile.write(tmp_path / "a.wav", samples, 44100)
-    whole = audio.read(tmp_path / "a.wav")
-    assert [len(block) for block in audio.blocks(tmp_path / "a.wav")] == [160000, 160000, 80000]
+    whole = reader.read(tmp_path / "a.wav")
+    assert [len(block) for block in reader.blocks(tmp_path / "a.wav")] == [160000, 160000, 80000]
     original, read = soundfile.SoundFile.read, []
     monkeypatch.setattr(soundfile.SoundFile, "read", lambda *args, **kwargs: read.append(
         original(*args, **kwargs)) or read[-1])
-    monkeypatch.setattr(audio, "CHUNK_VALUES", 5000)
-    np.testing.assert_array_equal(np.concatenate(list(audio.blocks(tmp_path / "a.wav"))), whole)
+    monkeypatch.setattr(reader, "CHUNK_VALUES", 5000)
+    np.testing.assert_array_equal(np.concatenate(list(reader.blocks(tmp_path / "a.wav"))), whole)
     assert max(chunk.size for chunk in read) == 5000
 
 
@@ -95,13 +97,13 @@ def test_the_first_block_needs_no_more_than_the_first_block(tmp_path, monkeypatc
         return original(*args, **kwargs)
 
     monkeypatch.setattr(soundfile.SoundFile, "read", counted)
-    assert len(next(audio.blocks(path))) == 160000
+    assert len(next(reader.blocks(path))) == 160000
     assert len(read) == 1
 
 
 @pytest.mark.parametrize("samples", [160000, 160001, 320000])
 def test_no_block_is_empty(samples):
-    sizes = [len(block) for block in audio.blocks(np.zeros(samples, np.float32), 16000)]
+    sizes = [len(block) for block in reader.blocks(np.zeros(samples, np.float32), 16000)]
     assert sum(sizes) == samples
     assert min(sizes) > 0
     assert max(sizes) == 160000
@@ -112,15 +114,15 @@ def test_no_block_is_empty(samples):
 @pytest.mark.parametrize("block", [7, 40, 1000])
 def test_windows_cover_a_recording_and_no_window_more(samples, real, block):
     x = np.arange(1, samples + 1, dtype=np.float32)
-    found = list(audio.windows((x[start : start + block] for start in range(0, samples, block)), size=40, hop=30))
+    found = list(reader.windows((x[start : start + block] for start in range(0, samples, block)), size=40, hop=30))
     assert [count for _, count in found] == real
     for i, (window, count) in enumerate(found):
         np.testing.assert_array_equal(window, np.pad(x[30 * i :][:40], (0, 40 - count)))
 
 
 def test_silence_and_clipping_are_kept():
-    np.testing.assert_array_equal(audio.read(np.zeros(500, np.float32), 16000), np.zeros(500))
-    np.testing.assert_array_equal(audio.read(np.array([1.5, -3.0], np.float32), 16000), [1.5, -3.0])
+    np.testing.assert_array_equal(reader.read(np.zeros(500, np.float32), 16000), np.zeros(500))
+    np.testing.assert_array_equal(reader.read(np.array([1.5, -3.0], np.float32), 16000), [1.5, -3.0])
 
 
 @pytest.mark.parametrize(("bad", "words"), [
@@ -132,9 +134,9 @@ def test_samples_that_are_no_sound(tmp_path, bad, words, rate_hz):
     samples[15 * rate_hz] = bad
     soundfile.write(tmp_path / "a.wav", samples, rate_hz, subtype="FLOAT")
     with pytest.raises(UserError, match=rf"a\.wav {words}"):
-        audio.read(tmp_path / "a.wav")
+        reader.read(tmp_path / "a.wav")
     with pytest.raises(UserError, match=rf"The array {words}"):
-        audio.read(samples, rate_hz)
+        reader.read(samples, rate_hz)
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "aiff", "w64", "caf"])
@@ -143,10 +145,10 @@ def test_a_truncated_file(tmp_path, suffix, share):
     path = tmp_path / f"half.{suffix}"
     soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(20 * 16000), 16000)
     whole = path.read_bytes()
-    assert len(audio.read(path)) >= 20 * 16000
+    assert len(reader.read(path)) >= 20 * 16000
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(UserError, match=rf"half\.{suffix} is (truncated|damaged)"):
-        audio.read(path)
+        reader.read(path)
 
 
 def test_a_header_from_a_pipe_has_no_length(tmp_path):
@@ -156,7 +158,7 @@ def test_a_header_from_a_pipe_has_no_length(tmp_path):
     for name in (b"RIFF", b"data"):
         data[data.index(name) + 4 : data.index(name) + 8] = b"\xff\xff\xff\xff"
     path.write_bytes(data)
-    assert len(audio.read(path)) == 16000
+    assert len(reader.read(path)) == 16000
 
 
 def mp3_frames(path, seconds: float, rate_hz: int, **mode) -> bytes:
@@ -174,16 +176,16 @@ def test_an_mp3_without_a_header_that_says_its_length(tmp_path, rate_hz, mode, c
     """Every frame is read, with tags or not, or junk in between; of a frame that is cut the rest is missing."""
     path = tmp_path / "a.mp3"
     frames = mp3_frames(path, 5.0, rate_hz, bitrate_mode=mode, compression_level=0.5)
-    whole = len(audio.read(path)) + round(3 * 1152 / rate_hz * 16000)  # without what the header says of its edges
+    whole = len(reader.read(path)) + round(3 * 1152 / rate_hz * 16000)  # without what the header says of its edges
     for before, after in ((b"", b""), (b"", b"TAG" + bytes(125)), (b"ID3\4\0\0\0\0\1\2" + bytes(130), b""),
                           (b"", bytes(1000)), (b"", b"APETAGEX" + bytes(100))):
         path.write_bytes(before + frames + after)
-        assert 5 * 16000 <= len(audio.read(path)) < whole
+        assert 5 * 16000 <= len(reader.read(path)) < whole
     assert not caplog.records
-    each, whole_seconds = mp3._samples(frames) * 16000 / rate_hz, len(audio.read(path)) / 16000
+    each, whole_seconds = mp3._samples(frames) * 16000 / rate_hz, len(reader.read(path)) / 16000
     for missing in (1, 50):
         path.write_bytes(frames[:-missing])
-        assert abs(len(audio.read(path)) - (5 * 16000 + each)) < 2.5 * each
+        assert abs(len(reader.read(path)) - (5 * 16000 + each)) < 2.5 * each
     assert caplog.records[0].getMessage().endswith(f"{each / 16000:.4f} s are missing, of {whole_seconds:.3f} s.")
 
 
@@ -193,18 +195,18 @@ def test_an_mp3_without_a_header_that_says_its_length(tmp_path, rate_hz, mode, c
 def test_what_is_no_audio(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=rf"{name} is damaged, or no audio"):
-        audio.read(tmp_path / name)
+        reader.read(tmp_path / name)
 
 
 def test_no_samples(tmp_path):
     (tmp_path / "empty.mp3").write_bytes(b"")
     with pytest.raises(UserError, match=r"empty\.mp3 is empty"):
-        audio.read(tmp_path / "empty.mp3")
+        reader.read(tmp_path / "empty.mp3")
     soundfile.write(tmp_path / "none.wav", np.zeros(0), 44100)
     with pytest.raises(UserError, match=r"none\.wav holds no samples"):
-        audio.read(tmp_path / "none.wav")
+        reader.read(tmp_path / "none.wav")
     with pytest.raises(UserError, match="The array holds no samples"):
-        audio.read(np.zeros((0, 2), np.float32), 16000)
+        reader.read(np.zeros((0, 2), np.float32), 16000)
 
 
 @pytest.mark.parametrize("name", ["missing.wav", "folder.wav", "pipe.wav", "device.wav", "nul\0.wav", "n" * 300])
@@ -213,7 +215,7 @@ def test_what_is_not_a_regular_file(tmp_path, name):
     os.mkfifo(tmp_path / "pipe.wav")
     (tmp_path / "device.wav").symlink_to("/dev/zero")
     with pytest.raises(UserError, match=re.escape(name.split("\0")[0])):
-        audio.read(tmp_path / name)
+        reader.read(tmp_path / name)
 
 
 def wav_header(channels: int = 1, rate_hz: int = 16000, data_bytes: int = 1 << 16) -> bytes:
@@ -230,7 +232,7 @@ def test_a_header_that_promises_what_is_not_there(tmp_path, content):
     path = tmp_path / "a.wav"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"a\.wav"):
-        audio.read(path)
+        reader.read(path)
 
 
 def test_zeros_text_and_names(tmp_path):
@@ -239,21 +241,21 @@ def test_zeros_text_and_names(tmp_path):
     (tmp_path / "text.mp3").write_text("no sound\n" * 10_000)
     for name in ("zeros.wav", "text.mp3"):
         with pytest.raises(UserError, match=f"{name} is damaged, or no audio"):
-            audio.read(tmp_path / name)
+            reader.read(tmp_path / name)
     soundfile.write(tmp_path / "a.wav", tone(1.0, 16000), 16000)
     name = os.fsencode(tmp_path) + b"/\xff\x1b[31m" + b"n" * 200 + b".wav"
     os.rename(tmp_path / "a.wav", name)
-    assert len(audio.read(os.fsdecode(name))) == 16000
+    assert len(reader.read(os.fsdecode(name))) == 16000
     os.truncate(name, 1000)
     with pytest.raises(UserError, match=r"\\x1b\[31mn+\.wav is truncated"):
-        audio.read(os.fsdecode(name))
+        reader.read(os.fsdecode(name))
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg"])
 def test_a_recording_that_changes_while_it_is_read(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(60 * 16000), 16000)
-    blocks = audio.blocks(path)
+    blocks = reader.blocks(path)
     next(blocks)
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(UserError, match=rf"a\.{suffix} is (truncated|damaged)"):
@@ -268,13 +270,13 @@ def test_a_recording_that_changes_while_it_is_read(tmp_path, suffix):
     ([], "holds no samples"), (np.zeros((0, 2)), "holds no samples"), ([0.0, np.nan], "NaN"), ([1e300], "infinity")])
 def test_an_array_that_is_no_recording(array, words):
     with pytest.raises(UserError, match=words):
-        audio.read(array, 16000)
+        reader.read(array, 16000)
 
 
 @pytest.mark.parametrize("array", [jnp.zeros(160), [0.0] * 160, memoryview(np.zeros(160)), range(-80, 80),
                                    np.zeros((160, 2), np.float16), np.ma.zeros(160)])
 def test_what_numpy_makes_an_array_of(array):
-    assert len(audio.read(array, 16000)) == 160
+    assert len(reader.read(array, 16000)) == 160
 
 
 @pytest.mark.parametrize(("rate_hz", "words"), [
@@ -283,12 +285,12 @@ def test_what_numpy_makes_an_array_of(array):
     ("16000", "whole number"), ([16000], "whole number"), (np.float32(0.5), "whole number"), (10**400, "Hz")])
 def test_a_sample_rate_that_is_none(rate_hz, words):
     with pytest.raises(UserError, match=words):
-        list(audio._array_chunks(np.zeros(160, np.float32), rate_hz))
+        list(reader._array_chunks(np.zeros(160, np.float32), rate_hz))
 
 
 @pytest.mark.parametrize("rate_hz", [16000, 16000.0, np.int32(16000), np.float64(16000), np.array(16000)])
 def test_a_sample_rate(rate_hz):
-    assert len(np.concatenate(list(audio._array_chunks(np.zeros(160, np.float32), rate_hz)))) == 160
+    assert len(np.concatenate(list(reader._array_chunks(np.zeros(160, np.float32), rate_hz)))) == 160
 
 
 def test_frames_of_another_length(tmp_path):
@@ -298,10 +300,10 @@ def test_frames_of_another_length(tmp_path):
     (tmp_path / "audio").mkdir()
     soundfile.write(tmp_path / "audio" / layout.filenames[0], tone(1.0, 16000), 16000)
     (tmp_path / "costs.json").write_text(task.to_json())
-    detector = mock.Mock(spec=Detector, task=task)
+    model = mock.Mock(spec=TrainedModel, task=task, inputs=("audio",))
     for attempt in (lambda: layout.features(layout.filenames[0], ("audio",)), lambda: survey(layout, ("audio",)),
                     lambda: extract.extract(tmp_path / "audio", tmp_path, ("mfcc",)),
-                    lambda: recordings.clips(detector, mock.Mock()), lambda: extractors.DetectorExtractor.of("w")):
-        with mock.patch.object(extractors, "load", return_value=detector), pytest.raises(
+                    lambda: Detector(model).detect([]), lambda: extractors.ModelExtractor.load("w")):
+        with mock.patch.object(extractors, "load_model", return_value=model), pytest.raises(
                 UserError, match=r"'tiny' has frames of 0\.04 s"):
             attempt()

@@ -1,17 +1,24 @@
 """Recordings as a feature: the same samples in records and batches, as many frames as labels, damage is named."""
 
-import functools
 
 import numpy as np
 import pytest
 import soundfile
-from tiny import TINY_TASK, change_npz, run_command, tiny_config, write_layout
+from tiny import change_npz, run_command, tiny_config, write_layout
 
-from data_prep import build_records
-from data_prep import layout as checker
-from sedjax import audio, input_pipeline, models, parallel, placement
-from sedjax.errors import UserError
-from sedjax.layout import read_layout
+from data_prep import check as checker
+from data_prep import records as build_records
+from sedjax.audio import reader
+from sedjax.audio.clips import recut
+from sedjax.core import parallel
+from sedjax.core.errors import UserError
+from sedjax.data import resident
+from sedjax.data.batches import read_batch
+from sedjax.data.layout import read_layout
+from sedjax.data.plan import cut
+from sedjax.data.records import Records, directory_clips, open_records
+from sedjax.models import registry
+from sedjax.models.variables import example_inputs
 
 FRAMES = {"a.wav": 20, "b.wav": 31, "c.flac": 11, "d.wav": 12, "e.wav": 13, "f.ogg": 14}  # the last two: no training
 BAD = "b.wav"
@@ -42,9 +49,9 @@ def layout(tmp_path):
     return write_recordings(tmp_path / "source", splits=True)
 
 
-def build(layout, output, keys=("audio",), **kwargs) -> input_pipeline.Records:
+def build(layout, output, keys=("audio",), **kwargs) -> Records:
     build_records.build(layout.path, output, keys, **kwargs)
-    return input_pipeline.open_records(str(output), "train")
+    return open_records(str(output), "train")
 
 
 def test_batches_hold_the_samples_of_the_files(layout, tmp_path):
@@ -52,8 +59,8 @@ def test_batches_hold_the_samples_of_the_files(layout, tmp_path):
     assert train.features["audio"]["width"] == 1920
     assert "mean" not in train.features["audio"], "a column of samples has no statistics"
     assert set(train.features["mfcc"]) > {"mean", "std"}
-    clips = input_pipeline.cut(train.lengths, DATA, train.task)
-    batch = input_pipeline.read_batch(train, clips, np.array([1, -1, 2, 0]), ("mfcc", "audio"), DATA)
+    clips = cut(train.lengths, DATA, train.task)
+    batch = read_batch(train, clips, np.array([1, -1, 2, 0]), ("mfcc", "audio"), DATA)
     found = batch["features"]["audio"]
     assert (found.shape, found.dtype) == ((4, 40, 1920), np.int16)
     for row, filename in ((0, "b.wav"), (2, "c.flac"), (3, "a.wav")):
@@ -66,23 +73,23 @@ def test_batches_hold_the_samples_of_the_files(layout, tmp_path):
 
 
 def test_what_exceeds_full_scale_is_clipped():
-    found = audio.frames(np.array([-1.5, -1.0, -0.5, 0.0, 1.0, 2.0, 0.4 / 32768, 0.6 / 32768], np.float32), 16000)
+    found = reader.frames(np.array([-1.5, -1.0, -0.5, 0.0, 1.0, 2.0, 0.4 / 32768, 0.6 / 32768], np.float32), 16000)
     np.testing.assert_array_equal(found[0, :9], [-32768, -32768, -16384, 0, 32767, 32767, 0, 1, 0])
 
 
 def test_every_16_bit_sample_is_kept(tmp_path):
     samples = np.pad(np.arange(-32768, 32768, dtype=np.int16), (0, 1664))
     soundfile.write(tmp_path / "all.wav", samples, 16000)
-    np.testing.assert_array_equal(audio.frames(tmp_path / "all.wav").ravel(), samples)
-    np.testing.assert_array_equal(samples / np.float32(audio.FULL_SCALE), audio.read(tmp_path / "all.wav"))
+    np.testing.assert_array_equal(reader.frames(tmp_path / "all.wav").ravel(), samples)
+    np.testing.assert_array_equal(samples / np.float32(reader.FULL_SCALE), reader.read(tmp_path / "all.wav"))
 
 
 @pytest.mark.parametrize("samples", [1, 1919, 1920, 1921, 160_000, 200_001])
 def test_frames_cover_the_samples(samples):
     x = np.random.default_rng(0).uniform(-1, 1, samples).astype(np.float32)
-    found = audio.frames(x, 16000)
+    found = reader.frames(x, 16000)
     assert found.shape == (-(-samples // 1920), 1920)
-    assert audio.num_frames(x, 16000) == len(found)
+    assert reader.num_frames(x, 16000) == len(found)
     np.testing.assert_allclose(found.ravel()[:samples] / 32768, x, atol=1.1 / 32768)
 
 
@@ -90,7 +97,7 @@ def test_frames_cover_the_samples(samples):
 def test_a_frame_more_is_cut_off_and_a_frame_less_is_silence(more, layout):
     frames = FRAMES[BAD]
     write_recording(layout, BAD, (frames + more) * 1920)
-    own = audio.frames(layout.audio_path(BAD))
+    own = reader.frames(layout.audio_path(BAD))
     for keys in (("audio",), ("mfcc", "audio"), ("audio", "mfcc")):
         found = layout.features(BAD, keys)
         assert tuple(found) == keys
@@ -158,43 +165,34 @@ def test_a_directory_of_audio_and_labels_only(layout, tmp_path, capsys):
 @pytest.mark.parametrize(("mode", "devices"), [("jit", 8), ("pmap", 8)])
 def test_device_memory_holds_and_picks_16_bits(mode, devices, layout, tmp_path):
     train = build(layout, tmp_path / "records")
-    clips = input_pipeline.cut(train.lengths, DATA, train.task)
+    clips = cut(train.lengths, DATA, train.task)
     mesh = parallel.make_mesh(devices)
-    held = placement.put(train, clips, ("audio",), DATA, mesh, mode)
+    held = resident.load(train, clips, ("audio",), DATA, mesh, mode)
     assert held["features"]["audio"].dtype == np.int16
     ids = np.array([2, -1, 0, 3, -1, 1, -1, -1])
-    lengths = placement.lengths(clips, DATA)[-1:]
-    step = placement.on_clips(lambda state, batch: batch["features"]["audio"], lengths, mesh)
+    lengths = resident.bucket_lengths(clips, DATA)[-1:]
+    step = resident.with_gather(lambda state, batch: batch["features"]["audio"], lengths, mesh)
     found = parallel.compile_step(step, mesh, mode=mode, by_row=True)({}, held, ids.astype(np.int32), np.int32(0))
-    expected = input_pipeline.read_batch(train, clips, ids, ("audio",), DATA)["features"]["audio"]
+    expected = read_batch(train, clips, ids, ("audio",), DATA)["features"]["audio"]
     assert found.dtype == np.int16
     np.testing.assert_array_equal(found, expected)
 
 
 def test_a_model_starts_from_16_bits():
-    class Waveform(models.MODELS["naive"]):
-        features = ("audio", "mfcc")
+    class Waveform(registry.MODELS["naive"]):
+        inputs = ("audio", "mfcc")
 
-    inputs, _ = models.example_inputs(Waveform(num_classes=3), {"audio": 1920, "mfcc": 32})
+    inputs, _ = example_inputs(Waveform(num_classes=3), {"audio": 1920, "mfcc": 32})
     assert {key: (value.shape, str(value.dtype)) for key, value in inputs.items()} == {
         "audio": ((1, 10, 1920), "int16"), "mfcc": ((1, 10, 32), "float32")}
 
 
-def test_a_long_recording_is_decoded_once_for_all_its_clips(tmp_path, monkeypatch):
-    layout = write_recordings(tmp_path, {"short.wav": 10, "long.wav": 400}, labels=False)
+def test_a_long_recording_of_a_directory_is_decoded_once_for_all_its_clips(tmp_path, monkeypatch):
+    write_recordings(tmp_path, {"short.wav": 10, "long.wav": 400}, labels=False)
     for path in (tmp_path / "audio_features").iterdir():
         path.unlink()
-    layout, decoded = read_layout(tmp_path), []
-    source = input_pipeline.Features.of(layout, TINY_TASK, ("audio",), {"audio": 1920})
-    assert source.lengths.tolist() == [10, 400]
-    frames = audio.frames
-    monkeypatch.setattr(audio, "frames", lambda path: decoded.append(path.name) or frames(path))
-    config = tiny_config(data__eval_batch_size=2).data
-    clips, plan = input_pipeline.evaluation_plan(source, config, 1)
-    read = functools.partial(input_pipeline.read_evaluation_batch, source, clips, plan, ("audio",), config)
-    batches = list(input_pipeline.stream(read, 0, len(plan)))
-    assert len(batches) == 6
-    assert sorted(decoded) == ["long.wav", "short.wav"]
-    rows = np.concatenate([batch["features"]["audio"][batch["frame_mask"]] for batch in batches])
-    np.testing.assert_array_equal(rows, np.concatenate([frames(layout.audio_path(name)) for name in
-                                                        ("long.wav", "short.wav")]))
+    decoded, frames = [], reader.frames
+    monkeypatch.setattr(reader, "frames", lambda path: decoded.append(path.name) or frames(path))
+    clips = list(recut(directory_clips(read_layout(tmp_path), ("audio",), {"audio": 1920}), 40))
+    assert [len(clip) for clip in clips] == [10, *[40] * 10]
+    assert decoded == ["short.wav", "long.wav"]

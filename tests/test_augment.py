@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sedjax.augment import mixup, spec_augment
+from sedjax.models.augment import mixup, spec_augment
 
 FRAMES, BANDS = 30, 12
 LENGTHS = np.array([30, 11, 0, 4, 1])

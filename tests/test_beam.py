@@ -11,10 +11,11 @@ import soundfile
 from test_extract import arrays, rows_of
 from tiny import run_command, write_layout
 
-from data_prep import build_records, extract, extraction
-from sedjax import input_pipeline
-from sedjax.errors import UserError
-from sedjax.layout import read_layout
+from data_prep import extract, extraction
+from data_prep import records as build_records
+from sedjax.core.errors import UserError
+from sedjax.data.layout import read_layout
+from sedjax.data.records import open_records
 
 # The direct runner may fetch a program from the network first.
 RUNNER = "--runner=FnApiRunner"
@@ -125,7 +126,7 @@ def test_records_are_those_of_one_process(beam, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["many", "one", "source"]
     assert sorted(os.listdir(tmp_path / "one")) == sorted(os.listdir(tmp_path / "many"))
     for split in ("train", "validation", "test"):
-        one, many = (input_pipeline.open_records(str(tmp_path / name), split) for name in ("one", "many"))
+        one, many = (open_records(str(tmp_path / name), split) for name in ("one", "many"))
         assert one.filenames == many.filenames
         np.testing.assert_array_equal(one.lengths, many.lengths)
         assert one.features == many.features

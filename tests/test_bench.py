@@ -11,9 +11,14 @@ import pytest
 import soundfile
 from tiny import TINY_TASK, run_command, tiny_config
 
-from sedjax import bench, bench_audio, bench_scoring, input_pipeline, models, parallel, throughput, turns
-from sedjax.errors import UserError
+from sedjax.benchmarks import audio, experiment, scoring, throughput, timing
+from sedjax.commands import bench
+from sedjax.core import parallel
+from sedjax.core.errors import UserError
+from sedjax.data.records import open_records
+from sedjax.models import registry
 from sedjax.models.atst_frame import AtstFrame
+from sedjax.models.variables import count_parameters
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,7 @@ def short_turns():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(throughput, "LONG_PRODUCT_SECONDS", 1e-9)
         patch.setattr(throughput, "PRODUCT_REPEATS", 2)
-        patch.setattr(bench_audio, "TURN_SECONDS", 1e-9)
+        patch.setattr(audio, "TURN_SECONDS", 1e-9)
         yield
 
 
@@ -68,7 +73,7 @@ def test_the_figures(result):
 
 def test_the_table_has_a_line_for_each(result):
     other = {"frames_per_second": 1234.0, "ratio": 0.5, "lowest_ratio": 0.4, "highest_ratio": 0.6}
-    text = bench.format_result({**result, "against": {"sedjax": {}, "other": other, "none": {"error": "no"}}})
+    text = experiment.format_result({**result, "against": {"sedjax": {}, "other": other, "none": {"error": "no"}}})
     for words in ("training: real frames", "evaluation: ", "are padding", "first step", "cost analysis", "ceiling: ",
                   "of the ceiling", "waits for input", "peak memory", "cost per class", "s a step",
                   "0.50 x  training against other, 1,234 frames/s (0.40 to 0.60 in 5 turns)", "none: no"):
@@ -89,7 +94,7 @@ def test_padding_against_brute_force(shallow):
     assert training.padded_share == pytest.approx(1 - real / padded)
     evaluation = throughput.Evaluation(training)
     found = evaluation.stretch(evaluation.batches)
-    assert found.real_frames == input_pipeline.open_records(shallow.data.path, "validation").lengths.sum()
+    assert found.real_frames == open_records(shallow.data.path, "validation").lengths.sum()
 
 
 def test_the_operations_are_those_of_the_matrix_products(config):
@@ -113,8 +118,8 @@ def test_what_is_timed_is_what_the_config_says(shallow):
     for a, b in zip(jax.tree.leaves(one.variables), jax.tree.leaves(other.variables)):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     found = throughput.Evaluation(other).stretch(1)
-    assert found.real_frames == input_pipeline.open_records(shallow.data.path, "validation").lengths.sum()
-    assert [bench._whole_calls(moved, steps) for steps in (1, 2, 3)] == [2, 2, 4]
+    assert found.real_frames == open_records(shallow.data.path, "validation").lengths.sum()
+    assert [experiment._whole_calls(moved, steps) for steps in (1, 2, 3)] == [2, 2, 4]
 
 
 def test_accumulation_counts_every_part(shallow):
@@ -134,8 +139,8 @@ def test_the_ceiling_takes_the_best(config):
 
 
 def test_a_sweep_doubles():
-    assert bench._doubling(1, 8) == [1, 2, 4, 8]
-    assert bench._doubling(3, 20) == [3, 6, 12]
+    assert experiment._doubling(1, 8) == [1, 2, 4, 8]
+    assert experiment._doubling(3, 20) == [3, 6, 12]
 
 
 def test_ratios_of_injected_times():
@@ -149,10 +154,10 @@ def test_ratios_of_injected_times():
 
         return run
 
-    speeds = turns.take_turns({name: contestant(name) for name in clock}, rounds=3)
+    speeds = timing.take_turns({name: contestant(name) for name in clock}, rounds=3)
     assert calls == ["sedjax", "peer"] * 3
     assert speeds == {"sedjax": [40, 20, 40], "peer": [80, 80, 20]}
-    found = turns.ratios(speeds, "sedjax", "frames_per_second")
+    found = timing.ratios(speeds, "sedjax", "frames_per_second")
     assert found["sedjax"]["ratio"] == 1
     assert found["peer"] == {"frames_per_second": 80, "ratio": 0.5, "lowest_ratio": 0.25, "highest_ratio": 2}
 
@@ -169,20 +174,20 @@ def test_scoring_with_arrays_is_the_evaluation(config):
                 a, b = (said[first : first + 10, c] > 0.5).any(), true[first : first + 10, c].any()
                 outcomes[c, {(True, True): 0, (True, False): 1, (False, False): 2, (False, True): 3}[a, b]] += 1
     expected = (outcomes / 5 * 50 * TINY_TASK.cost_matrix).sum(-1)
-    np.testing.assert_allclose(bench_scoring.with_arrays(TINY_TASK)(probabilities, truth), expected)
+    np.testing.assert_allclose(scoring.with_arrays(TINY_TASK)(probabilities, truth), expected)
 
 
 def test_data_frames_give_the_same_cost(config):
     pytest.importorskip("pandas")
-    found = bench_scoring.scoring(config, repeats=1)  # compares them
+    found = scoring.scoring(config, repeats=1)  # compares them
     assert found["ratio"] > 0
 
 
 def test_mistakes(config, monkeypatch, tmp_path):
     with pytest.raises(UserError, match="--sweep knows batch_size and devices, not 'wings'"):
-        bench.bench(config, 1, sweep=["wings"])
+        experiment.bench(config, 1, sweep=["wings"])
     with pytest.raises(UserError, match="knows the embedding_transformer with a linear stem, not this naive"):
-        bench.bench(dataclasses.replace(config, model={"name": "naive"}), 1, against="torch")
+        experiment.bench(dataclasses.replace(config, model={"name": "naive"}), 1, against="torch")
     real = builtins.__import__
 
     def without_torch(name, *args, **kwargs):
@@ -192,17 +197,17 @@ def test_mistakes(config, monkeypatch, tmp_path):
 
     monkeypatch.setattr(builtins, "__import__", without_torch)
     with pytest.raises(UserError, match=r"needs PyTorch: pip install 'sedjax\[bench\]'"):
-        bench.bench(config, 1, against="torch")
+        experiment.bench(config, 1, against="torch")
 
 
 def test_the_peer_is_the_same_architecture(config):
     torch = pytest.importorskip("torch")
-    from sedjax import torch_peer
+    from sedjax.benchmarks import torch_peer
 
-    records = input_pipeline.open_records(config.data.path, "train")
+    records = open_records(config.data.path, "train")
     peer = torch_peer.Peer(config, records, compiled=False, precision="float32")
-    model = models.build_from(config, records.task)
-    assert peer.parameters == models.count_parameters(model, {"embeddings": 16})
+    model = registry.build_from(config, records.task)
+    assert peer.parameters == count_parameters(model, {"embeddings": 16})
     found = peer.stretch(2)
     assert 0 < found.real_frames <= found.padded_frames
     assert torch.isfinite(peer.step(*peer._batch()))
@@ -215,8 +220,8 @@ def recordings(tmp_path, monkeypatch):
     for name, seconds, rate in (("a.wav", 3, 22050), ("c.flac", 12, 16000)):
         soundfile.write(tmp_path / name, 0.1 * rng.standard_normal(seconds * rate), rate)
     (tmp_path / "b.mp3").write_bytes(b"no audio")
-    monkeypatch.setattr(bench_audio, "CLIPS", 4)
-    monkeypatch.setattr(bench_audio, "AtstFrame", functools.partial(AtstFrame, 1, 0, 64, 32))
+    monkeypatch.setattr(audio, "CLIPS", 4)
+    monkeypatch.setattr(audio, "AtstFrame", functools.partial(AtstFrame, 1, 0, 64, 32))
     return tmp_path
 
 
@@ -247,11 +252,11 @@ def test_mistakes_with_audio(recordings):
     for path in (recordings / "a.wav", recordings / "c.flac"):
         path.unlink()
     with pytest.raises(UserError, match="None of the 1 recordings can be read"):
-        bench_audio.bench(recordings, 1)
+        audio.bench(recordings, 1)
 
 
 def test_the_peer_of_the_encoder_has_the_same_numbers():
     pytest.importorskip("torch")
-    contestants = bench_audio.encoders(AtstFrame(layers=2, width=64, feed_forward=32), "torch")
+    contestants = audio.encoders(AtstFrame(layers=2, width=64, feed_forward=32), "torch")
     mel = np.random.default_rng(0).standard_normal((2, 101, 64)).astype(np.float32)
     np.testing.assert_allclose(contestants["sedjax"](mel), contestants["PyTorch"](mel), atol=1e-4)

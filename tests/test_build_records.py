@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from tiny import change_npz, run_command, write_layout
 
-from data_prep import build_records, staging
-from sedjax import input_pipeline
-from sedjax.errors import UserError
-from sedjax.layout import read_layout, read_splits
+from data_prep import records as build_records
+from data_prep import staging
+from sedjax.core.errors import UserError
+from sedjax.data.layout import read_layout, read_splits
+from sedjax.data.records import open_records
 
 KEYS = ("embeddings",)
 
@@ -26,12 +27,12 @@ def test_command_and_the_reports_split(layout, tmp_path, capsys):
     assert "Wrote 7 train, 2 validation, 3 test recordings" in capsys.readouterr().out
     expected = read_splits(layout, split_seed=42)
     for split, names in expected.items():
-        assert input_pipeline.open_records(str(tmp_path / "records"), split).filenames == names
+        assert open_records(str(tmp_path / "records"), split).filenames == names
 
 
 def test_split_seed_overrides_the_file(layout, tmp_path):
     build_records.build(layout.path, tmp_path / "records", KEYS, split_seed=1)
-    found = input_pipeline.open_records(str(tmp_path / "records"), "train").filenames
+    found = open_records(str(tmp_path / "records"), "train").filenames
     assert found == read_splits(layout, 1)["train"] != read_splits(layout)["train"]
 
 
@@ -46,7 +47,7 @@ def test_a_truncated_file_stops_it_or_is_left_out(layout, tmp_path):
         build_records.build(layout.path, tmp_path / "records", KEYS)
     assert os.listdir(tmp_path) == ["source"]
     build_records.build(layout.path, tmp_path / "records", KEYS, skip_bad=True)
-    found = input_pipeline.open_records(str(tmp_path / "records"), "train")
+    found = open_records(str(tmp_path / "records"), "train")
     assert layout.filenames[2] not in found.filenames
     assert len(found.filenames) == len(found.lengths) == len(read_splits(layout)["train"]) - 1
 
@@ -78,7 +79,7 @@ def test_an_output_that_exists(layout, tmp_path):
     with pytest.raises(UserError, match="exists already"):
         build_records.build(layout.path, tmp_path / "records", KEYS)
     build_records.build(layout.path, tmp_path / "records", ("embeddings", "melspectrogram"), overwrite=True)
-    found = input_pipeline.open_records(str(tmp_path / "records"), "train")
+    found = open_records(str(tmp_path / "records"), "train")
     assert set(found.features) == {"embeddings", "melspectrogram"}
 
 
@@ -102,7 +103,7 @@ def test_damaged_records_are_an_error(layout, tmp_path):
     for path in (tmp_path / "records").glob("*train*"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UserError, match="damaged"):
-        input_pipeline.open_records(str(tmp_path / "records"), "train").read(0, KEYS)
+        open_records(str(tmp_path / "records"), "train").read(0, KEYS)
 
 
 def snapshot(path: pathlib.Path) -> dict[str, bytes | None]:
@@ -190,7 +191,7 @@ def test_files_that_change_meanwhile(layout, tmp_path, monkeypatch):
 def test_a_feature_has_a_fingerprint_of_its_own(layout, tmp_path):
     for name, keys in (("one", KEYS), ("two", ("mfcc", *KEYS))):
         build_records.build(layout.path, tmp_path / name, keys)
-    one, two = (input_pipeline.open_records(str(tmp_path / name), "test").identity(KEYS) for name in ("one", "two"))
+    one, two = (open_records(str(tmp_path / name), "test").identity(KEYS) for name in ("one", "two"))
     assert one == two
     assert one.keys() == {"embeddings", "labels"}
 

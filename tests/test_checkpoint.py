@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from sedjax import checkpoint
-from sedjax.checkpoint import Progress
-from sedjax.errors import UserError
-from sedjax.train_state import TrainState
+from sedjax.core.errors import UserError
+from sedjax.training import checkpoint
+from sedjax.training.progress import Progress, is_finished, progress_path, saved_steps
+from sedjax.training.train_state import TrainState
 
 COSTS = {1: 9.0, 2: 3.0, 3: 5.0, 4: 4.0}
 
@@ -136,7 +136,7 @@ def test_what_was_put_beside_the_checkpoints_is_never_the_best(workdir, plant, m
 
 
 def change_progress(folder: pathlib.Path, of: int, **changes) -> None:
-    path = checkpoint._progress_path(folder / "checkpoints", of)
+    path = progress_path(folder / "checkpoints", of)
     fields = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({key: value for key, value in fields.items() if value is not ...}))
 
@@ -159,14 +159,14 @@ def test_checkpoints_of_older_versions(workdir, tmp_path):
     for step in (2, 3, 4):
         change_progress(folder, step, digest=..., step=..., best_step=...)
         (folder / "checkpoints" / str(step) / "metrics").mkdir()
-    assert checkpoint.is_finished(folder)
+    assert is_finished(folder)
     assert checkpoint.load_weights(folder)[2] == 2
     with checkpoint.open_manager(folder) as manager:
         state, progress = checkpoint.restore(manager, state_at(0))
         assert (int(state.step), progress.best_step) == (4, 2)
         assert checkpoint.load_weights(folder)[2] == 2  # also between these two
         checkpoint.save(manager, state_at(5), progress)
-    assert checkpoint._steps(folder / "checkpoints") == [2, 4, 5]
+    assert saved_steps(folder / "checkpoints") == [2, 4, 5]
     assert checkpoint.load_weights(folder)[2] == 2
     shutil.rmtree(folder / "checkpoints" / "2")
     with pytest.raises(UserError, match="step 2.*missing or damaged"):
@@ -211,7 +211,7 @@ def test_numbers_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path, monk
         for state in (bad, worse):
             with pytest.raises(UserError, match="NaN or infinite at step 2; the last good checkpoint .* step 1:"):
                 checkpoint.save(manager, state, Progress())
-        manager.start(2, Progress(), {"weights": bad.weights, "training": checkpoint._training(bad)})
+        manager.start(2, Progress(), {"weights": bad.eval_variables, "training": checkpoint._training(bad)})
     for which in ("best", "last", 2):
         with pytest.raises(UserError, match="step 2 .* NaN or infinity"):
             checkpoint.load_weights(tmp_path, which)
@@ -233,7 +233,7 @@ def test_a_model_without_parameters(tmp_path):
 
 
 def test_weights_of_another_model_and_unknown_steps(workdir):
-    shapes = jax.eval_shape(lambda: state_at(0).weights)
+    shapes = jax.eval_shape(lambda: state_at(0).eval_variables)
     assert checkpoint.load_weights(workdir, 3, shapes)[2] == 3
     for change, words in (({"bias": jax.ShapeDtypeStruct((5,), np.float32)}, r"params/bias is \(4,\) there and \(5,\)"),
                           ({"other": shapes["params"]["bias"]}, "params/other is missing there")):

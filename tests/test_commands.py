@@ -12,8 +12,10 @@ import pytest
 from tiny import write_layout
 
 import sedjax
-from sedjax import __main__, commands, files, interrupts
-from sedjax.errors import UserError
+from sedjax import __main__
+from sedjax.commands import cli
+from sedjax.core import files, interrupts
+from sedjax.core.errors import UserError
 
 
 def run(*arguments, **kwargs) -> subprocess.CompletedProcess:
@@ -22,7 +24,7 @@ def run(*arguments, **kwargs) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (["sedjax", "score", "--predictions=none.csv"], "no file none.csv"),
-    (["data_prep.build_records", "--source=nowhere"], "build_records needs --output: Directory"),
+    (["data_prep.records", "--source=nowhere"], "records needs --output: Directory"),
     (["data_prep.import_weights", "--flagfile=nowhere"], "nowhere"),
 ])
 def test_mistakes_are_one_sentence_and_status_2(arguments, words, tmp_path):
@@ -35,15 +37,12 @@ def test_mistakes_are_one_sentence_and_status_2(arguments, words, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-COMMANDS = [f"sedjax.{name}" for name in __main__.COMMANDS] + [
-    f"data_prep.{name}" for name in ("build_records", "extract", "ground_truth", "import_weights", "layout",
-                                     "soundscapes")]
 
 
 @pytest.fixture
 def in_process(monkeypatch, capsys):
     """A function that runs a command in this process: exit status, standard output, standard error."""
-    monkeypatch.setattr(commands, "_log_to_stderr", lambda: None)
+    monkeypatch.setattr(cli, "_log_to_stderr", lambda: None)
     monkeypatch.setattr(interrupts, "raise_first", lambda: None)
     monkeypatch.setattr(interrupts, "end_at_once", lambda: None)
     monkeypatch.setattr(interrupts, "end", lambda: sys.exit(interrupts.STATUS))
@@ -64,7 +63,7 @@ def in_process(monkeypatch, capsys):
     return call
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", __main__.MODULES.values())
 def test_help_names_every_flag(name, in_process):
     module = importlib.import_module(name)
     before, flags = set(absl.flags.FLAGS), set()
@@ -73,7 +72,7 @@ def test_help_names_every_flag(name, in_process):
         module.define_flags()
         flags.update(set(absl.flags.FLAGS) - before)
 
-    status, text, _ = in_process(main=lambda: commands.run(module.main, [name, "--help"], define_flags))
+    status, text, _ = in_process(main=lambda: cli.run(module.main, [name, "--help"], define_flags))
     assert status == 0
     assert flags
     assert text.startswith(module.__doc__[:40])
@@ -166,8 +165,8 @@ def test_errors_of_the_system_are_one_sentence(error, status, words, in_process,
     def main(argv):
         raise error
 
-    monkeypatch.setattr(commands, "_drop_output", lambda: None)
-    found, _, text = in_process(main=lambda: commands.run(main, ["command"]))
+    monkeypatch.setattr(cli, "_drop_output", lambda: None)
+    found, _, text = in_process(main=lambda: cli.run(main, ["command"]))
     assert found == status
     assert re.search(words, text)
 
@@ -178,12 +177,13 @@ def test_other_errors_have_a_traceback(error, in_process):
         raise error
 
     with pytest.raises(type(error)):
-        in_process(main=lambda: commands.run(main, ["command"]))
+        in_process(main=lambda: cli.run(main, ["command"]))
 
 
 INTERRUPTED = """
 import gc, signal, sys, threading, time
-from sedjax import commands, interrupts
+from sedjax.commands import cli
+from sedjax.core import interrupts
 
 def main(argv):
     threading.Thread(target=time.sleep, args=[60]).start()  # at an ordinary exit, Python waits for it
@@ -201,7 +201,7 @@ def main(argv):
 if sys.argv[1:] == ["early"]:
     interrupts.end_at_once()
     signal.raise_signal(signal.SIGINT)
-commands.run(main)
+cli.run(main)
 """
 
 
@@ -214,8 +214,9 @@ def test_ctrl_c_is_one_line_and_status_130(argument):
 
 ABANDONED = """
 import asyncio, concurrent.futures, logging, threading
-from sedjax import commands
-from sedjax.errors import UserError
+from sedjax.commands import cli
+from sedjax.training import checkpoint
+from sedjax.core.errors import UserError
 
 class Native:  # what a thread of a library does with its result
     def __init__(self, loop):
@@ -237,6 +238,7 @@ async def fail(pool, event):
     raise UserError("damaged")
 
 def main(argv):
+    checkpoint._ignore_abandoned_tasks()
     event, pool, loop = threading.Event(), concurrent.futures.ThreadPoolExecutor(1), asyncio.new_event_loop()
     try:
         loop.run_until_complete(fail(pool, event))
@@ -247,7 +249,7 @@ def main(argv):
         Native(loop)
         Odd()
 
-commands.run(main)
+cli.run(main)
 """
 
 
@@ -283,7 +285,7 @@ def test_a_disk_that_really_fills_up(tmp_path):
         pytest.skip("mounting is not allowed here")
     try:
         write_layout(tmp_path / "source", recordings={f"{i}.mp3": 400 for i in range(40)}, splits=True)
-        result = run("data_prep.build_records", f"--source={tmp_path / 'source'}", f"--output={disk / 'records'}",
+        result = run("data_prep.records", f"--source={tmp_path / 'source'}", f"--output={disk / 'records'}",
                      "--features=melspectrogram")
         assert result.returncode == 2
         assert result.stderr.strip().splitlines()[-1].startswith("Error: ")
@@ -295,21 +297,21 @@ def test_a_disk_that_really_fills_up(tmp_path):
 def test_names_that_are_printed_alike(tmp_path, caplog):
     byte, text = os.fsdecode(b"a\xe9.wav"), "a\\udce9.wav"
     with pytest.raises(UserError, match=r"printed as .*a\\udce9\.wav: rename one"):
-        commands.distinct_names([tmp_path / byte, tmp_path / text])
-    commands.write_bad(tmp_path, {byte: "no", text: "no\nno"})
+        files.distinct_names([tmp_path / byte, tmp_path / text])
+    cli.write_bad(tmp_path, {byte: "no", text: "no\nno"})
     assert (tmp_path / "bad_recordings.csv").read_text().splitlines() == [
         "filename,reason", f"{text},no", f"{text},no\\nno"]
-    commands.write_bad(tmp_path, {})
+    cli.write_bad(tmp_path, {})
     assert not (tmp_path / "bad_recordings.csv").exists()
     (tmp_path / "bad_recordings.csv").write_text("mine")
     for bad in ({}, {"a.wav": "no"}):
         with pytest.raises(UserError, match=r"bad_recordings\.csv is there already"):
-            commands.write_bad(tmp_path, bad)
+            cli.write_bad(tmp_path, bad)
 
 
 def test_sigterm_leaves_nothing_half_written(tmp_path):
     def write_half():
-        with commands.tidy_sigterm(), files.atomic_output(tmp_path / "a.csv") as path:
+        with cli.tidy_sigterm(), files.atomic_output(tmp_path / "a.csv") as path:
             path.write_text("half")
             signal.raise_signal(signal.SIGTERM)
 

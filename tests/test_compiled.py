@@ -7,8 +7,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from test_steps import make_batch, setup
 
-from sedjax import compiled, parallel, placement
-from sedjax.collective import AXIS
+from sedjax.benchmarks import compiled
+from sedjax.core import parallel
+from sedjax.core.collective import AXIS
+from sedjax.data import resident
 
 # As XLA writes it for a TPU: S(1) is memory on the chip. Arrays of 1024 x 1024 float32 are 4 MiB.
 TPU = """HloModule jit_step, is_scheduled=true
@@ -90,7 +92,7 @@ def test_a_call_of_many_steps_never_asks_the_host():
     mesh = parallel.make_mesh(8)
     state, split, key = on_mesh(state, mesh)
     ids = jnp.asarray(np.arange(16).reshape(2, 8) % 8, jnp.int32)
-    call = parallel.compile_step(placement.many_steps(step, [20], mesh), mesh)
+    call = parallel.compile_step(resident.many_steps(step, [20], mesh), mesh)
     which = jnp.zeros(2, jnp.int32)
     program = compiled.parse(call.lower(state, split, ids, which, key).compile().as_text())
     assert compiled.host_transfers(program) == []

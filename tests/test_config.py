@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from tiny import small_fields, tiny_config
 
-from sedjax import config as config_lib
-from sedjax import experiment
-from sedjax.errors import UserError
-from sedjax.evaluate import Evaluator
-from sedjax.train import train
+from sedjax.commands.config_flag import ConfigFile
+from sedjax.core import config as config_lib
+from sedjax.core.errors import UserError
+from sedjax.scoring.evaluator import Evaluator
+from sedjax.training import experiment
+from sedjax.training.configs import freeze, from_json
+from sedjax.training.trainer import train
 
 CONFIGS = [path.stem for path in sorted((pathlib.Path(__file__).parent.parent / "configs").glob("[!_]*.py"))]
 
@@ -24,10 +26,10 @@ CONFIGS = [path.stem for path in sorted((pathlib.Path(__file__).parent.parent / 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_builds_and_its_header_gives_the_command(name):
     module = importlib.import_module(f"configs.{name}")
-    config = config_lib.freeze(module.get_config().to_dict())
-    assert config_lib.from_json(config.to_json()) == config
-    assert f"--config=configs/{name}.py" in module.__doc__
-    assert "python -m sedjax train" in module.__doc__
+    config = freeze(module.get_config().to_dict())
+    assert from_json(config.to_json()) == config
+    assert f"--config={name}" in module.__doc__
+    assert "sedjax train" in module.__doc__
 
 
 def config_for(name, records, audio_records):
@@ -47,7 +49,7 @@ SMALL_CONFIGS = [name for name in CONFIGS if name.endswith("_small") or name in 
 @pytest.mark.parametrize("name", sorted(set(CONFIGS) - set(SMALL_CONFIGS)))
 def test_configs_fit_together_at_their_full_size(name, records, audio_records):
     """Model, optimizer, training and evaluation, traced without computing anything."""
-    config = config_lib.freeze(config_for(name, records, audio_records).to_dict())
+    config = freeze(config_for(name, records, audio_records).to_dict())
     setup = experiment.prepare(config)
     state = jax.eval_shape(setup.initial_state)
     found, scalars = jax.eval_shape(setup.step(config.optimizer.accumulate), state, setup.read(0), jax.random.key(0))
@@ -55,7 +57,7 @@ def test_configs_fit_together_at_their_full_size(name, records, audio_records):
     assert jax.tree.leaves(jax.tree.map(lambda x: (x.shape, x.dtype), found)) == jax.tree.leaves(
         jax.tree.map(lambda x: (x.shape, x.dtype), state))
     evaluate = Evaluator(setup.model, config, setup.task, setup.records, setup.mesh)
-    counts = jax.eval_shape(evaluate.eval_step, state.weights, evaluate.read(0), np.zeros((2, 3), np.float32))
+    counts = jax.eval_shape(evaluate.eval_step, state.eval_variables, evaluate.read(0), np.zeros((2, 3), np.float32))
     assert counts["segments"].shape == (evaluate.plan.shape[1], 2, 3, 4)
 
 
@@ -72,7 +74,7 @@ def test_small_configs_take_a_step_on_tiny_data(name, records, audio_records, tm
     if config.data.crop_frames:
         config.data.crop_frames = 20
     config.model.update({key: value for key, value in small_fields(config.model.name).items() if config.model.get(key)})
-    progress = train(config_lib.freeze(config.to_dict()), tmp_path / "run")
+    progress = train(freeze(config.to_dict()), tmp_path / "run")
     assert progress.finished
     assert progress.best_cost > 0
 
@@ -156,7 +158,7 @@ def test_values_that_cannot_be(changes, words):
 ])
 def test_unknown_keys_are_named(key, words):
     with pytest.raises(UserError, match=words):
-        config_lib.freeze({"model": {"name": "naive"}} | key)
+        freeze({"model": {"name": "naive"}} | key)
 
 
 @pytest.mark.parametrize(("text", "steps"), [
@@ -188,7 +190,7 @@ def test_the_config_of_an_old_workdir_is_read(caplog, monkeypatch):
     old["optimizer"] |= {"beta1": 2}
     old["decision"]["thresholds"] = [0.7, 0.2]
     monkeypatch.setattr(logging.getLogger("sedjax"), "propagate", True)
-    config = config_lib.from_json(json.dumps(old))
+    config = from_json(json.dumps(old))
     assert (config.train, config.optimizer) == (tiny_config(train__evaluate_every="1 epochs").train,
                                                 tiny_config(optimizer__beta1=0.9).optimizer)
     assert config.decision.thresholds == (0.2, 0.7)
@@ -197,7 +199,7 @@ def test_the_config_of_an_old_workdir_is_read(caplog, monkeypatch):
                         (config.to_json().replace('"layers": 1', '"layers": -1'), "model.layers"),
                         (config.to_json().replace('"patience": 10', '"patience": "10"'), "train.patience")):
         with pytest.raises(UserError, match=f"w/config.json.*{words}"):
-            config_lib.from_json(text, "w/config.json")
+            from_json(text, "w/config.json")
 
 
 CONFIG_FILES = {
@@ -214,7 +216,8 @@ CONFIG_FILES = {
     "zero": ("x = '\0'", "null bytes"),
     "file": ("open('/nowhere')", "line 1, .*/nowhere"),
     "lines": ("def get_config():\n  raise ValueError('a\\nb\\x1b[31m')", "line 2, .*ValueError: a b"),
-    "model": ("from sedjax.config import base_config\ndef get_config():\n  return base_config('cnn')", "'cnn'"),
+    "model": ("from sedjax.training.configs import base_config\ndef get_config():\n  return base_config('cnn')",
+              "'cnn'"),
 }
 
 
@@ -224,17 +227,17 @@ def test_config_files_that_cannot_be_used(name, tmp_path):
     content, words = CONFIG_FILES[name]
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=f"{name}.py.*{words}") as error:
-        config_lib.ConfigFile().parse(str(path))
+        ConfigFile().parse(str(path))
     assert "\n" not in str(error.value)
 
 
 def test_configs_that_came_with_sedjax_are_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert config_lib.ConfigFile().parse("configs/naive.py").model.name == "naive"
+    assert ConfigFile().parse("configs/naive.py").model.name == "naive"
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "naive.py").write_text("def get_config():\n  raise ValueError('mine')")
     with pytest.raises(UserError, match="mine"):
-        config_lib.ConfigFile().parse("configs/naive.py")
+        ConfigFile().parse("configs/naive.py")
 
 
 def test_config_files_that_are_not_files_and_arguments_that_are_not_known(tmp_path):
@@ -246,4 +249,4 @@ def test_config_files_that_are_not_files_and_arguments_that_are_not_known(tmp_pa
                         ("configs/demo.py:x", "configs/demo.py.*MODEL"),
                         ("configs/sweeps/report.py:tiny", "report.py.*'tiny'")):
         with pytest.raises(UserError, match=words):
-            config_lib.ConfigFile().parse(str(path))
+            ConfigFile().parse(str(path))

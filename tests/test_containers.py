@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from sedjax import audio, flac, mp3, ogg
-from sedjax.errors import UserError
+from sedjax.audio import flac, mp3, ogg, reader
+from sedjax.core.errors import UserError
 
 SAMPLES = 8077
 UNSTATED = {"IRCAM", "PAF", "PVF", "SD2", "XI"}  # their headers do not say how long they are
@@ -28,10 +28,10 @@ def noise(samples: int, channels: int = 1) -> np.ndarray:
 def read(path, content: bytes, caplog) -> tuple[int | None, str]:
     """Samples of a recording with this content and the warning, or why it is refused."""
     path.write_bytes(content)
-    audio._warn.cache_clear()
+    reader._warn.cache_clear()
     caplog.clear()
     try:
-        samples = len(audio.read(path))
+        samples = len(reader.read(path))
     except UserError as error:
         return None, str(error)
     assert len(caplog.records) <= 1
@@ -229,5 +229,5 @@ def test_what_the_decoder_writes_to_the_screen_is_kept_off_it(capfd, tmp_path):
     for content in (bytes(5000) + encoded(tmp_path / "b.mp3")[200:], b"text " * 1000):
         (tmp_path / "a.mp3").write_bytes(content)
         with pytest.raises(UserError, match=r"a\.mp3 is"):
-            audio.read(tmp_path / "a.mp3")
+            reader.read(tmp_path / "a.mp3")
     assert capfd.readouterr().err == ""

@@ -5,7 +5,8 @@ import logging
 import jax
 import pytest
 
-from sedjax import devices, parallel
+from sedjax.commands import devices
+from sedjax.core import parallel
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The embedding-transformer against the reference program (SPEC section 7)."""
 
+import functools
 import pathlib
 import zlib
 
@@ -10,9 +11,10 @@ import optax
 import pytest
 
 from data_prep.import_weights import convert
-from sedjax import models, optimizer, steps, train_state
-from sedjax.config import OptimizerConfig
+from sedjax.core.config import OptimizerConfig
 from sedjax.models.embedding_transformer import EmbeddingTransformer
+from sedjax.models.variables import count_parameters
+from sedjax.training import optimizer, train_state, train_step
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 WIDTHS = {"embeddings": 768}
@@ -74,7 +76,8 @@ def test_loss_gradients_and_four_adamw_steps(golden, params, batch):
     adamw = optimizer.make_optimizer(OptimizerConfig(learning_rate=1e-5), warmup_steps=0, total_steps=4)
     state = train_state.TrainState(jnp.zeros((), jnp.int32), params, None, {}, adamw.init(params))
     key = jax.random.key(0)
-    step = jax.jit(lambda state: steps.train_step(state, batch, key, model=module, optimizer=adamw, weights=weights))
+    step = jax.jit(functools.partial(train_step.train_step, batch=batch, key=key, model=module, optimizer=adamw,
+                                     weights=weights))
     with np.load(GOLDEN / "embedding_transformer_adamw.npz", allow_pickle=False) as archive:
         expected = archive["losses"]
     seen = []
@@ -100,4 +103,4 @@ def convert_back(tree) -> dict[str, np.ndarray]:
 
 
 def test_parameters_of_the_reports_model(model):
-    assert models.count_parameters(model, WIDTHS) == 40_821_514
+    assert count_parameters(model, WIDTHS) == 40_821_514

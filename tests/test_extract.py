@@ -18,10 +18,18 @@ from tiny import TINY_TASK, run_command, tiny_config, write_layout
 
 from data_prep import extract
 from data_prep.spectral import spectral_features
-from sedjax import audio, checkpoint, extractors, files, models, predict, workdir
-from sedjax.errors import UserError
-from sedjax.layout import read_layout
-from sedjax.train_state import TrainState
+from sedjax.audio import reader, spectral
+from sedjax.audio.spectral import _mel_power, _mfcc
+from sedjax.commands import predict
+from sedjax.core import errors, files, npz
+from sedjax.core.errors import UserError
+from sedjax.data.layout import read_layout
+from sedjax.inference import extractors
+from sedjax.models import registry
+from sedjax.models.variables import example_inputs
+from sedjax.training import checkpoint, workdir
+from sedjax.training.progress import Progress
+from sedjax.training.train_state import TrainState
 
 SECONDS = {"a.wav": 1.0, "b.flac": 13.0, "c.ogg": 0.4, "d.wav": 30.5}
 
@@ -58,7 +66,7 @@ def test_features_are_those_of_the_whole_recording(folder, tmp_path):
     for name, seconds in SECONDS.items():
         found = layout.features(name, extract.FEATURES[:4])
         frames = -(-round(seconds * 16000) // 1920)
-        expected = spectral_features(audio.read(folder / name), frames)
+        expected = spectral_features(reader.read(folder / name), frames)
         np.testing.assert_allclose(found["melspectrogram"], expected["melspectrogram"], rtol=1e-4, atol=1e-8)
         np.testing.assert_allclose(found["mfcc"], expected["mfcc"], atol=0.1, rtol=2e-3)
         assert {key: (value.shape, value.dtype) for key, value in found.items()} == {
@@ -76,8 +84,8 @@ def test_pieces_make_up_the_recording(samples, monkeypatch):
         pieces.append(piece[0])
         return piece.reshape(1, -1, 1920)[..., -1:]
 
-    monkeypatch.setattr(extractors, "_mel_power", last_samples)
-    one = extractors.Pass((x[start : start + 1000] for start in range(0, samples, 1000)), ("melspectrogram",))
+    monkeypatch.setattr(spectral, "_mel_power", last_samples)
+    one = spectral.FeatureStream((x[start : start + 1000] for start in range(0, samples, 1000)), ("melspectrogram",))
     np.testing.assert_array_equal(np.concatenate(list(one)), x)
     padded = np.pad(x, (1920, 102 * 1920))
     for i, piece in enumerate(pieces):
@@ -88,12 +96,12 @@ def test_pieces_make_up_the_recording(samples, monkeypatch):
 
 def test_only_what_is_new_or_has_changed_is_done(folder, tmp_path, monkeypatch):
     done = []
-    original = extractors.features_of
+    original = extractors.extract_features
 
     def watched(paths, *more):
         return original((done.append(path.name) or path for path in paths), *more)
 
-    monkeypatch.setattr(extractors, "features_of", watched)
+    monkeypatch.setattr(extractors, "extract_features", watched)
 
     def run(*features):
         done.clear()
@@ -227,9 +235,9 @@ def test_recordings_that_change_or_go_while_they_are_read(folder, tmp_path, monk
                 os.utime(folder / path, ns=(1, 1))
             yield found
 
-    original = extractors.features_of
+    original = extractors.extract_features
     with monkeypatch.context() as patch:
-        patch.setattr(extractors, "features_of", changing)
+        patch.setattr(extractors, "extract_features", changing)
         assert extract.extract(folder, tmp_path / "out", ("mfcc",)) == (2, 2)
     listed = rows_of(tmp_path / "out" / "bad_recordings.csv")
     assert [row["filename"] for row in listed] == ["a.wav", "c.ogg"]
@@ -286,7 +294,7 @@ def test_what_others_made_stays_when_the_recording_changes(folder, tmp_path):
     """What sedjax made of the old recording goes; an array may have any name."""
     path = tmp_path / "out" / "audio_features" / "a.npz"
     path.parent.mkdir(parents=True)
-    files.write_npz(path, {"file": np.ones((9, 1))}, made=())
+    npz.write_npz(path, {"file": np.ones((9, 1))}, made=())
     extract.extract(folder, tmp_path / "out", ("mfcc", "melspectrogram"))
     assert set(arrays(path)) == {"file", "mfcc", "melspectrogram"}
     os.utime(folder / "a.wav", ns=(1, 1))
@@ -326,7 +334,7 @@ def test_metadata_keeps_every_byte(folder, tmp_path, text):
 def test_files_in_the_output_that_are_something_else(folder, tmp_path, monkeypatch, name, text):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text(text)
-    monkeypatch.setattr(audio, "blocks", None)
+    monkeypatch.setattr(reader, "blocks", None)
     with pytest.raises(UserError, match=name):
         extract.extract(folder, tmp_path / "out", ("mfcc",))
     assert (tmp_path / "out" / name).read_text() == text
@@ -334,8 +342,8 @@ def test_files_in_the_output_that_are_something_else(folder, tmp_path, monkeypat
 
 def test_a_journal_that_was_damaged_vouches_for_nothing(folder, tmp_path, monkeypatch):
     done = []
-    original = extractors.features_of
-    monkeypatch.setattr(extractors, "features_of", lambda paths, *more: original(
+    original = extractors.extract_features
+    monkeypatch.setattr(extractors, "extract_features", lambda paths, *more: original(
         (done.append(path.name) or path for path in paths), *more))
     extract.extract(folder, tmp_path / "out", ("mfcc",))
     path = tmp_path / "out" / "extracted.jsonl"
@@ -366,7 +374,7 @@ def test_names_of_any_length_and_characters(folder, tmp_path):
         shutil.copy(folder / "c.ogg", folder / name)
     assert extract.extract(folder, tmp_path / "out", ("mfcc",)) == (8, 3)
     assert {row["filename"] for row in rows_of(tmp_path / "out" / "bad_recordings.csv")} == set(
-        map(files.printable, bad))
+        map(errors.printable, bad))
     assert set(names) < {row["filename"] for row in rows_of(tmp_path / "out" / "metadata.csv")}
 
 
@@ -390,7 +398,8 @@ def test_rows_are_as_many_as_labels_have(folder, tmp_path, others):
     assert (done, bad) == ((4, 0) if abs(others) < 2 else (3, 1))
     if abs(others) < 2:
         found = arrays(tmp_path / "out" / "audio_features" / "a.npz")["mfcc"]
-        expected = extractors.spectral_features(folder / "a.wav")[0]["mfcc"]
+        (clip,) = spectral.clips([folder / "a.wav"], ("mfcc",))
+        expected = clip.features["mfcc"]
         assert len(found) == 9 + others
         np.testing.assert_array_equal(found[:8], expected[:8])
         np.testing.assert_array_equal(found[9:], expected[8:][:len(found[9:])])
@@ -427,13 +436,13 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path):
 def untrained(path: pathlib.Path, name: str, widths: dict[str, int]) -> pathlib.Path:
     """The workdir of a model."""
     config = tiny_config(name)
-    model = models.build_from(config, TINY_TASK)
-    variables = jax.jit(model.init)(jax.random.key(0), *models.example_inputs(model, widths))
+    model = registry.build_from(config, TINY_TASK)
+    variables = jax.jit(model.init)(jax.random.key(0), *example_inputs(model, widths))
     workdir.prepare(path / "w", config, TINY_TASK, {key: {"width": width} for key, width in widths.items()})
     params = variables.pop("params", {})
     state = TrainState(step=np.zeros((), np.int32), params=params, ema=None, model_state=variables, opt_state={})
     with checkpoint.open_manager(path / "w") as manager:
-        checkpoint.save(manager, state, checkpoint.Progress(finished=True, cost=1.0))
+        checkpoint.save(manager, state, Progress(finished=True, cost=1.0))
     return path / "w"
 
 
@@ -443,7 +452,7 @@ def mel_workdir(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.mark.parametrize(("name", "widths", "words"), [
-    ("embedding_transformer", {"embeddings": 16}, "takes 'embeddings', which it cannot also give"),
+    ("embedding_transformer", {"embeddings": 16}, "takes 'embeddings', so it cannot be an extractor"),
     ("conv_transformer", {"melspectrogram": 40}, "'melspectrogram' of a recording is 64 wide; .* trained on 40")])
 def test_a_model_that_does_not_take_these_features(tmp_path, folder, name, widths, words):
     with pytest.raises(UserError, match=words):
@@ -473,7 +482,7 @@ def test_embeddings_of_a_trained_model(folder, tmp_path, mel_workdir):
         np.testing.assert_allclose(value["embeddings"], added["embeddings"], atol=2e-3)
     run_command(extract, *again[:2], "--features=mfcc")
     assert set(arrays(tmp_path / "again" / "audio_features" / "a.npz")) == {"melspectrogram", "mfcc", "embeddings"}
-    assert predict.load(mel_workdir).model.features == ("melspectrogram",)
+    assert predict.load(mel_workdir).model.inputs == ("melspectrogram",)
 
 
 def test_features_are_added_where_there_are_none_and_beside_others(tmp_path):
@@ -496,10 +505,10 @@ def test_features_are_added_where_there_are_none_and_beside_others(tmp_path):
 
 def test_a_recording_is_read_once_and_only_for_what_is_wanted(folder, tmp_path, mel_workdir, monkeypatch):
     opened, computed = [], []
-    blocks, mel_power, mfcc = audio.blocks, extractors._mel_power, extractors._mfcc
-    monkeypatch.setattr(audio, "blocks", lambda path, *more: opened.append(path.name) or blocks(path, *more))
-    monkeypatch.setattr(extractors, "_mel_power", lambda x: computed.append("power") or mel_power(x))
-    monkeypatch.setattr(extractors, "_mfcc", lambda x: computed.append("mfcc") or mfcc(x))
+    blocks, mel_power, mfcc = reader.blocks, _mel_power, _mfcc
+    monkeypatch.setattr(reader, "blocks", lambda path, *more: opened.append(path.name) or blocks(path, *more))
+    monkeypatch.setattr(spectral, "_mel_power", lambda x: computed.append("power") or mel_power(x))
+    monkeypatch.setattr(spectral, "_mfcc", lambda x: computed.append("mfcc") or mfcc(x))
     extract.extract(folder, tmp_path / "out", ("embeddings",), str(mel_workdir))
     assert opened == list(SECONDS)
     assert set(computed) == {"power"}

@@ -9,9 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import embed_alone
 
-from sedjax import audio, extractors
-from sedjax.errors import UserError
-from sedjax.mel import MLPC
+from sedjax.audio import spectral
+from sedjax.audio.clips import Unreadable, recut
+from sedjax.audio.mel import MLPC
+from sedjax.audio.spectral import SPECTRAL
+from sedjax.core.errors import UserError
+from sedjax.inference import extractors
 from sedjax.models import atst_frame
 
 FRAME, SEGMENT = 1920, 19200
@@ -25,10 +28,10 @@ def noise(samples: int, seed: int = 0) -> np.ndarray:
     return (0.1 * np.random.default_rng(seed).standard_normal(samples)).astype(np.float32)
 
 
-def made_of(*sounds, wanted=extractors.SPECTRAL, extractor=None) -> list:
+def made_of(*sounds, wanted=SPECTRAL, extractor=None) -> list:
     """Features of each, or the error."""
-    found = list(extractors.features_of(sounds, wanted, extractor, 16000))
-    return [one if isinstance(one, UserError) else one[0] for one in found]
+    clips = list(extractors.extract_features(sounds, wanted, extractor, 16000))
+    return [clip.error if isinstance(clip, Unreadable) else clip.features for clip in clips]
 
 
 def assert_same(found: np.ndarray, expected: np.ndarray, name: str) -> None:
@@ -83,7 +86,8 @@ def test_a_cut_at_the_start_of_a_window_is_felt_by_the_windows_that_see_it_only(
 @few
 def test_alone_or_with_others_from_a_file_or_an_array(extractor, tmp_path, lengths):
     sounds = [noise(samples, seed) for seed, samples in enumerate(lengths)]
-    together = list(extractor.embed(extractors.Pass(audio.blocks(sound, 16000), ()) for sound in sounds))
+    stream = recut(spectral.clips(sounds, extractor.inputs, (), 16000), extractor.max_frames)
+    together = [clip.features["embeddings"] for clip in extractor.embed(stream, np.float32)]
     assert [len(found) for found in together] == [-(-samples // FRAME) for samples in lengths]
     soundfile.write(tmp_path / "a.wav", sounds[0], 16000, subtype="FLOAT")
     np.testing.assert_allclose(embed_alone(extractor, tmp_path / "a.wav"), together[0], atol=1e-5)
@@ -99,8 +103,8 @@ def test_what_cannot_be_read_costs_its_neighbours_nothing(extractor):
     assert "from 40.0 s on" in str(found[1])
     for one, expected in zip((found[0], found[3]), alone):
         np.testing.assert_allclose(one, expected, atol=2e-3)  # float16
-    spectral = made_of(*sounds, wanted=("mfcc",))
-    assert [isinstance(one, UserError) for one in spectral] == [False, True, True, False]
+    without = made_of(*sounds, wanted=("mfcc",))
+    assert [isinstance(one, UserError) for one in without] == [False, True, True, False]
 
 
 def test_features_beside_embeddings_are_those_without(extractor):
@@ -115,16 +119,15 @@ def test_features_beside_embeddings_are_those_without(extractor):
 class Broken:
     """An extractor whose embeddings are not finite, or beyond float16."""
 
-    parameters, width, features = "broken", 4, ()
+    parameters, width, inputs, max_frames = "broken", 4, (spectral.SAMPLES,), 250
 
-    def embed(self, passes, dtype=np.float32):
-        for one, value in zip(passes, (1, np.nan, 1e6, np.inf, 2)):
-            frames = -(-sum(map(len, one)) // FRAME)
-            yield extractors.narrowed(np.full((frames, 4), value, np.float32), dtype)
+    def embed(self, stream, dtype=np.float16):
+        for clip, value in zip(recut(stream), (1, np.nan, 1e6, np.inf, 2)):
+            yield extractors._embedded(clip, np.full((len(clip), 4), value, np.float32), dtype)
 
 
 def test_embeddings_that_are_not_finite_are_those_of_a_recording_that_has_none():
     found = made_of(*[noise(8000)] * 5, wanted=("embeddings",), extractor=Broken())
     assert [isinstance(one, UserError) for one in found] == [False, True, True, True, False]
-    assert all("embeddings of an array hold NaN, or numbers beyond the range of float16" in str(found[i])
+    assert all("embeddings hold NaN, or numbers beyond the range of float16" in str(found[i])
                for i in (1, 2, 3))

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from sedjax import files
-from sedjax.errors import UserError
+from sedjax.core import errors, files, npz
+from sedjax.core.errors import UserError
 
 
 @given(array=arrays.arrays(st.sampled_from([np.float32, np.float16, np.uint8, np.int64, np.bool_, "<U3"]),
@@ -19,16 +19,16 @@ from sedjax.errors import UserError
 def test_arrays_are_those_of_numpy(tmp_path_factory, array, fortran, packed):
     path = tmp_path_factory.mktemp("npz") / "a.npz"
     (np.savez_compressed if packed else np.savez)(path, x=np.asfortranarray(array) if fortran else array)
-    found = files.read_npz(path, ["x"])["x"]
+    found = npz.read_npz(path, ["x"])["x"]
     assert found.dtype == array.dtype
     np.testing.assert_array_equal(found, array)
-    assert files.npz_shapes(path) == {"x": array.shape}
+    assert npz.npz_shapes(path) == {"x": array.shape}
 
 
 def test_a_key_is_not_a_file_name(tmp_path):
     """numpy reads `foo` where `foo.npy` is asked for."""
     np.savez(tmp_path / "a.npz", **{"foo": np.zeros(2), "foo.npy": np.ones(2)})
-    found = files.read_npz(tmp_path / "a.npz", ["foo", "foo.npy"])
+    found = npz.read_npz(tmp_path / "a.npz", ["foo", "foo.npy"])
     assert found["foo"].tolist() == [0, 0]
     assert found["foo.npy"].tolist() == [1, 1]
 
@@ -49,7 +49,7 @@ def member(header: bytes, data: bytes = b"") -> bytes:
 def test_members_that_are_not_arrays(tmp_path, content):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("x.npy", content)
-    for read in (files.read_npz, files.npz_shapes):
+    for read in (npz.read_npz, npz.npz_shapes):
         with pytest.raises(UserError, match=r"a\.npz"):
             read(tmp_path / "a.npz")
 
@@ -57,7 +57,7 @@ def test_members_that_are_not_arrays(tmp_path, content):
 def test_a_bomb_is_not_unpacked(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros(100_000_000, np.uint8))
     with pytest.raises(UserError, match=r"a\.npz would expand .* to 100,000,"):
-        files.read_npz(tmp_path / "a.npz")
+        npz.read_npz(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{", '{"a": [1, "b"]}', "1" * 5000, '{"a": 1}', "null", ""])
@@ -89,7 +89,7 @@ def test_what_is_not_a_file(tmp_path, name):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("/dev/zero")
-    for read in (files.read_text, files.read_npz, files.read_csv, files.read_json):
+    for read in (files.read_text, npz.read_npz, files.read_csv, files.read_json):
         with pytest.raises(UserError):
             read(str(tmp_path / name))
 
@@ -144,9 +144,9 @@ def test_what_was_written_is_read_once_for_many_files_and_again_if_others_write(
 def test_arrays_that_sedjax_made(tmp_path):
     path = tmp_path / "a.npz"
     arrays = {"file": np.arange(3), "allow_pickle": np.ones((2, 2)), "mine.npy": np.zeros(1)}
-    files.write_npz(path, arrays, made=["file", "mine.npy"])
-    assert files.npz_keys(path) == {"file": True, "allow_pickle": False, "mine.npy": True}
-    for key, value in files.read_npz(path).items():
+    npz.write_npz(path, arrays, made=["file", "mine.npy"])
+    assert npz.npz_keys(path) == {"file": True, "allow_pickle": False, "mine.npy": True}
+    for key, value in npz.read_npz(path).items():
         np.testing.assert_array_equal(value, arrays[key])
     with np.load(path) as archive:
         assert sorted(archive) == ["allow_pickle", "file", "mine.npy"]
@@ -155,11 +155,11 @@ def test_arrays_that_sedjax_made(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("file.npy", b"other")
         archive.comment = comment
-    assert files.npz_keys(path) == {"file": False}
+    assert npz.npz_keys(path) == {"file": False}
     for comment in (b"by hand", b'{"file": "x"}', b"[" * 9999):
         with zipfile.ZipFile(path, "a") as archive:
             archive.comment = comment
-        assert files.npz_keys(path) == {"file": False}
+        assert npz.npz_keys(path) == {"file": False}
 
 
 def test_a_file_of_the_user_that_comes_while_ours_is_made_stays(tmp_path):
@@ -180,4 +180,4 @@ def test_names_of_any_bytes_and_length(tmp_path):
         files.write_json(os.fsdecode(path), 1)
         files.write_json(os.fsdecode(path), 2)
         assert files.read_json(os.fsdecode(path)) == 2
-    assert files.printable("a\x1b[31m\udce9é\u202e\n") == "a\\x1b[31m\\udce9é\\u202e\\n"
+    assert errors.printable("a\x1b[31m\udce9é\u202e\n") == "a\\x1b[31m\\udce9é\\u202e\\n"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_prep.spectral import spectral_features
-from sedjax import frontend, mel
+from sedjax.audio import frontend, mel
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "atst_frame.npz"
 
@@ -19,7 +19,7 @@ def noise(samples: int, seed: int = 0) -> np.ndarray:
 
 
 def batch(clips: list[np.ndarray], samples: int) -> tuple[jax.Array, jax.Array]:
-    """Clips with large numbers under the padding, and the mask of their samples."""
+    """ClipTable with large numbers under the padding, and the mask of their samples."""
     x = 1e3 * np.random.default_rng(9).standard_normal((len(clips), samples))
     for row, clip in zip(x, clips):
         row[: len(clip)] = clip
@@ -78,7 +78,7 @@ def test_the_numpy_form_is_the_same(samples):
 
 def test_mfcc_is_that_of_librosa():
     power = np.random.default_rng(0).exponential(size=(2, 20, 64)).astype(np.float32)
-    expected = librosa.feature.mfcc(S=frontend.level(power[1]).T, n_mfcc=32).T
+    expected = librosa.feature.mfcc(S=frontend.power_to_db(power[1]).T, n_mfcc=32).T
     np.testing.assert_allclose(np.asarray(frontend.mfcc(jnp.asarray(power)))[1], expected, atol=1e-4)
 
 

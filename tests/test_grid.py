@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sedjax import grid
-from sedjax.task import MLPC_2025
+from sedjax.core import grid
+from sedjax.core.task import MLPC_2025
 
 TASKS = [MLPC_2025, *(dataclasses.replace(MLPC_2025, frame_seconds=seconds, frames_per_segment=frames)
                       for seconds, frames in [(0.1, 10), (0.04, 3), (0.0625, 1), (1 / 3, 4)])]

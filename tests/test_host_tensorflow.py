@@ -5,16 +5,19 @@ from types import SimpleNamespace
 import pytest
 import tensorflow as tf
 
-from data_prep.build_records import build
-from sedjax import host_tensorflow, input_pipeline, metric_writer
-from sedjax.errors import UserError
+from data_prep.records import build
+from sedjax.core.errors import UserError
+from sedjax.data import host_tensorflow
+from sedjax.data.batches import stream
+from sedjax.data.records import open_records
+from sedjax.training import metric_writer
 
 
 def test_without_tensorflow_one_sentence_says_what_to_install(source, records, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for needs in (lambda: build(source, tmp_path / "records", ("mfcc",)),
-                  lambda: input_pipeline.open_records(str(records), "train"),
-                  lambda: next(input_pipeline.stream(lambda number: None, 0, 1)),
+                  lambda: open_records(str(records), "train"),
+                  lambda: next(stream(lambda number: None, 0, 1)),
                   lambda: metric_writer.MetricWriter(tmp_path, 0)):
         with pytest.raises(UserError, match=r"need TensorFlow, which is not installed: pip install tensorflow-cpu\.$"):
             needs()

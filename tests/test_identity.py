@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 from tiny import change_npz, run_command, tiny_config, write_layout
 
-from data_prep import build_records
-from sedjax import evaluate, identity, input_pipeline, report, train, workdir
-from sedjax.errors import UserError
-from sedjax.task import MLPC_2025, Task
+from data_prep import records as build_records
+from sedjax.commands import evaluate
+from sedjax.core.errors import UserError
+from sedjax.core.task import MLPC_2025, Task
+from sedjax.data import identity
+from sedjax.data.records import open_records
+from sedjax.studies.results import collect, evaluate_workdir, same_recordings
+from sedjax.training import trainer, workdir
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +24,7 @@ def made(tmp_path_factory):
     layout = write_layout(path / "source", recordings=12, splits=True)
     build_records.build(layout.path, path / "records", ("embeddings",))
     config = tiny_config("naive", data__path=str(path / "records"), train__duration="0 epochs")
-    train.train(config, path / "run")
+    trainer.train(config, path / "run")
     for filename in layout.filenames:
         with np.load(layout.labels_path(filename)) as labels:
             inverted = {name: 1 - marks for name, marks in labels.items()}
@@ -45,22 +49,22 @@ def config_of(path):
 
 
 def test_report_and_evaluate_tell_what_is_there_now(copy, caplog):
-    (before,) = report.collect([copy / "run"], "test")
-    assert evaluate.evaluate_workdir(copy / "run", "test")["cost"] == before.cost
+    (before,) = collect([copy / "run"], "test")
+    assert evaluate_workdir(copy / "run", "test")["cost"] == before.cost
     shutil.rmtree(copy / "records")
-    assert report.collect([copy / "run"], "test")[0].cost == before.cost  # those of the training are what was evaluated
+    assert collect([copy / "run"], "test")[0].cost == before.cost  # those of the training are what was evaluated
     (copy / "others").rename(copy / "records")
     with caplog.at_level("WARNING", "sedjax"):
-        (after,) = report.collect([copy / "run"], "test")
-    assert after.cost == evaluate.evaluate_workdir(copy / "run", "test")["cost"] != before.cost
-    assert not report.same_recordings([before, after])
+        (after,) = collect([copy / "run"], "test")
+    assert after.cost == evaluate_workdir(copy / "run", "test")["cost"] != before.cost
+    assert not same_recordings([before, after])
 
 
 def test_a_training_resumes_on_its_own_records_only_wherever_they_are(copy, capsys):
     with pytest.raises(UserError, match=r"run holds a training on other records than those in .*others: the labels of"):
-        train.train(config_of(copy / "others"), copy / "run")
+        trainer.train(config_of(copy / "others"), copy / "run")
     (copy / "records").rename(copy / "moved")
-    train.train(config_of(copy / "moved"), copy / "run")
+    trainer.train(config_of(copy / "moved"), copy / "run")
     assert workdir.read(copy / "run")[0].data.path == str(copy / "moved")
     run_command(evaluate, f"--workdir={copy / 'run'}")
     assert f"test split of {copy / 'moved'}" in capsys.readouterr().out
@@ -78,12 +82,12 @@ def test_records_and_workdirs_without_fingerprints_still_work(copy):
             entry = known[part] if isinstance(part, str) else known[part[0]][part[1]]
             del entry["fingerprint"]
         path.write_text(json.dumps(known))
-    train.train(config_of(copy / "records"), copy / "run")
-    (before,) = report.collect([copy / "run"], "test")
+    trainer.train(config_of(copy / "records"), copy / "run")
+    (before,) = collect([copy / "run"], "test")
     assert before.recordings == ""
     shard = next((copy / "others").glob("*test*"))
     (copy / "records" / shard.name).write_bytes(shard.read_bytes())
-    assert report.collect([copy / "run"], "test")[0].cost != before.cost
+    assert collect([copy / "run"], "test")[0].cost != before.cost
 
 
 @pytest.mark.parametrize("name", ["metadata.json", "features.json", "dataset_info.json"])
@@ -92,7 +96,7 @@ def test_damaged_metadata_of_records(made, tmp_path, name, text):
     shutil.copytree(made / "records", tmp_path / "records")
     (tmp_path / "records" / name).write_text(text)
     with pytest.raises(UserError, match="records"):
-        input_pipeline.open_records(str(tmp_path / "records"), "train").read(0, ("embeddings",))
+        open_records(str(tmp_path / "records"), "train").read(0, ("embeddings",))
 
 
 @pytest.mark.parametrize("change", [
@@ -108,7 +112,7 @@ def test_edited_metadata_of_records(made, tmp_path, change):
     change(content)
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match="records"):
-        input_pipeline.open_records(str(tmp_path / "records"), "train").read(0, ("embeddings",))
+        open_records(str(tmp_path / "records"), "train").read(0, ("embeddings",))
 
 
 def test_fingerprints_cover_what_they_are_of():

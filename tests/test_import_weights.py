@@ -9,10 +9,11 @@ import pytest
 from tiny import run_command
 
 from data_prep import import_weights
-from sedjax import models, predict
-from sedjax.errors import UserError
+from sedjax.core.errors import UserError
+from sedjax.core.task import MLPC_2025
+from sedjax.inference.trained import load_model
 from sedjax.models.embedding_transformer import EmbeddingTransformer
-from sedjax.task import MLPC_2025
+from sedjax.models.variables import count_parameters
 
 MODEL = EmbeddingTransformer(num_classes=10, width=8, heads=2, layers=2, feed_forward=12, positions=40, head_width=6)
 WIDTHS = {"embeddings": 16}
@@ -68,11 +69,11 @@ def test_the_command_makes_a_workdir_that_predicts(tensors, tmp_path, capsys):
     np.savez(tmp_path / "weights.npz", **tensors)
     run_command(import_weights, *FLAGS, f"--checkpoint={tmp_path / 'weights.npz'}", f"--workdir={tmp_path / 'w'}")
     assert "Loaded 33 of 33 tensors" in capsys.readouterr().out
-    detector = predict.load(tmp_path / "w", "last")
-    assert detector.task.classes == MLPC_2025.classes
-    np.testing.assert_array_equal(detector.variables["params"]["head"]["linear2"]["bias"],
+    model = load_model(tmp_path / "w", "last")
+    assert model.task.classes == MLPC_2025.classes
+    np.testing.assert_array_equal(model.variables["params"]["head"]["linear2"]["bias"],
                                   tensors["model.classifier.3.bias"])
-    assert models.count_parameters(detector.model, detector.widths) == sum(t.size for t in tensors.values())
+    assert count_parameters(model.model, model.widths) == sum(t.size for t in tensors.values())
     for name, words in (("w", "exists already"), ("n" * 256, "255 bytes at most")):
         with pytest.raises(UserError, match=words):
             run_command(import_weights, *FLAGS, "--checkpoint=none.npz", f"--workdir={tmp_path / name}")

@@ -9,15 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TINY_TASK, tiny_config
 
-from sedjax import input_pipeline
-from sedjax.errors import UserError
-from sedjax.layout import read_layout, read_splits
+from sedjax.core.errors import UserError
+from sedjax.data.batches import read_batch, stream
+from sedjax.data.layout import read_layout, read_splits
+from sedjax.data.plan import ClipTable, cut, in_length_order, order, steps_per_epoch, training_clips, training_plan
+from sedjax.data.records import open_records
 
 DATA = tiny_config(data__bucket_frames=20).data  # clips of at most 40 frames, padded to a multiple of 20
 
 
-def clips_of(lengths: list[int]) -> input_pipeline.Clips:
-    return input_pipeline.cut(np.array(lengths), DATA, TINY_TASK)
+def clips_of(lengths: list[int]) -> ClipTable:
+    return cut(np.array(lengths), DATA, TINY_TASK)
 
 
 @settings(max_examples=50, deadline=None)
@@ -38,11 +40,11 @@ def test_clips_cover_every_frame_once_on_the_segment_grid(lengths):
        pool=st.integers(1, 5), seed=st.integers(0, 9), epoch=st.integers(0, 9))
 def test_an_epoch_has_every_clip_once_and_depends_on_nothing_else(lengths, batch, pool, seed, epoch):
     clips = clips_of(lengths)
-    ids = input_pipeline.order(clips, batch, pool, seed, epoch)
-    assert ids.shape == (input_pipeline.steps_per_epoch(clips, batch), batch)
+    ids = order(clips, batch, pool, seed, epoch)
+    assert ids.shape == (steps_per_epoch(clips, batch), batch)
     assert sorted(ids[ids >= 0]) == list(range(len(clips)))
-    np.testing.assert_array_equal(ids, input_pipeline.order(clips, batch, pool, seed, epoch))
-    evaluation = input_pipeline.in_length_order(clips, batch)
+    np.testing.assert_array_equal(ids, order(clips, batch, pool, seed, epoch))
+    evaluation = in_length_order(clips, batch)
     assert sorted(evaluation[evaluation >= 0]) == list(range(len(clips)))
 
 
@@ -52,14 +54,14 @@ def test_an_epoch_has_every_clip_once_and_depends_on_nothing_else(lengths, batch
 def test_crops_are_inside_on_the_grid_and_as_many_as_cover_the_recording(lengths, size, seed, epoch):
     lengths = np.array(lengths)
     data = tiny_config(data__crop_frames=size).data
-    crops = input_pipeline.training_clips(lengths, data, TINY_TASK, seed, epoch)
+    crops = training_clips(lengths, data, TINY_TASK, seed, epoch)
     np.testing.assert_array_equal(np.bincount(crops.recording), -(-lengths // size))
     length = lengths[crops.recording]
     assert (crops.start % TINY_TASK.frames_per_segment == 0).all()
     assert (crops.start >= 0).all()
     np.testing.assert_array_equal(crops.frames, np.minimum(size, length - crops.start))
     assert (crops.frames > np.minimum(size, length) - TINY_TASK.frames_per_segment).all()
-    again = input_pipeline.training_clips(lengths, data, TINY_TASK, seed, epoch)
+    again = training_clips(lengths, data, TINY_TASK, seed, epoch)
     for name in ("recording", "start", "frames"):
         np.testing.assert_array_equal(getattr(crops, name), getattr(again, name))
         assert getattr(crops, name).dtype == getattr(clips_of([1]), name).dtype
@@ -71,7 +73,7 @@ def test_crops_differ_between_epochs_and_seeds_and_reach_every_frame_alike():
     starts, seen = set(), np.zeros(107, int)
     for seed in range(2):
         for epoch in range(300):
-            crops = input_pipeline.training_clips(lengths, data, TINY_TASK, seed, epoch)
+            crops = training_clips(lengths, data, TINY_TASK, seed, epoch)
             starts.add(tuple(crops.start))
             assert crops.start[-1] == 0
             for start, frames in zip(crops.start[:6], crops.frames[:6]):
@@ -84,20 +86,20 @@ def test_crops_differ_between_epochs_and_seeds_and_reach_every_frame_alike():
 
 
 def test_without_crops_an_epoch_has_the_clips_of_evaluation(records):
-    train = input_pipeline.open_records(str(records), "train")
-    whole = input_pipeline.cut(train.lengths, DATA, train.task)
+    train = open_records(str(records), "train")
+    whole = cut(train.lengths, DATA, train.task)
     for epoch in (0, 3):
-        clips, ids = input_pipeline.training_plan(train, DATA, 7, epoch)
+        clips, ids = training_plan(train, DATA, 7, epoch)
         np.testing.assert_array_equal(clips.start, whole.start)
-        np.testing.assert_array_equal(ids, input_pipeline.order(whole, 8, DATA.pool_batches, 7, epoch))
+        np.testing.assert_array_equal(ids, order(whole, 8, DATA.pool_batches, 7, epoch))
 
 
 def test_a_batch_of_crops_holds_what_they_say(source, records):
-    train = input_pipeline.open_records(str(records), "train")
+    train = open_records(str(records), "train")
     data = tiny_config(data__crop_frames=10, data__bucket_frames=10).data
-    clips, ids = input_pipeline.training_plan(train, data, 0, 1)
+    clips, ids = training_plan(train, data, 0, 1)
     assert (clips.start > 0).any()
-    batch = input_pipeline.read_batch(train, clips, ids[0], ("embeddings",), data)
+    batch = read_batch(train, clips, ids[0], ("embeddings",), data)
     for row, clip in enumerate(ids[0]):
         start, frames = clips.start[clip], clips.frames[clip]
         features = train.read(int(clips.recording[clip]), ("embeddings",))[0]["embeddings"]
@@ -107,11 +109,11 @@ def test_a_batch_of_crops_holds_what_they_say(source, records):
 
 def test_epochs_and_seeds_differ_and_pools_save_padding():
     clips = clips_of(np.random.default_rng(0).integers(10, 41, 100).tolist())
-    orders = [input_pipeline.order(clips, 8, 4, seed, epoch).tolist() for seed in (0, 1) for epoch in (0, 1)]
+    orders = [order(clips, 8, 4, seed, epoch).tolist() for seed in (0, 1) for epoch in (0, 1)]
     assert len({str(ids) for ids in orders}) == 4
 
     def padded(pool: int) -> int:
-        return sum(max(clips.frames[i] for i in row if i >= 0) for row in input_pipeline.order(clips, 8, pool, 0, 0))
+        return sum(max(clips.frames[i] for i in row if i >= 0) for row in order(clips, 8, pool, 0, 0))
 
     assert padded(4) < 0.85 * padded(1)
 
@@ -120,17 +122,17 @@ def test_epochs_and_seeds_differ_and_pools_save_padding():
 def test_lengths_off_the_segment_grid(key):
     config = tiny_config(**{f"data__{key}": 25}).data
     with pytest.raises(UserError, match=f"data.{key} = 25 is not a multiple of a segment"):
-        input_pipeline.cut(np.array([30]), config, TINY_TASK)
+        cut(np.array([30]), config, TINY_TASK)
 
 
 def test_batches_hold_the_recordings(source, records):
     layout = read_layout(source)
-    train = input_pipeline.open_records(str(records), "train")
+    train = open_records(str(records), "train")
     names = read_splits(layout)["train"]
     assert train.filenames == names
-    clips = input_pipeline.cut(train.lengths, DATA, train.task)
+    clips = cut(train.lengths, DATA, train.task)
     ids = np.array([3, -1, 0, 5])
-    batch = input_pipeline.read_batch(train, clips, ids, ("embeddings",), DATA)
+    batch = read_batch(train, clips, ids, ("embeddings",), DATA)
     assert batch["votes"].shape[1] in (20, 40)
     np.testing.assert_array_equal(batch["clip_id"], ids)
     for row, clip in enumerate(ids):
@@ -146,10 +148,10 @@ def test_batches_hold_the_recordings(source, records):
 
 
 def test_a_process_reads_its_own_rows_only(records):
-    train = input_pipeline.open_records(str(records), "train")
-    clips = input_pipeline.cut(train.lengths, DATA, train.task)
+    train = open_records(str(records), "train")
+    clips = cut(train.lengths, DATA, train.task)
     ids = np.array([0, 1, 2, -1])
-    whole = input_pipeline.read_batch(train, clips, ids, ("embeddings",), DATA)
+    whole = read_batch(train, clips, ids, ("embeddings",), DATA)
     read = []
 
     class Watched:
@@ -161,15 +163,15 @@ def test_a_process_reads_its_own_rows_only(records):
 
     for rows, expected in ((slice(0, 2), [0, 1]), (slice(2, 4), [2])):
         read.clear()
-        part = input_pipeline.read_batch(Watched(), clips, ids, ("embeddings",), DATA, rows)
+        part = read_batch(Watched(), clips, ids, ("embeddings",), DATA, rows)
         assert read == expected
         np.testing.assert_array_equal(part["features"]["embeddings"], whole["features"]["embeddings"][rows])
 
 
 def test_a_share_of_padding_has_the_shapes_of_the_others(records):
-    train = input_pipeline.open_records(str(records), "train")
-    clips = input_pipeline.cut(train.lengths, DATA, train.task)
-    batch = input_pipeline.read_batch(train, clips, np.array([0, 1, -1, -1]), ("embeddings",), DATA, slice(2, 4))
+    train = open_records(str(records), "train")
+    clips = cut(train.lengths, DATA, train.task)
+    batch = read_batch(train, clips, np.array([0, 1, -1, -1]), ("embeddings",), DATA, slice(2, 4))
     assert batch["features"]["embeddings"].shape == (2, *batch["votes"].shape[1:2], 16)
     assert not batch["frame_mask"].any()
 
@@ -178,8 +180,8 @@ def test_the_stream_is_in_order_and_starts_anywhere():
     def read(number):
         return {"features": {}, "votes": np.full((1, 1, 1), number), "frame_mask": None, "clip_id": None}
 
-    assert [int(batch["votes"][0, 0, 0]) for batch in input_pipeline.stream(read, 5, 40)] == list(range(5, 40))
-    assert list(input_pipeline.stream(read, 5, 5)) == []
+    assert [int(batch["votes"][0, 0, 0]) for batch in stream(read, 5, 40)] == list(range(5, 40))
+    assert list(stream(read, 5, 5)) == []
 
 
 def test_the_stream_hands_on_errors():
@@ -187,7 +189,7 @@ def test_the_stream_hands_on_errors():
         raise UserError("record 3 is damaged")
 
     with pytest.raises(UserError, match="^record 3 is damaged$"):
-        next(input_pipeline.stream(read, 0, 5))
+        next(stream(read, 0, 5))
 
 
 def test_records_are_read_by_tfds_alone(source, records):
@@ -205,7 +207,7 @@ def test_records_are_read_by_tfds_alone(source, records):
 def test_statistics_are_those_of_the_training_frames(source, records):
     layout = read_layout(source)
     train = read_splits(layout)["train"]
-    found = input_pipeline.open_records(str(records), "train")
+    found = open_records(str(records), "train")
     frames = np.concatenate([layout.features(name, ("melspectrogram",))["melspectrogram"] for name in train])
     np.testing.assert_allclose(found.features["melspectrogram"]["mean"], frames.mean(0), rtol=1e-5)
     np.testing.assert_allclose(found.features["melspectrogram"]["std"], frames.std(0), rtol=1e-4)
@@ -221,4 +223,4 @@ def test_statistics_are_those_of_the_training_frames(source, records):
 ])
 def test_records_that_are_not_there(records, path, split, words):
     with pytest.raises(UserError, match=words):
-        input_pipeline.open_records(str(records) if path is None else path, split)
+        open_records(str(records) if path is None else path, split)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny import TINY_TASK
 
-from sedjax import metrics
+from sedjax.scoring import metrics
 
 RECORDINGS = 120
 SPREADS = (0.02, 0.06, 0.12, 0.25)

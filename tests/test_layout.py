@@ -12,11 +12,12 @@ import pytest
 from sklearn.model_selection import train_test_split
 from tiny import TINY_TASK, change_npz, run_command, write_csv, write_layout
 
-from data_prep import layout as checker
-from sedjax.errors import UserError
-from sedjax.files import read_csv, savez
-from sedjax.layout import read_layout, read_splits
-from sedjax.task import MLPC_2025, Task
+from data_prep import check as checker
+from sedjax.core.errors import UserError
+from sedjax.core.files import read_csv
+from sedjax.core.npz import savez
+from sedjax.core.task import MLPC_2025, Task
+from sedjax.data.layout import read_layout, read_splits
 
 ROOT = pathlib.Path(__file__).parent.parent
 SOUNDSCAPES = ROOT.parent / "shared" / "data" / "urban-soundscapes"
@@ -416,7 +417,7 @@ def test_naive_cost_of_the_real_soundscapes():
 def run_process(*arguments) -> subprocess.CompletedProcess:
     # With the buffers that a person has, who sends both streams to one file.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    return subprocess.run([sys.executable, "-m", "data_prep.layout", *map(str, arguments)], cwd=ROOT, env=environment,
+    return subprocess.run([sys.executable, "-m", "data_prep.check", *map(str, arguments)], cwd=ROOT, env=environment,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

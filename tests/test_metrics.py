@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TINY_TASK
 
-from sedjax import grid, metrics
-from sedjax.task import MLPC_2025, Task
+from sedjax.core import grid
+from sedjax.core.task import MLPC_2025, Task
+from sedjax.scoring import metrics
 
 CLIPS, FRAMES = 3, 40  # one shape for all examples: every other one would be compiled anew
 

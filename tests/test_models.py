@@ -10,12 +10,14 @@ import pytest
 from flax import linen as nn
 from tiny import drawn, tiny_config
 
-from sedjax import models, train_state
-from sedjax.config import base_config, freeze
-from sedjax.errors import UserError
+from sedjax.core.errors import UserError
+from sedjax.core.task import MLPC_2025
+from sedjax.models import registry
 from sedjax.models.embedding_transformer import DepthwiseConv, EmbeddingTransformer
 from sedjax.models.encoder import Dropout
-from sedjax.task import MLPC_2025
+from sedjax.models.variables import count_parameters, fill_statistics, fill_weights
+from sedjax.training import train_state
+from sedjax.training.configs import base_config, freeze
 
 WIDTHS = {"embeddings": 16, "melspectrogram": 64, "mfcc": 24, "audio": 1920}
 TRANSFORMERS = ("embedding_transformer", "conv_transformer")
@@ -27,13 +29,13 @@ VARIANTS = [("embedding_transformer", {"model__norm": "post"}), ("embedding_tran
 
 
 def initialised(name: str, **changes):
-    model = models.build_from(tiny_config(name, **changes), MLPC_2025)
+    model = registry.build_from(tiny_config(name, **changes), MLPC_2025)
     return model, drawn(model, WIDTHS)
 
 
 def features(rng: np.random.Generator, clips: int, frames: int, model) -> dict[str, jax.Array]:
     return {key: jnp.asarray(rng.exponential(size=(clips, frames, WIDTHS[key])).astype(np.float32))
-            for key in model.features}
+            for key in model.inputs}
 
 
 @pytest.mark.parametrize(("name", "changes"), VARIANTS)
@@ -53,8 +55,8 @@ def test_padding_and_batch_mates_change_no_logit(name, changes):
 
 
 def test_all_models_give_one_logit_per_frame_and_class():
-    for name in models.MODELS:
-        model = models.build_from(tiny_config(name), MLPC_2025)
+    for name in registry.MODELS:
+        model = registry.build_from(tiny_config(name), MLPC_2025)
         inputs = {key: jnp.ones((2, 20, width)) for key, width in WIDTHS.items()}
         logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), inputs, jnp.ones((2, 20), bool))
         assert logits.shape == (2, 20, 10)
@@ -109,7 +111,7 @@ def test_statistics_standardize():
     model, variables = initialised("embedding_transformer", model__standardize=True)
     rng = np.random.default_rng(0)
     mean, std = rng.normal(size=16).astype(np.float32), rng.uniform(1, 2, 16).astype(np.float32)
-    filled = models.fill_statistics(variables, {"embeddings": {"mean": mean.tolist(), "std": std.tolist()}})
+    filled = fill_statistics(variables, {"embeddings": {"mean": mean.tolist(), "std": std.tolist()}})
     x = jnp.asarray(rng.normal(size=(1, 20, 16)), jnp.float32)
     mask = jnp.ones((1, 20), bool)
     apply = jax.jit(model.apply)
@@ -182,7 +184,7 @@ def test_initial_weights_replace_a_whole_part_or_nothing(tmp_path):
     held = {f"params/stem/conv{i}/{name}": np.full(value.shape, float(i), np.float32)
             for i in (1, 2) for name, value in variables["params"]["stem"][f"conv{i}"].items()}
     np.savez(tmp_path / "stem.npz", **held)
-    filled = models.fill_weights(variables, tmp_path / "stem.npz")
+    filled = fill_weights(variables, tmp_path / "stem.npz")
     assert (filled["params"]["stem"]["conv2"]["kernel"] == 2).all()
     np.testing.assert_array_equal(filled["params"]["head"]["linear2"]["kernel"],
                                   variables["params"]["head"]["linear2"]["kernel"])
@@ -199,19 +201,19 @@ def test_initial_weights_replace_a_whole_part_or_nothing(tmp_path):
                           ({**held, name: held[name].astype(str)}, "conv1/kernel is not .* finite")):
         np.savez(tmp_path / "broken.npz", **broken)
         with pytest.raises(UserError, match=words):
-            models.fill_weights(variables, tmp_path / "broken.npz")
+            fill_weights(variables, tmp_path / "broken.npz")
     for content in (b"", b"no zip"):
         (tmp_path / "damaged.npz").write_bytes(content)
         with pytest.raises(UserError, match="damaged or not an npz file"):
-            models.fill_weights(variables, tmp_path / "damaged.npz")
+            fill_weights(variables, tmp_path / "damaged.npz")
     with pytest.raises(UserError, match="no file .*none.npz"):
-        models.fill_weights(variables, tmp_path / "none.npz")
+        fill_weights(variables, tmp_path / "none.npz")
 
 
 def test_level_needs_a_power():
     _, variables = initialised("conv_transformer")
     with pytest.raises(UserError, match="no power"):
-        models.fill_statistics(variables, {"melspectrogram": {"mean": [0.0] * 64, "std": [1.0] * 64}})
+        fill_statistics(variables, {"melspectrogram": {"mean": [0.0] * 64, "std": [1.0] * 64}})
 
 
 @pytest.mark.parametrize(("changes", "words"), [
@@ -242,4 +244,4 @@ def test_sizes_that_do_not_fit(changes, words):
 def test_parameters_of_full_size_models(name, changes, widths, parameters):
     config = base_config(name)
     config.update_from_flattened_dict(changes)
-    assert models.count_parameters(models.build_from(freeze(config.to_dict()), MLPC_2025), widths) == parameters
+    assert count_parameters(registry.build_from(freeze(config.to_dict()), MLPC_2025), widths) == parameters

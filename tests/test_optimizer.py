@@ -8,13 +8,15 @@ import pytest
 from flax import traverse_util
 from tiny import TINY_TASK, tiny_config
 
-from sedjax import models, optimizer
+from sedjax.models import registry
+from sedjax.models.variables import example_inputs
+from sedjax.training import optimizer
 
 
 def test_every_parameter_has_a_rule_and_biases_and_norms_do_not_decay():
-    for name in models.MODELS:
-        model = models.build_from(tiny_config(name), TINY_TASK)
-        inputs = models.example_inputs(model, {"embeddings": 16, "melspectrogram": 64, "audio": 1920})
+    for name in registry.MODELS:
+        model = registry.build_from(tiny_config(name), TINY_TASK)
+        inputs = example_inputs(model, {"embeddings": 16, "melspectrogram": 64, "audio": 1920})
         params = jax.eval_shape(model.init, jax.random.key(0), *inputs).get("params", {})
         mask = optimizer.decay_mask(params)
         for path, decays in jax.tree_util.tree_leaves_with_path(mask):

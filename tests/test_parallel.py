@@ -17,9 +17,16 @@ from test_steps import make_batch, setup
 from tiny import TINY_TASK, run_command, tiny_config
 from worker import SMALL
 
-from sedjax import checkpoint, evaluate, files, input_pipeline, parallel, predict, steps, train
-from sedjax.errors import UserError
-from sedjax.metric_writer import read_metrics
+from sedjax.commands import predict, train
+from sedjax.core import files, parallel
+from sedjax.core.errors import UserError
+from sedjax.data.plan import cut, order
+from sedjax.data.records import open_records
+from sedjax.inference.trained import load_model, predict_step
+from sedjax.scoring.evaluator import eval_step
+from sedjax.studies.results import evaluate_workdir
+from sedjax.training import checkpoint, trainer
+from sedjax.training.metric_writer import read_metrics
 
 
 def run(step, state, mode: str, devices: int = 8, count: int = 2, clips: int = 16):
@@ -62,16 +69,16 @@ def test_results_by_clip_are_those_of_one_device_in_the_same_order(name):
     model, state, _ = setup()
     thresholds = np.array([[0.3] * 3, [0.5] * 3], np.float32)
     if name == "evaluate":
-        step = functools.partial(steps.eval_step, model=model, weights=np.ones((2, 3), np.float32), pooling="max",
+        step = functools.partial(eval_step, model=model, weights=np.ones((2, 3), np.float32), pooling="max",
                                  task=TINY_TASK)
         others = (thresholds,)
     else:
-        step, others = functools.partial(steps.predict_step, model=model, pooling="max", task=TINY_TASK), ()
+        step, others = functools.partial(predict_step, model=model, pooling="max", task=TINY_TASK), ()
 
     def run(mode, devices):
         mesh = parallel.make_mesh(devices)
         compiled = parallel.compile_step(step, mesh, mode=mode, by_row=True)
-        variables = parallel.replicate(state.weights, mesh)
+        variables = parallel.replicate(state.eval_variables, mesh)
         return jax.device_get(compiled(variables, parallel.shard(make_batch(0, 16), mesh, mode), *others))
 
     one = run("jit", 1)
@@ -109,10 +116,10 @@ def test_two_processes_of_four_devices_are_one_of_eight(source, records, tmp_pat
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {"one", "jit", "pmap", "stopped", "cache", "0.json", "0.csv", files.OUTPUTS}
     counts = json.loads((tmp_path / "0.json").read_text())
-    expected = evaluate.evaluate_workdir(tmp_path / "jit", "test", which="last")
+    expected = evaluate_workdir(tmp_path / "jit", "test", which="last")
     assert counts["classes"] == {name: pytest.approx(row) for name, row in expected["classes"].items()}
     predict.submission.write_submission(
-        tmp_path / "one.csv", (detector := predict.load(tmp_path / "pmap")).task,
+        tmp_path / "one.csv", (detector := load_model(tmp_path / "pmap")).task,
         {name: found.active for name, found in predict.predict_directory(detector, source, "test").items()})
     assert (tmp_path / "one.csv").read_text() == (tmp_path / "0.csv").read_text()
 
@@ -121,11 +128,11 @@ def test_two_processes_of_four_devices_are_one_of_eight(source, records, tmp_pat
         assert words in outputs[1]
     assert "Cannot write" in outputs[0]
     assert "Process 0 stopped: its message says why." in outputs[1]
-    split = input_pipeline.open_records(str(records), "train")
-    config = predict.load(tmp_path / "one").config.data
-    clips = input_pipeline.cut(split.lengths, config, split.task)
+    split = open_records(str(records), "train")
+    config = load_model(tmp_path / "one").config.data
+    clips = cut(split.lengths, config, split.task)
     for process, output in enumerate(outputs):
-        own = [input_pipeline.order(clips, 8, config.pool_batches, 0, epoch)[:, 4 * process : 4 * process + 4]
+        own = [order(clips, 8, config.pool_batches, 0, epoch)[:, 4 * process : 4 * process + 4]
                for epoch in range(2)]
         assert Counter(json.loads(output.splitlines()[-1])) == Counter(np.concatenate(own).ravel().tolist())
 
@@ -176,10 +183,10 @@ def test_a_cluster_that_cannot_be(given, environment, words, monkeypatch):
 def test_one_process_needs_nothing_and_the_first_runs_what_only_one_may():
     parallel.initialize()
     ran = []
-    parallel.on_first(lambda: ran.append(1))
+    parallel.on_process_zero(lambda: ran.append(1))
     assert ran == [1]
     with pytest.raises(UserError, match="no room"):
-        parallel.on_first(lambda: (_ for _ in ()).throw(UserError("no room")))
+        parallel.on_process_zero(lambda: (_ for _ in ()).throw(UserError("no room")))
 
 
 def test_pmap_needs_a_share_for_each_part_of_each_device():
@@ -191,7 +198,7 @@ def test_pmap_needs_a_share_for_each_part_of_each_device():
 
 def test_what_was_compiled_is_kept(tmp_path):
     """In a process of its own, where the folder can be written and where it cannot."""
-    code = ("import jax; from sedjax import parallel; parallel.cache_compilations(); "
+    code = ("import jax; from sedjax.core import parallel; parallel.cache_compilations(); "
             "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0); "
             "print(jax.jit(lambda x: x * 2)(3.0), jax.config.jax_compilation_cache_dir)")
     blocked = tmp_path / "file"
@@ -232,7 +239,7 @@ def test_the_host_never_waits_for_the_step_it_has_just_sent(records, tmp_path, m
         return run if donate_state else compiled
 
     monkeypatch.setattr(parallel, "compile_step", watched)
-    train.train(tiny_config(data__path=str(records), train__log_every="3 steps", train__evaluate_every="8 steps",
+    trainer.train(tiny_config(data__path=str(records), train__log_every="3 steps", train__evaluate_every="8 steps",
                             train__save_every="8 steps", model__layers=0), tmp_path / "run")
     assert fetched == [(1, 4), (2, 4), (3, 4), (4, 7), (5, 7), (6, 7), (7, 8), (8, 8)]
 

@@ -11,19 +11,26 @@ import pytest
 from test_steps import setup
 from tiny import tiny_config
 
-from sedjax import checkpoint, input_pipeline, parallel, placement, preemption
-from sedjax.errors import UserError
-from sedjax.metric_writer import read_metrics
-from sedjax.train import train
+from sedjax.core import parallel
+from sedjax.core.errors import UserError
+from sedjax.core.numbers import readable_bytes
+from sedjax.data import resident
+from sedjax.data.batches import read_batch
+from sedjax.data.plan import cut, order
+from sedjax.data.records import Records, open_records
+from sedjax.training import checkpoint, preemption
+from sedjax.training.metric_writer import read_metrics
+from sedjax.training.progress import saved_steps
+from sedjax.training.trainer import train
 
 KEYS = ("embeddings", "melspectrogram")
 
 
 @pytest.fixture(scope="module")
 def split(records):
-    source = input_pipeline.open_records(str(records), "train")
+    source = open_records(str(records), "train")
     config = tiny_config(data__bucket_frames=20)
-    return source, input_pipeline.cut(source.lengths, config.data, source.task), config
+    return source, cut(source.lengths, config.data, source.task), config
 
 
 @pytest.mark.parametrize(("mode", "devices"), [("jit", 1), ("jit", 8), ("pmap", 8)])
@@ -31,8 +38,8 @@ def test_a_batch_from_the_device_is_that_from_the_host(split, mode, devices):
     """Bit for bit, shuffled, with places for no clip, at every length."""
     source, clips, config = split
     mesh = parallel.make_mesh(devices)
-    held = placement.put(source, clips, KEYS, config.data, mesh, mode)
-    lengths = placement.lengths(clips, config.data)
+    held = resident.load(source, clips, KEYS, config.data, mesh, mode)
+    lengths = resident.bucket_lengths(clips, config.data)
     assert lengths == [20, 40]
 
     def step(state, batch):
@@ -41,11 +48,11 @@ def test_a_batch_from_the_device_is_that_from_the_host(split, mode, devices):
     def lengthen(x):  # results of all lengths must have one shape
         return jnp.pad(x, [(0, 0), (0, 40 - x.shape[1]), *[(0, 0)] * (x.ndim - 2)]) if x.ndim > 1 else x
 
-    compiled = parallel.compile_step(placement.on_clips(step, lengths, mesh), mesh, mode=mode, by_row=True)
+    compiled = parallel.compile_step(resident.with_gather(step, lengths, mesh), mesh, mode=mode, by_row=True)
     short = np.flatnonzero(clips.frames <= 20)
     for ids in (np.array([5, -1, 0, 11, 3, 15, 1, 2]), np.pad(short, (8 - len(short), 0), constant_values=-1)):
-        expected = input_pipeline.read_batch(source, clips, ids, KEYS, config.data)
-        found, frames = jax.device_get(compiled({}, held, *placement.choose(ids, clips, config.data, lengths)))
+        expected = read_batch(source, clips, ids, KEYS, config.data)
+        found, frames = jax.device_get(compiled({}, held, *resident.select(ids, clips, config.data, lengths)))
         assert (frames == expected["votes"].shape[1]).all()
         expected = jax.tree.map(lambda x: np.asarray(lengthen(x)), expected)
         assert jax.tree.structure(found) == jax.tree.structure(expected)
@@ -59,21 +66,21 @@ def steps_from(split, mode, devices, per_call):
     source, clips, config = split
     _, state, step = setup(ema=0.9, model__layers=0)
     mesh = parallel.make_mesh(devices)
-    plan = input_pipeline.order(clips, 8, 1, 0, 0)[[0, 1, 0, 1, 1, 0]]
+    plan = order(clips, 8, 1, 0, 0)[[0, 1, 0, 1, 1, 0]]
     state, key = parallel.replicate(jax.tree.map(np.asarray, state), mesh), parallel.replicate(jax.random.key(1), mesh)
     scalars = []
     if per_call is None:
         compiled = parallel.compile_step(step, mesh, donate_state=True, mode=mode)
         for ids in plan:
-            batch = input_pipeline.read_batch(source, clips, ids, KEYS, config.data)
+            batch = read_batch(source, clips, ids, KEYS, config.data)
             state, found = compiled(state, parallel.shard(batch, mesh, mode), key)
             scalars.append(found)
     else:
-        held, lengths = placement.put(source, clips, KEYS, config.data, mesh, mode), [20, 40]
-        compiled = parallel.compile_step(placement.many_steps(step, lengths, mesh), mesh, donate_state=True, mode=mode)
+        held, lengths = resident.load(source, clips, KEYS, config.data, mesh, mode), [20, 40]
+        compiled = parallel.compile_step(resident.many_steps(step, lengths, mesh), mesh, donate_state=True, mode=mode)
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps_per_call=per_call))
         before = 0
-        for last, inputs in placement.calls(held, lambda number: plan[number], clips, config, lengths, 0, 6,
+        for last, inputs in resident.schedule(held, lambda number: plan[number], clips, config, lengths, 0, 6,
                                             lambda step: step == 5):
             state, found = compiled(state, *inputs, key)
             scalars.append(jax.tree.map(lambda x, count=last - before: x[:count], found))
@@ -121,13 +128,13 @@ def test_a_training_moves_to_fewer_devices_device_memory_pmap_and_bfloat16(recor
 
     read: Counter = Counter()
 
-    def watched(self, index, keys, original=input_pipeline.Records.read):
+    def watched(self, index, keys, original=Records.read):
         read[self.split, index] += 1
         return original(self, index, keys)
 
     make_mesh = parallel.make_mesh
     with monkeypatch.context() as patch:
-        patch.setattr(input_pipeline.Records, "read", watched)
+        patch.setattr(Records, "read", watched)
         patch.setattr(parallel, "make_mesh", lambda devices=None: make_mesh(2))
         train(tiny_config(**common, data__placement="device", train__steps_per_call=4, parallel="pmap"),
               tmp_path / "moved", StopAfter(calls=5))
@@ -139,7 +146,7 @@ def test_a_training_moves_to_fewer_devices_device_memory_pmap_and_bfloat16(recor
     assert whole[-1]["step"] == 10
     for a, b in zip(whole, moved):
         assert a | {"seconds": 0} == pytest.approx(b | {"seconds": 0}, rel=1e-3 if a["step"] < 10 else 0.05)
-    saved = [checkpoint._steps(tmp_path / name / "checkpoints") for name in ("whole", "moved")]
+    saved = [saved_steps(tmp_path / name / "checkpoints") for name in ("whole", "moved")]
     costs = {entry["step"]: entry["validation_cost"] for entry in whole if "validation_cost" in entry}
     best = min(costs, key=costs.get)
     assert saved == [sorted({8, 10, best}), sorted({9, 10, best})]  # the last two of each, and the best
@@ -152,7 +159,7 @@ def test_calls_end_where_something_is_due(count):
 
     first, ends = 1, []
     while first <= 40:
-        ends.append(placement.last_of_call(first, min(count, 41 - first), due))
+        ends.append(resident.last_of_call(first, min(count, 41 - first), due))
         assert first <= ends[-1] < first + count
         first = ends[-1] + 1
     assert ends[-1] == 40
@@ -163,10 +170,10 @@ def test_calls_end_where_something_is_due(count):
 def test_a_split_that_does_not_fit(split, monkeypatch):
     source, clips, config = split
     mesh = parallel.make_mesh()
-    monkeypatch.setattr(placement, "SHARE", 1e-9)
+    monkeypatch.setattr(resident, "MEMORY_SHARE", 1e-9)
     with pytest.raises(UserError, match=r"takes 3\.0 KiB of .* set data.placement = 'host'"):
-        placement.put(source, clips, ("embeddings",), config.data, mesh)
+        resident.load(source, clips, ("embeddings",), config.data, mesh)
 
 
 def test_sizes_are_readable():
-    assert [placement.size(n) for n in (10, 2048, 3 << 20, 2.5 * 2**30)] == ["10.0 B", "2.0 KiB", "3.0 MiB", "2.5 GiB"]
+    assert [readable_bytes(n) for n in (10, 2048, 3 << 20, 2.5 * 2**30)] == ["10.0 B", "2.0 KiB", "3.0 MiB", "2.5 GiB"]

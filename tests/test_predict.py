@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import re
-import shlex
 import shutil
 import signal
 import threading
@@ -22,18 +21,24 @@ from flax import linen as nn
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
+from test_documents import ROOT, code, commands
 from test_extract import untrained
-from test_readme import README
 from tiny import TINY_TASK, run_command
 
 import sedjax
 from data_prep import extract
-from sedjax import audio, clips, commands, extractors, figures, grid, models, outputs, predict, recordings
-from sedjax.detection import Detection
-from sedjax.errors import UserError
-from sedjax.input_pipeline import InMemory
-from sedjax.models import atst_frame
-from sedjax.task import MLPC_2025
+from sedjax.audio import clips, reader
+from sedjax.commands import cli, predict
+from sedjax.core import grid
+from sedjax.core.errors import UserError
+from sedjax.core.task import MLPC_2025
+from sedjax.data.layout import read_layout
+from sedjax.inference import detector as detector_lib
+from sedjax.inference import extractors, figures, outputs
+from sedjax.inference.detection import Detection
+from sedjax.inference.detector import Detector, detections
+from sedjax.models import atst_frame, registry
+from sedjax.scoring.submission import read_submission
 
 LENGTHS = {"one.wav": 1, "half.flac": 8000, "below.wav": 159_840, "ten.wav": 160_000, "above.flac": 160_160}
 
@@ -41,7 +46,7 @@ LENGTHS = {"one.wav": 1, "half.flac": 8000, "below.wav": 159_840, "ten.wav": 160
 class Loudness(nn.Module):
     """Hears each class where the recording is loud, frame by frame."""
 
-    features: ClassVar[tuple[str, ...]] = ("audio",)
+    inputs: ClassVar[tuple[str, ...]] = ("audio",)
 
     num_classes: int
 
@@ -72,7 +77,7 @@ def mel_workdir(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def audio_workdir(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.MODELS, "loudness", Loudness)
+        patch.setitem(registry.MODELS, "loudness", Loudness)
         yield untrained(tmp_path_factory.mktemp("audio"), "loudness", {"audio": 1920})
 
 
@@ -104,7 +109,8 @@ def test_a_recording_alone_beside_others_and_as_an_array(detectors, folder, key)
             np.testing.assert_allclose(other.segments, found.segments, atol=1e-5)
     assert detector(str(path)).recording == str(path)
     if key == "audio":
-        pmap = dataclasses.replace(detector, config=dataclasses.replace(detector.config, parallel="pmap"))
+        model = detector.model
+        pmap = Detector(dataclasses.replace(model, config=dataclasses.replace(model.config, parallel="pmap")))
         for found, other in zip(together, pmap.detect(paths), strict=True):
             np.testing.assert_allclose(found.frames, other.frames, atol=1e-5)
     assert detector(np.zeros(1), 8000).recording == ""
@@ -112,7 +118,7 @@ def test_a_recording_alone_beside_others_and_as_an_array(detectors, folder, key)
 
 def test_the_same_as_from_features_in_a_directory(detectors, folder, tmp_path):
     extract.extract(folder, tmp_path / "dir", ("melspectrogram",))
-    expected = predict.predict_directory(detectors["melspectrogram"], tmp_path / "dir")
+    expected = predict.predict_directory(detectors["melspectrogram"].model, tmp_path / "dir")
     for found in detectors["melspectrogram"].detect(sorted(folder.iterdir())):
         other = expected[pathlib.Path(found.recording).name]
         np.testing.assert_allclose(found.frames, other.frames, atol=1e-5)
@@ -133,7 +139,7 @@ def test_a_sound_is_where_it_is_heard(detectors):
 
 def test_memory_holds_some_clips_however_long_the_recording(detectors, monkeypatch):
     detectors["audio"](np.zeros(10**6), 16000)  # what is compiled stays
-    monkeypatch.setattr(audio, "blocks", lambda *_: (np.zeros(160_000, np.float32) for _ in range(180)))
+    monkeypatch.setattr(reader, "blocks", lambda *_: (np.zeros(160_000, np.float32) for _ in range(180)))
     tracemalloc.start()
     try:
         assert detectors["audio"]("half_an_hour.wav").seconds == 1800
@@ -151,14 +157,14 @@ def test_clips_are_the_same_frames(pieces, frames, data):
     given, expected = [], {}
     for number, (lengths, is_whole) in enumerate(zip(pieces, ends)):
         values = np.split(np.arange(sum(lengths))[:, None], np.cumsum(lengths)[:-1])
-        given += [clips.Clip(number, {"x": value}, 5.0 if is_whole and i == len(lengths) - 1 else None)
+        given += [clips.Clip(number, f"{number}.wav", {"x": value}, 5.0 if is_whole and i == len(lengths) - 1 else None)
                   for i, value in enumerate(values)]
         if is_whole:
             expected[number] = sum(lengths)
     found = list(clips.recut(given, frames))
-    assert [clip.recording for clip in found if clip.is_last] == list(expected)
+    assert [clip.number for clip in found if clip.is_last] == list(expected)
     for number, total in expected.items():
-        parts = [clip for clip in found if clip.recording == number]
+        parts = [clip for clip in found if clip.number == number]
         assert [len(clip) for clip in parts[:-1]] == [frames] * (len(parts) - 1)
         assert 1 <= len(parts[-1]) <= frames
         np.testing.assert_array_equal(np.concatenate([clip.features["x"] for clip in parts])[:, 0], np.arange(total))
@@ -208,7 +214,7 @@ def test_every_output_reads_back(detectors, audio_workdir, folder, tmp_path, cap
         (name, event.onset, event.offset, event.label) for name, event in events]
     assert [float(row["score"]) for row in rows] == pytest.approx([event.score for _, event in events], abs=1e-4)
     assert all(len(row["onset"].split(".")[1]) >= 3 for row in rows)
-    read = sedjax.submission.read_submission(out / "predictions.csv", TINY_TASK)
+    read = read_submission(out / "predictions.csv", TINY_TASK)
     assert list(read) == ["one.wav", *sorted(set(found) - {"one.wav"})]
     for name, one in found.items():
         np.testing.assert_array_equal(read[name], one.active)
@@ -233,24 +239,25 @@ def test_every_output_reads_back(detectors, audio_workdir, folder, tmp_path, cap
     assert len(list(out.glob("[!.]*"))) == 2 + 4 * len(found)
 
 
-def test_the_command_and_the_loop_of_the_readme(audio_workdir, folder, tmp_path, monkeypatch, capsys):
-    section = README.split("## From a recording to events")[1].split("\n## ")[0]
-    words = shlex.split(re.search(r"```sh\n(.*?)```", section, re.DOTALL)[1])
+def test_the_commands_and_loops_of_the_documents(mel_workdir, folder, tmp_path, monkeypatch, capsys):
+    document = ROOT / "docs" / "prediction.md"
+    (_, *words), = commands(code(document, "sh")[0])
     samples, rate_hz = soundfile.read(folder / "above.flac")
     for name in ("street.mp3", "yard.wav"):
         soundfile.write(tmp_path / name, samples, rate_hz)
-    (tmp_path / "WORKDIR").symlink_to(audio_workdir)
+    (tmp_path / "WORKDIR").symlink_to(mel_workdir)
     (tmp_path / "RECORDINGS").symlink_to(folder)
+    extract.extract(folder, tmp_path / "DIR", ("melspectrogram",))
     monkeypatch.chdir(tmp_path)
-    assert words[:4] == ["python", "-m", "sedjax", "predict"]
-    run_command(predict, *words[4:])
+    run_command(predict, *words)
     assert {path.suffix for path in (tmp_path / "EVENTS").glob("street.*")} == {".json", ".png", ".txt"}
     capsys.readouterr()
-    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], {})
-    *events, first, second = capsys.readouterr().out.splitlines()
-    assert events
-    assert all(re.fullmatch(r"[0-9.]+ to [0-9.]+ s: (Bell|Crow|Drum) \([0-9.]+\)", line) for line in events)
-    assert (first.split()[0], second.split()[0]) == ("street.mp3", "yard.wav")
+    for text in (*code(ROOT / "README.md", "python"), *code(document, "python")):
+        exec(text, {})
+    lines = capsys.readouterr().out.splitlines()
+    events = [line for line in lines if re.fullmatch(r"[0-9.]+ to [0-9.]+ s: (Bell|Crow|Drum) \([0-9.]+\)", line)]
+    others = [line.split()[0] for line in lines if line not in events]
+    assert others == ["street.mp3", "yard.wav", *sorted(path.name for path in folder.iterdir())]
 
 
 def test_a_class_of_any_name_is_read_back(tmp_path):
@@ -269,10 +276,10 @@ def test_damaged_files_among_good_ones(detectors, audio_workdir, folder, tmp_pat
     whole = (tmp_path / "cut.flac").read_bytes()
     (tmp_path / "cut.flac").write_bytes(whole[: len(whole) // 2])  # found out only after some clips
     flags = [f"--workdir={audio_workdir}", tmp_path, f"--output={tmp_path / 'out'}"]
-    commands._log_to_stderr()
+    cli._log_to_stderr()
     with pytest.raises(SystemExit) as end:
         run_command(predict, *flags)
-    assert end.value.code == commands.SOME_BAD_STATUS
+    assert end.value.code == cli.SOME_BAD_STATUS
     printed = capfd.readouterr()
     listed = {row["filename"]: row["reason"] for row in rows_of(tmp_path / "out" / "bad_recordings.csv")}
     assert set(listed) == {"empty.wav", "cut.flac"}
@@ -280,12 +287,14 @@ def test_damaged_files_among_good_ones(detectors, audio_workdir, folder, tmp_pat
         assert sum(f"{name}: {reason}" in line for line in printed.err.splitlines()) == 1
     assert "in 2 recordings, written to" in printed.out
     assert "2 cannot be read, listed in" in printed.out
-    read = sedjax.submission.read_submission(tmp_path / "out" / "predictions.csv", TINY_TASK)
+    read = read_submission(tmp_path / "out" / "predictions.csv", TINY_TASK)
     assert set(read) == {"half.flac", "ten.wav"}
     for name, active in read.items():
         np.testing.assert_array_equal(active, detectors["audio"](folder / name).active)
+    _, cut = detectors["audio"].detect([tmp_path / "ten.wav", tmp_path / "cut.flac"])
+    assert cut == clips.Unreadable(1, str(tmp_path / "cut.flac"), cut.error)
     with pytest.raises(UserError, match=r"cut\.flac is"):
-        list(detectors["audio"].detect([tmp_path / "ten.wav", tmp_path / "cut.flac"]))
+        detectors["audio"](tmp_path / "cut.flac")
     for name in listed:
         (tmp_path / name).unlink()
     run_command(predict, *flags)
@@ -321,7 +330,7 @@ def test_names_that_are_not_utf_8(detectors, audio_workdir, folder, tmp_path):
         run_command(predict, f"--workdir={audio_workdir}", tmp_path, f"--output={tmp_path / 'out'}",
                     "--formats=csv,tsv,audacity,json,png", "--frames")
     assert [row["filename"] for row in rows_of(tmp_path / "out" / "bad_recordings.csv")] == ["bad\\udce9.wav"]
-    read = sedjax.submission.read_submission(tmp_path / "out" / "predictions.csv", TINY_TASK)
+    read = read_submission(tmp_path / "out" / "predictions.csv", TINY_TASK)
     np.testing.assert_array_equal(read["caf\\udce9.flac"], detectors["audio"](folder / "half.flac").active)
     assert {path.name for path in (tmp_path / "out").glob("caf*")} == {
         f"caf\\udce9.{suffix}" for suffix in ("txt", "json", "png", "npz")}
@@ -365,7 +374,7 @@ def test_files_of_the_user_stay(audio_workdir, tmp_path, monkeypatch, name):
     """Nothing is computed, and nothing else is written."""
     write_short(tmp_path, "x.wav", "y.wav")
     (tmp_path / name).write_text("mine")
-    monkeypatch.setattr(audio, "blocks", None)
+    monkeypatch.setattr(reader, "blocks", None)
     with pytest.raises(UserError, match=rf"{re.escape(name)} is there already"):
         run_command(predict, f"--workdir={audio_workdir}", tmp_path, f"--output={tmp_path}", *ALL)
     assert (tmp_path / name).read_text() == "mine"
@@ -435,11 +444,11 @@ def test_names_of_any_length_and_characters(audio_workdir, tmp_path, capsys):
 
 def test_what_is_not_finite_is_never_written(detectors, tmp_path):
     write_short(tmp_path / "in", "x.wav")
-    variables = jax.tree.map(lambda x: np.full_like(x, np.nan), detectors["audio"].variables)
-    diverged = dataclasses.replace(detectors["audio"], variables=variables)
-    vars(diverged)["_predict"] = detectors["audio"]._predict  # compiled
+    model = detectors["audio"].model
+    diverged = dataclasses.replace(model, variables=jax.tree.map(lambda x: np.full_like(x, np.nan), model.variables))
+    vars(diverged)["_predict"] = model._predict  # compiled
     with pytest.raises(UserError, match=r"audio.*/w gives NaN or infinity at step 0"):
-        predict.of_recordings(diverged, [tmp_path / "in" / "x.wav"], tmp_path / "out", ["json", "csv"])
+        predict.of_recordings(Detector(diverged), [tmp_path / "in" / "x.wav"], tmp_path / "out", ["json", "csv"])
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -472,9 +481,13 @@ def test_ctrl_c_ends_the_reading_of_a_long_recording(detectors, tmp_path, monkey
                 signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             yield np.zeros(160_000, np.float32)
 
-    monkeypatch.setattr(audio, "blocks", blocks)
-    with pytest.raises(KeyboardInterrupt):
-        predict.of_recordings(detectors["melspectrogram"], [tmp_path / "long.wav"], tmp_path / "out", ["json"])
+    monkeypatch.setattr(reader, "blocks", blocks)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            predict.of_recordings(detectors["melspectrogram"], [tmp_path / "long.wav"], tmp_path / "out", ["json"])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(read) < 1000
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -501,73 +514,54 @@ def write_atst(path: pathlib.Path) -> None:
 
 @pytest.fixture
 def chain(mel_workdir, folder, tmp_path):
-    """A model of the embeddings of one that takes embeddings of the mel model; and a directory with its features."""
+    """A model of the embeddings of the mel model; and a directory with its features."""
     shutil.copytree(mel_workdir, tmp_path / "mel")
     run_command(extract, f"--audio={folder}", f"--output={tmp_path / 'dir'}", "--features=embeddings",
                 f"--embeddings_from={tmp_path / 'mel'}")
     entry = json.loads((tmp_path / "dir" / "extractors.json").read_text())["embeddings"]
-    embedding_workdir(tmp_path, 16, entry).rename(tmp_path / "middle")
-    run_command(extract, f"--source={tmp_path / 'dir'}", f"--embeddings_from={tmp_path / 'middle'}")
-    entry = json.loads((tmp_path / "dir" / "extractors.json").read_text())["embeddings"]
-    embedding_workdir(tmp_path, 16, entry).rename(tmp_path / "last")
+    embedding_workdir(tmp_path, 16, entry).rename(tmp_path / "head")
     return tmp_path
 
 
 def test_embeddings_by_the_extractor_that_the_workdir_names(chain, folder, tmp_path_factory):
-    detector = sedjax.load(chain / "last")
+    detector = sedjax.load(chain / "head")
     path = chain / "dir" / "extractors.json"
     noted = json.loads(path.read_text())
     changed = noted["embeddings"] | {"parameters": "another one"}
     path.write_text(json.dumps(noted | {"embeddings": changed}))
-    with pytest.raises(UserError, match="of the extractor 'another one' .*trained on those of 'embedding_transformer"):
-        predict.predict_directory(detector, chain / "dir")
+    with pytest.raises(UserError, match="of the extractor 'another one' .*trained on those of 'conv_transformer"):
+        predict.predict_directory(detector.model, chain / "dir")
     path.write_text(json.dumps(noted))
-    expected = predict.predict_directory(detector, chain / "dir")
+    expected = predict.predict_directory(detector.model, chain / "dir")
     for found in detector.detect(sorted(folder.iterdir())):
         np.testing.assert_allclose(found.frames, expected[pathlib.Path(found.recording).name].frames, atol=1e-4)
 
     moved = tmp_path_factory.mktemp("elsewhere") / "runs"
     chain.rename(moved)
-    extractor = sedjax.load(moved / "last").extractor  # all of them moved together
-    assert extractor.detector.workdir == moved / "middle"
-    assert extractor.detector.extractor.detector.workdir == moved / "mel"
-    (moved / "middle").rename(moved / "renamed")
-    with pytest.raises(UserError, match=r"takes embeddings \(16 wide\) that .*middle computes, which is not there any"):
-        sedjax.load(moved / "last")(folder / "half.flac")
-    renamed = sedjax.load(moved / "last", embeddings_from=moved / "renamed")
+    extractor = sedjax.load(moved / "head").extractor  # both moved together
+    assert extractor.model.workdir == moved / "mel"
+    (moved / "mel").rename(moved / "renamed")
+    with pytest.raises(UserError, match=r"takes embeddings \(16 wide\) that .*mel computes, which no longer exists"):
+        sedjax.load(moved / "head")(folder / "half.flac")
+    renamed = sedjax.load(moved / "head", embeddings_from=moved / "renamed")
     assert renamed.extractor.parameters == extractor.parameters
     write_atst(moved / "atst.npz")
-    with pytest.raises(UserError, match="of another extractor than .*npz: 'embedding_transformer .*', not 'atst"):
-        sedjax.load(moved / "last", embeddings_from=moved / "atst.npz").detect([])
-    with pytest.raises(UserError, match="of another extractor than .*mel: 'embedding_transformer .*', not 'conv"):
-        run_command(predict, f"--workdir={moved / 'last'}", folder / "half.flac", f"--output={moved / 'out'}",
-                    f"--embeddings_from={moved / 'mel'}")
+    with pytest.raises(UserError, match="of another extractor than .*npz: 'conv_transformer .*', not 'atst"):
+        sedjax.load(moved / "head", embeddings_from=moved / "atst.npz").detect([])
+    flags = [f"--workdir={moved / 'head'}", folder / "half.flac", f"--output={moved / 'out'}"]
+    with pytest.raises(UserError, match="takes 'embeddings', so it cannot be an extractor"):
+        run_command(predict, *flags, f"--embeddings_from={moved / 'head'}")
     assert not (moved / "out").exists()
 
 
 def test_embeddings_of_unknown_origin(mel_workdir, tmp_path):
     workdir = embedding_workdir(tmp_path, 16, None)
-    with pytest.raises(UserError, match=r"takes embeddings \(16 wide\), and it is not known what computes them"):
+    with pytest.raises(UserError, match=r"takes embeddings \(16 wide\), and what computes them was not recorded"):
         sedjax.load(workdir).detect([])
     assert list(sedjax.load(workdir, embeddings_from=mel_workdir).detect([])) == []
     workdir = embedding_workdir(tmp_path / "wider", 24, None)
     with pytest.raises(UserError, match=r"\(24 wide\), but .* gives embeddings that are 16 wide"):
         sedjax.load(workdir, embeddings_from=str(mel_workdir)).detect([])
-
-
-def test_an_extractor_that_takes_embeddings_of_the_model_itself(tmp_path):
-    one, two = embedding_workdir(tmp_path, 16, None), tmp_path / "two"
-    parameters = extractors.DetectorExtractor(sedjax.load(one)).parameters
-    shutil.copytree(one, two)
-
-    def takes_from(workdir, extractor):
-        entry = {"path": str(extractor), "parameters": parameters}
-        (workdir / "features.json").write_text(json.dumps({"embeddings": {"width": 16, "extractor": entry}}))
-
-    takes_from(one, two)
-    takes_from(two, one)
-    with pytest.raises(UserError, match=f"{one} would compute, a model that takes its embeddings from"):
-        sedjax.load(one).detect([])
 
 
 class Level(Loudness):
@@ -582,67 +576,67 @@ class Level(Loudness):
 
 def test_embeddings_of_a_model_that_takes_the_sound(folder, tmp_path, monkeypatch):
     """In features and in a chain: in turn, decoded once, in bounded memory, beside what cannot be read."""
-    monkeypatch.setitem(models.MODELS, "level", Level)
+    monkeypatch.setitem(registry.MODELS, "level", Level)
     level, sounds, opened = untrained(tmp_path / "level", "level", {"audio": 1920}), tmp_path / "sounds", []
     shutil.copytree(folder, sounds)
     for name in ("a.wav", "p.wav", "z.wav"):
         soundfile.write(sounds / name, np.append(np.zeros(700_000), np.nan), 16000, subtype="FLOAT")
-    blocks = audio.blocks
-    monkeypatch.setattr(audio, "blocks", lambda path, *more: opened.append(path.name) or blocks(path, *more))
+    blocks = reader.blocks
+    monkeypatch.setattr(reader, "blocks", lambda path, *more: opened.append(path.name) or blocks(path, *more))
     names = ("melspectrogram", "embeddings")
     assert extract.extract(sounds, tmp_path / "dir", names, str(level)) == (6, 3)
     assert opened == sorted(path.name for path in sounds.iterdir())
-    layout = sedjax.layout.read_layout(tmp_path / "dir")
+    layout = read_layout(tmp_path / "dir")
     for name in layout.filenames:
-        found, rows = layout.features(name, names), audio.frames(folder / name)
+        found, rows = layout.features(name, names), reader.frames(folder / name)
         expected = np.sqrt(((rows / np.float32(32768)) ** 2).mean(-1))
         assert found["embeddings"].shape == (len(rows), 16)
         np.testing.assert_allclose(found["embeddings"][:, 5], expected, atol=1e-3)
     head = sedjax.load(embedding_workdir(tmp_path, 16, layout.extractor("embeddings")))
-    expected = predict.predict_directory(head, tmp_path / "dir")
+    expected = predict.predict_directory(head.model, tmp_path / "dir")
     for found in head.detect(sorted(folder.iterdir())):
         np.testing.assert_allclose(found.frames, expected[pathlib.Path(found.recording).name].frames, atol=1e-4)
 
-    half_hour = extractors.Pass((np.zeros(160_000, np.float32) for _ in range(180)), ())
+    monkeypatch.setattr(reader, "blocks", lambda *_: (np.zeros(160_000, np.float32) for _ in range(180)))
     tracemalloc.start()
     try:
-        (embedded,) = head.extractor.embed(iter([half_hour]))
+        (clip,) = extractors.extract_features(["half_an_hour.wav"], ("embeddings",), head.extractor)
         most = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert embedded.shape == (15_000, 16)
+    assert clip.features["embeddings"].shape == (15_000, 16)
     assert most < 0.6 * 1800 * 16000 * 2  # bytes of its 16-bit samples
 
 
 class Flux(Loudness):
-    features: ClassVar[tuple[str, ...]] = ("flux",)
+    inputs: ClassVar[tuple[str, ...]] = ("flux",)
 
 
 def test_embeddings_of_an_atst_frame(folder, tmp_path):
     write_atst(tmp_path / "atst.npz")
     detector = sedjax.load(embedding_workdir(tmp_path, 64, None), embeddings_from=tmp_path / "atst.npz")
     paths = [folder / "half.flac", folder / "above.flac"]
-    embeddings = extractors.features_of(paths, ("embeddings",), detector.extractor)
-    expected = detector.predict(InMemory(TINY_TASK, [features for features, _ in embeddings]))
+    embeddings = extractors.extract_features(paths, ("embeddings",), detector.extractor)
+    expected = detections(detector.model, clips.recut(embeddings, detector.model.config.data.max_frames))
     for found, other in zip(detector.detect(paths, keep=("mfcc",)), expected, strict=True):
         np.testing.assert_allclose(found.frames, other.frames, atol=1e-5)
         assert found.features["mfcc"].shape == (len(found.frames), 32)
 
 
 def test_a_model_that_takes_what_no_recording_gives(detectors):
-    detector = dataclasses.replace(detectors["audio"], model=Flux(num_classes=3), features={"flux": {"width": 1}})
+    model = dataclasses.replace(detectors["audio"].model, model=Flux(num_classes=3), features={"flux": {"width": 1}})
     with pytest.raises(UserError, match="a recording has no feature 'flux', which the model needs"):
-        detector.detect([])
+        Detector(model).detect([])
 
 
 class Both(Loudness):
-    features: ClassVar[tuple[str, ...]] = ("mfcc", "audio")
+    inputs: ClassVar[tuple[str, ...]] = ("mfcc", "audio")
 
 
 def test_a_model_that_takes_sound_and_spectral_features(detectors, folder):
-    detector = dataclasses.replace(detectors["audio"], model=Both(num_classes=3),
-                                   features={"audio": {"width": 1920}, "mfcc": {"width": 32}})
-    found, expected = detector(folder / "above.flac"), detectors["audio"](folder / "above.flac")
+    model = dataclasses.replace(detectors["audio"].model, model=Both(num_classes=3),
+                                features={"audio": {"width": 1920}, "mfcc": {"width": 32}})
+    found, expected = Detector(model)(folder / "above.flac"), detectors["audio"](folder / "above.flac")
     np.testing.assert_allclose(found.frames, expected.frames, atol=1e-5)
     assert found.events == expected.events
 
@@ -658,7 +652,8 @@ def test_the_origin_of_embeddings_is_only_noted_if_it_is_that_of_all(mel_workdir
     flags = [f"--audio={folder}", f"--output={out}", f"--embeddings_from={mel_workdir}"]
     run_command(extract, *flags, "--features=embeddings")
     noted = json.loads((out / "extractors.json").read_text())["embeddings"]
-    assert noted == {"path": str(mel_workdir), "parameters": extractors.of(str(mel_workdir), 9.6, 0).parameters}
+    parameters = extractors.load_extractor(str(mel_workdir), 9.6, 0).parameters
+    assert noted == {"path": str(mel_workdir), "parameters": parameters}
     with open(out / "metadata.csv", "a") as file:
         file.write("from_somebody.wav,1.0\n")
     run_command(extract, *flags, "--features=embeddings")
@@ -666,19 +661,20 @@ def test_the_origin_of_embeddings_is_only_noted_if_it_is_that_of_all(mel_workdir
 
 
 def test_the_parameters_of_an_extractor_say_which_spectral_features_it_takes(mel_workdir, monkeypatch):
-    before = extractors.of(str(mel_workdir), 9.6, 0).parameters
+    before = extractors.load_extractor(str(mel_workdir), 9.6, 0).parameters
     monkeypatch.setattr(extractors, "SPECTRAL_VERSION", "another")
-    assert extractors.of(str(mel_workdir), 9.6, 0).parameters != before
+    assert extractors.load_extractor(str(mel_workdir), 9.6, 0).parameters != before
 
 
 def test_features_of_another_origin_are_warned_of_once(mel_workdir, folder, tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(recordings.log, "warning", lambda text, *words: said.append(text % words))
+    monkeypatch.setattr(detector_lib.log, "warning", lambda text, *words: said.append(text % words))
     extract.extract(folder, tmp_path / "dir", ("melspectrogram",))
     noted = json.loads((tmp_path / "dir" / "extractors.json").read_text())
     assert noted == {"melspectrogram": {"parameters": extractors.SPECTRAL_VERSION}}
     shutil.copytree(mel_workdir, tmp_path / "mel")
-    entry = {"path": str(tmp_path / "mel"), "parameters": extractors.of(str(mel_workdir), 9.6, 0).parameters}
+    parameters = extractors.load_extractor(str(mel_workdir), 9.6, 0).parameters
+    entry = {"path": str(tmp_path / "mel"), "parameters": parameters}
     head = embedding_workdir(tmp_path, 16, entry)
     for origin, words in ((noted["melspectrogram"], []), (None, ["melspectrogram of the model in"]),
                           ({"parameters": "0"}, ["melspectrogram of the model in"])):

@@ -10,9 +10,14 @@ import pytest
 from matplotlib.colors import to_hex
 from tiny import TINY_TASK, run_command, tiny_config
 
-from sedjax import commands, evaluate, report, train, workdir
-from sedjax.errors import UserError
-from sedjax.task import MLPC_2025, Task
+from sedjax.commands import evaluate
+from sedjax.commands import report as command
+from sedjax.core import files
+from sedjax.core.errors import UserError
+from sedjax.core.task import MLPC_2025, Task
+from sedjax.studies import report, results
+from sedjax.studies.results import System, _digest, collect
+from sedjax.training import trainer, workdir
 
 FINGERPRINTS = {"labels": "of labels", "embeddings": "of embeddings"}
 STATISTICS = {key: {"width": width, "fingerprint": dict.fromkeys(("validation", "test"), FINGERPRINTS[key])}
@@ -32,7 +37,7 @@ def result(step: int, costs: tuple[float, ...] = (1, 2, 4), recordings: int = 7)
 def kept(content: dict) -> str:
     """The file in a workdir that keeps a result."""
     of = {"step": content["step"], "checkpoint": None, "records": content["records"]["identity"]}
-    return json.dumps({"of": of, "digest": report._digest(of, content), "result": content})
+    return json.dumps({"of": of, "digest": _digest(of, content), "result": content})
 
 
 def write_workdir(path: pathlib.Path, costs=(30.0, 20.0, 25.0), model: str = "embedding_transformer",
@@ -52,14 +57,14 @@ def write_workdir(path: pathlib.Path, costs=(30.0, 20.0, 25.0), model: str = "em
 
 
 def make_system(name: str, costs=(30.0, 20.0, 25.0), model: str = "embedding_transformer", task: Task = TINY_TASK,
-                class_costs=(1.0, 2.0, 4.0), **changes) -> report.System:
+                class_costs=(1.0, 2.0, 4.0), **changes) -> System:
     epochs = np.arange(1.0, len(costs) + 1)
     fields = {"name": name, "model": model, "task": task, "parameters": 1234, "seconds": None,
               "steps": (4 * epochs).astype(int), "epochs": epochs, "validation_cost": np.array(costs),
               "validation_loss": 9 / epochs, "train_loss": 7 / epochs, "best": int(np.argmin(costs)),
               "counts": np.zeros((7, 3, 4), int),
               "cost": sum(class_costs), "interval": (1.0, 9.0), "class_costs": dict(zip(task.classes, class_costs))}
-    return report.System(**{**fields, **changes})
+    return System(**{**fields, **changes})
 
 
 @pytest.fixture
@@ -71,7 +76,7 @@ def evaluated(monkeypatch) -> list[tuple[str, str]]:
         calls.append((folder.name, split))
         return result(8)
 
-    monkeypatch.setattr(report, "evaluate_workdir", evaluate_workdir)
+    monkeypatch.setattr(results, "evaluate_workdir", evaluate_workdir)
     return calls
 
 
@@ -82,7 +87,7 @@ def lines_of(axes) -> dict[str, np.ndarray]:
 def test_systems_hold_what_their_workdirs_tell(tmp_path, evaluated):
     worse = write_workdir(tmp_path / "worse", test=result(8, (3, 2, 4)))
     better = write_workdir(tmp_path / "better", costs=(30.0, 40.0), test=result(4, (1, 2, 3)))
-    first, second = report.collect([worse, better], "test")
+    first, second = collect([worse, better], "test")
     assert evaluated == []
     assert [first.name, second.name] == ["better", "worse"]
     assert second.model == "embedding_transformer"
@@ -101,7 +106,7 @@ def test_systems_hold_what_their_workdirs_tell(tmp_path, evaluated):
 def test_parameters_are_those_of_the_model_on_its_features(tmp_path, evaluated):
     folders = [write_workdir(tmp_path / name) for name in ("narrow", "wide")]
     (folders[1] / "features.json").write_text(json.dumps({**STATISTICS, "embeddings": {"width": 17}}))
-    narrow, wide = report.collect(folders, "test")
+    narrow, wide = collect(folders, "test")
     assert wide.parameters - narrow.parameters == 16  # one row more in the first matrix, which is 16 wide
     assert narrow.parameters > 16 * 16
 
@@ -110,14 +115,14 @@ def test_seconds_of_training_are_summed_where_the_metrics_tell(tmp_path, evaluat
     folder = write_workdir(tmp_path / "run")
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "loss": 1, "seconds": 2.5}\n{"step": 14, "loss": 1, "seconds": 40}\n')
-    (system,) = report.collect([folder], "test")
+    (system,) = collect([folder], "test")
     assert system.seconds == 42.5
 
 
 def test_a_training_without_steps_has_no_training_loss(tmp_path, evaluated):
     folder = write_workdir(tmp_path / "naive", costs=(), model="naive", test=result(0))
     (folder / "metrics.jsonl").write_text('{"step": 0, "epoch": 0.0, "validation_loss": 6, "validation_cost": 90}\n')
-    (system,) = report.collect([folder], "test")
+    (system,) = collect([folder], "test")
     assert system.naive
     assert system.parameters == 0  # and the figures can be drawn without any epoch
     assert report.write([system], "test", tmp_path / "out").exists()
@@ -136,38 +141,38 @@ def test_only_what_has_no_result_of_its_best_checkpoint_is_evaluated(tmp_path, e
     if content is not None:
         (folder / "report" / "evaluation_test.json").write_text(content)
     for _ in range(2):
-        report.collect([folder], "test")
-        report.collect([folder], "validation")
+        collect([folder], "test")
+        collect([folder], "validation")
     assert evaluated == [("run", "test")]
     assert json.loads((folder / "report" / "evaluation_test.json").read_text())["result"] == result(8)
 
 
 def test_of_equal_costs_the_first_is_the_best_as_for_checkpoints(tmp_path, evaluated):
     folder = write_workdir(tmp_path / "run", costs=(20.0, 20.0, 25.0), test=result(4))
-    (system,) = report.collect([folder], "test")
+    (system,) = collect([folder], "test")
     assert evaluated == []
     assert system.best == 0
 
 
 def test_names_are_as_long_as_needed(tmp_path):
     folders = [tmp_path / "a" / "seed0", tmp_path / "b" / "seed0", tmp_path / "b" / "seed1"]
-    assert commands.distinct_names(folders[1:]) == ["seed0", "seed1"]
-    assert commands.distinct_names(folders) == ["a/seed0", "b/seed0", "b/seed1"]
+    assert files.distinct_names(folders[1:]) == ["seed0", "seed1"]
+    assert files.distinct_names(folders) == ["a/seed0", "b/seed0", "b/seed1"]
     with pytest.raises(UserError, match="given twice"):
-        commands.distinct_names([folders[0], folders[1], folders[0] / ".." / "seed0"])
+        files.distinct_names([folders[0], folders[1], folders[0] / ".." / "seed0"])
 
 
 def test_what_cannot_be_compared_is_an_error_before_anything_is_evaluated(tmp_path, evaluated):
     folder = write_workdir(tmp_path / "run")
     other = dataclasses.replace(TINY_TASK, classes=("Bell", "Crow", "Dog"))
     with pytest.raises(UserError, match=r"workdir .*/other is not that of the task 'tiny'.*'Drum'.*'Dog'"):
-        report.collect([folder, write_workdir(tmp_path / "other", task=other)], "test")
+        collect([folder, write_workdir(tmp_path / "other", task=other)], "test")
     with pytest.raises(UserError, match=r"elsewhere is not the workdir of a training"):
-        report.collect([folder, tmp_path / "elsewhere"], "test")
+        collect([folder, tmp_path / "elsewhere"], "test")
     with pytest.raises(UserError, match=r"/young has no validation cost yet"):
-        report.collect([folder, write_workdir(tmp_path / "young", costs=())], "test")
+        collect([folder, write_workdir(tmp_path / "young", costs=())], "test")
     with pytest.raises(UserError, match="needs the workdir"):
-        run_command(report)
+        run_command(command)
     assert evaluated == []
 
 
@@ -276,17 +281,17 @@ def test_tables_say_what_the_systems_hold():
 def test_the_command_writes_one_page_that_shows_all_figures(tmp_path, evaluated, capsys):
     folders = [write_workdir(tmp_path / "one", test=result(8), validation=result(8, (5, 5, 5))),
                write_workdir(tmp_path / "two", test=result(8, (0, 0, 1)), validation=result(8, (9, 9, 9)))]
-    run_command(report, *folders)
+    run_command(command, *folders)
     page = (tmp_path / "one" / "report" / "index.md").read_text()
     assert "| two | embedding_transformer |" in capsys.readouterr().out
-    systems = report.collect(folders, "test")
+    systems = collect(folders, "test")
     assert report.systems_table(systems, "test") in page
     assert report.class_table(systems) in page
     assert "test split (7 recordings)" in page
     assert "cannot be compared" not in page
     assert all(f"]({name})" in page for name in FIGURES)
 
-    run_command(report, *folders, "--split=validation", f"--output={tmp_path / 'new' / 'folder'}")
+    run_command(command, *folders, "--split=validation", f"--output={tmp_path / 'new' / 'folder'}")
     assert sorted(path.name for path in (tmp_path / "new" / "folder").glob("[!.]*")) == sorted([*FIGURES, "index.md"])
     assert "**15.00** | **27.00**" in (tmp_path / "new" / "folder" / "index.md").read_text()
     assert (tmp_path / "one" / "report" / "index.md").read_text() == page
@@ -319,8 +324,8 @@ def test_nothing_half_written_stays(tmp_path, monkeypatch):
 
 def test_a_report_of_a_training_holds_what_evaluate_says(tmp_path, records):
     folder = tmp_path / "naive"
-    train.train(tiny_config("naive", data__path=str(records), train__duration="0 epochs"), folder)
-    run_command(report, folder)
+    trainer.train(tiny_config("naive", data__path=str(records), train__duration="0 epochs"), folder)
+    run_command(command, folder)
     run_command(evaluate, f"--workdir={folder}", f"--json={tmp_path / 'result.json'}")
     kept = json.loads((folder / "report" / "evaluation_test.json").read_text())["result"]
     said = json.loads((tmp_path / "result.json").read_text())
@@ -337,11 +342,11 @@ def test_a_result_that_cannot_be_kept_and_outputs_of_others(tmp_path, evaluated)
     folder = write_workdir(tmp_path / "run")
     (folder / "report").rmdir()
     (folder / "report").write_text("mine")  # as good as a workdir that is read-only
-    run_command(report, folder, f"--output={tmp_path / 'out'}")
+    run_command(command, folder, f"--output={tmp_path / 'out'}")
     assert (folder / "report").read_text() == "mine"
     (tmp_path / "out" / "index.md").write_text("mine")
     evaluated.clear()
     with pytest.raises(UserError, match=r"out/index\.md is there already"):
-        run_command(report, folder, f"--output={tmp_path / 'out'}")
+        run_command(command, folder, f"--output={tmp_path / 'out'}")
     assert evaluated == []
     assert (tmp_path / "out" / "index.md").read_text() == "mine"

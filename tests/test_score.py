@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from tiny import TINY_TASK, run_command, write_layout
 
-from sedjax import score
-from sedjax.errors import UserError
-from sedjax.submission import write_submission
-from sedjax.task import MLPC_2025
+from sedjax.commands import score
+from sedjax.core.errors import UserError
+from sedjax.core.task import MLPC_2025
+from sedjax.scoring import submission
+from sedjax.scoring.submission import write_submission
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -55,17 +56,17 @@ def test_json_and_table_hold_the_cost(pair, tmp_path, capsys):
 def test_the_order_of_recordings_in_the_files_does_not_matter():
     lengths = {"a": 3, "b": 20, "c": 11}
     predictions, truth = (random_segments(lengths, 3, seed) for seed in (0, 1))
-    base = score.score_submissions(predictions, truth, TINY_TASK)
+    base = submission.score_submissions(predictions, truth, TINY_TASK)
     backwards = dict(reversed(predictions.items()))
-    assert score.score_submissions(backwards, truth, TINY_TASK) == base
+    assert submission.score_submissions(backwards, truth, TINY_TASK) == base
     both = np.concatenate(list(predictions.values())), np.concatenate(list(truth.values()))
-    assert score.score_submissions({"all": both[0]}, {"all": both[1]}, TINY_TASK).cost == pytest.approx(base.cost)
+    assert submission.score_submissions({"all": both[0]}, {"all": both[1]}, TINY_TASK).cost == pytest.approx(base.cost)
     assert base.cost > 0
 
 
 def test_a_perfect_prediction_costs_nothing():
     truth = random_segments({"a": 30}, 3, 0)
-    assert score.score_submissions(truth, truth, TINY_TASK).cost == 0
+    assert submission.score_submissions(truth, truth, TINY_TASK).cost == 0
 
 
 def test_other_recordings_are_an_error_that_names_both_files(pair, tmp_path):
@@ -90,9 +91,9 @@ def test_the_score_is_not_written_over_other_files(pair, tmp_path):
 
 def test_recordings_are_counted_block_by_block(monkeypatch):
     truth, predictions = (random_segments({str(i): 1 + i % 4 for i in range(10)}, 3, seed) for seed in (0, 1))
-    whole = score.score_submissions(predictions, truth, TINY_TASK)
-    monkeypatch.setattr(score, "RECORDINGS_AT_ONCE", 3)
-    assert score.score_submissions(predictions, truth, TINY_TASK) == whole
+    whole = submission.score_submissions(predictions, truth, TINY_TASK)
+    monkeypatch.setattr(submission, "RECORDINGS_AT_ONCE", 3)
+    assert submission.score_submissions(predictions, truth, TINY_TASK) == whole
 
 
 def test_costs_are_those_of_the_file(tmp_path):
@@ -118,9 +119,9 @@ def test_without_ground_truth_only_the_format_is_checked(pair, capsys):
 def test_recordings_and_segments_are_those_of_the_directory(tmp_path, capsys):
     layout = write_layout(tmp_path / "data", recordings={"1.mp3": 20, "2.mp3": 21, "3.mp3": 7, "4.mp3": 30, "5.mp3": 5},
                           splits=True)
-    assert score.expected_segments(layout) == {"1.mp3": 2, "2.mp3": 3, "3.mp3": 1, "4.mp3": 3, "5.mp3": 1}
+    assert submission.expected_segments(layout) == {"1.mp3": 2, "2.mp3": 3, "3.mp3": 1, "4.mp3": 3, "5.mp3": 1}
     path = tmp_path / "p.csv"
-    segments = random_segments(score.expected_segments(layout), 3, seed=0)
+    segments = random_segments(submission.expected_segments(layout), 3, seed=0)
     write_submission(path, layout.task, segments)
     run_command(score, "--predictions", path, "--dataset", layout.path)
     assert "valid submission of the task 'data'; recordings: 5, segments: 10." in capsys.readouterr().out
@@ -139,16 +140,16 @@ def test_recordings_and_segments_are_those_of_the_directory(tmp_path, capsys):
 
 def test_lengths_come_from_labels_where_there_are_no_features(tmp_path):
     layout = write_layout(tmp_path, recordings={"1.mp3": 20, "2.mp3": 21})
-    expected = score.expected_segments(layout)
+    expected = submission.expected_segments(layout)
     layout.features_path("2.mp3").unlink()
-    assert score.expected_segments(layout) == expected
+    assert submission.expected_segments(layout) == expected
     layout.labels_path("2.mp3").unlink()
     with pytest.raises(UserError, match=r"neither features nor labels nor audio of '2\.mp3'"):
-        score.expected_segments(layout)
+        submission.expected_segments(layout)
     for content in (b"", b"no zip", layout.features_path("1.mp3").read_bytes()[:300]):
         layout.features_path("2.mp3").write_bytes(content)
         with pytest.raises(UserError, match=r"2\.npz is damaged"):
-            score.expected_segments(layout)
+            submission.expected_segments(layout)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -14,10 +14,11 @@ from data_prep import soundscapes, synthesis
 from data_prep.soundscapes import Parameters, write_soundscapes
 from data_prep.spectral import spectral_features
 from data_prep.synthesis import SOURCES
-from sedjax import grid, layout
-from sedjax.errors import UserError
-from sedjax.mel import MLPC, SPECTRAL_VERSION
-from sedjax.task import MLPC_2025
+from sedjax.audio.mel import MLPC, SPECTRAL_VERSION
+from sedjax.core import grid
+from sedjax.core.errors import UserError
+from sedjax.core.task import MLPC_2025
+from sedjax.data import layout
 
 PARAMETERS = Parameters(recordings=30, seconds_min=3, seconds_max=4, seed=1)
 
@@ -80,7 +81,7 @@ def test_layout_reads_every_recording(written):
 
 
 def test_labels_are_what_the_annotations_say(written):
-    """Frame t is marked if and only if an event overlaps [120 t, 120 (t + 1)) ms: brute force, without sedjax.grid."""
+    """Frame t is marked if and only if an event overlaps [120 t, 120 (t + 1)) ms: brute force, without core.grid."""
     data = layout.read_layout(written)
     annotations = rows_of(written / "annotations.csv")
     assert {row["annotator"] for row in annotations} == {"0", "1", "2"}

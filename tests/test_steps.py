@@ -13,15 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TINY_TASK, tiny_config
 
-from sedjax import decisions, losses, metrics, models, parallel, steps, train_state
-from sedjax.errors import UserError
+from sedjax.core import parallel
+from sedjax.core.errors import UserError
+from sedjax.data.batches import Batch
+from sedjax.models import registry
+from sedjax.scoring import decisions, losses, metrics
+from sedjax.scoring.evaluator import eval_step
+from sedjax.training import train_state, train_step
 
 FEATURES = {"embeddings": {"width": 16}, "melspectrogram": {"width": 64, "level_mean": [0.0] * 64,
                                                             "level_std": [10.0] * 64},
             "audio": {"width": 1920}}
 
 
-def make_batch(seed: int = 0, clips: int = 8, frames: int = 20) -> steps.Batch:
+def make_batch(seed: int = 0, clips: int = 8, frames: int = 20) -> Batch:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, frames + 1, clips)
     lengths[-1] = 0  # a padded clip
@@ -34,12 +39,12 @@ def make_batch(seed: int = 0, clips: int = 8, frames: int = 20) -> steps.Batch:
 
 def setup(name="embedding_transformer", ema=0.0, accumulate=1, mixup=0.0, **changes):
     config = tiny_config(name, **changes)
-    model = models.build_from(config, TINY_TASK)
+    model = registry.build_from(config, TINY_TASK)
     # Not Adam: attention gives the bias of the keys no gradient but rounding noise, which Adam blows up to full steps.
     sgd = optax.sgd(0.1)
     state = train_state.create(model, sgd, FEATURES, ema > 0, 0)
-    step = functools.partial(steps.train_step, model=model, optimizer=sgd, accumulate=accumulate, mixup=mixup, ema=ema,
-                             weights=losses.class_weights(config.loss, TINY_TASK))
+    step = functools.partial(train_step.train_step, model=model, optimizer=sgd, accumulate=accumulate, mixup=mixup,
+                             ema=ema, weights=losses.class_weights(TINY_TASK, **vars(config.loss)))
     return model, state, step
 
 
@@ -91,7 +96,7 @@ def test_the_average_follows_the_parameters():
     expected = jax.tree.map(lambda a, b: 0.1 * a + 0.9 * b, state.params, after.params)
     for a, b in zip(jax.tree.leaves(after.ema["params"]), jax.tree.leaves(expected)):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
-    assert after.weights["params"] is after.ema["params"]
+    assert after.eval_variables["params"] is after.ema["params"]
 
 
 class Given(nn.Module):
@@ -112,7 +117,7 @@ def test_cost_from_the_device_is_brute_force(seed, pooling, density):
     thresholds = np.array([[0.5, 0.4, 0.6]], np.float32)
     batch = {"features": {"logits": jnp.asarray(logits)}, "votes": jnp.asarray(votes), "clip_id": jnp.arange(3),
              "frame_mask": jnp.asarray(np.arange(30)[None] < lengths[:, None])}
-    found = steps.eval_step({}, batch, thresholds, model=Given(), weights=np.ones((2, 3), np.float32),
+    found = eval_step({}, batch, thresholds, model=Given(), weights=np.ones((2, 3), np.float32),
                  pooling=pooling, task=TINY_TASK)
 
     probability = np.asarray(jax.nn.sigmoid(logits))
@@ -151,17 +156,18 @@ def test_loss_is_the_written_formula():
 
 def test_class_weights():
     config = tiny_config(loss__class_factors={"Drum": 2.0}, loss__absolute_costs=True).loss
-    np.testing.assert_allclose(losses.class_weights(config, TINY_TASK), [[2.5, 5, 15], [0.5, 1, 1.5]])
+    np.testing.assert_allclose(losses.class_weights(TINY_TASK, **vars(config)), [[2.5, 5, 15], [0.5, 1, 1.5]])
     none = tiny_config(loss__pos_weight="none").loss
-    np.testing.assert_allclose(losses.class_weights(none, TINY_TASK), np.ones((2, 3)))
+    np.testing.assert_allclose(losses.class_weights(TINY_TASK, **vars(none)), np.ones((2, 3)))
 
 
 def test_a_false_alarm_that_costs_nothing_is_refused_only_where_its_cost_divides():
     free = dataclasses.replace(TINY_TASK, costs=((0, 1, 0, 5), (0, 0, 0, 10), (0, 3, 0, 15)))
-    np.testing.assert_allclose(losses.class_weights(tiny_config(loss__pos_weight="none").loss, free), np.ones((2, 3)))
+    config = tiny_config(loss__pos_weight="none").loss
+    np.testing.assert_allclose(losses.class_weights(free, **vars(config)), np.ones((2, 3)))
     for changes in ({}, {"loss__pos_weight": "none", "loss__absolute_costs": True}):
         with pytest.raises(UserError, match="false alarm that costs nothing, that of 'Crow'"):
-            losses.class_weights(tiny_config(**changes).loss, free)
+            losses.class_weights(free, **vars(tiny_config(**changes).loss))
 
 
 def test_thresholds_are_tuned_per_class_for_cost():
@@ -196,7 +202,7 @@ def test_an_evaluation_counts_what_is_not_finite_and_frames_if_asked():
     logits[0, 2, 1], logits[0, 3, 1], logits[1, 9] = np.nan, -np.inf, np.nan
     batch = {"features": {"logits": jnp.asarray(logits)}, "votes": jnp.zeros((2, 10, 3)), "clip_id": jnp.arange(2),
              "frame_mask": jnp.asarray(np.arange(10)[None] < np.array([[10], [9]]))}
-    found = steps.eval_step({}, batch, np.full((1, 3), 0.5, np.float32), model=Given(),
+    found = eval_step({}, batch, np.full((1, 3), 0.5, np.float32), model=Given(),
                             weights=np.ones((2, 3), np.float32), pooling="max", task=TINY_TASK, frame_counts=False)
     assert found["non_finite"].tolist() == [2, 0]
     assert "frames" not in found

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TINY_TASK
 
-from sedjax.errors import UserError
-from sedjax.submission import read_submission, require_same_segments, write_submission
-from sedjax.task import MLPC_2025, Task
+from sedjax.core.errors import UserError
+from sedjax.core.task import MLPC_2025, Task
+from sedjax.scoring.submission import read_submission, require_same_segments, write_submission
 
 HEADER = "filename,onset,Bell,Crow,Drum\n"
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from runs import STEPS, finish, read_state, start
 
-from sedjax import checkpoint
-from sedjax.metric_writer import read_metrics
+from sedjax.training import checkpoint
+from sedjax.training.metric_writer import read_metrics
 
 KILLS = int(os.environ.get("SEDJAX_KILLS", "2"))
 SEED = int(os.environ.get("SEDJAX_SEED", time.time_ns()))
@@ -163,7 +163,7 @@ def test_a_disk_that_fills_up_while_training(records, whole, tmp_path):
 
 def test_a_second_signal_of_the_same_kind_ends_the_process():
     """SIGTERM and SIGINT together are one request, however close they are."""
-    code = ("import os, signal\nfrom sedjax import preemption\nwith preemption.listen() as stop:\n"
+    code = ("import os, signal\nfrom sedjax.training import preemption\nwith preemption.listen() as stop:\n"
             "  os.kill(os.getpid(), signal.SIGTERM)\n  os.kill(os.getpid(), signal.SIGINT)\n"
             "  assert stop.signal == 'SIGTERM'\n  print('goes on', flush=True)\n"
             "  os.kill(os.getpid(), signal.SIGINT)")

@@ -11,10 +11,17 @@ import pytest
 from tiny import TINY_TASK, run_command, tiny_config
 
 from configs.sweeps import report as report_sweep
-from sedjax import checkpoint, losses, metrics, models, optimizer, report, steps, study, sweep, train_state
-from sedjax import train as training
-from sedjax.config import base_config, changed
-from sedjax.errors import UserError
+from sedjax.commands import sweep as command
+from sedjax.core.errors import UserError
+from sedjax.models import registry
+from sedjax.scoring import losses, metrics
+from sedjax.studies import study, sweep
+from sedjax.studies.results import System, collect
+from sedjax.training import optimizer, train_state, train_step
+from sedjax.training import trainer as training
+from sedjax.training.configs import base_config, changed
+from sedjax.training.metric_writer import read_metrics
+from sedjax.training.progress import is_finished
 
 SMALL = {"model__width": 24, "model__layers": 1, "model__heads": 4, "model__feed_forward": 16, "model__positions": 40,
          "model__head_width": 8, "model__channels": (2, 3), "model__resnet_width": 2}
@@ -47,17 +54,17 @@ TRACED = {"resnet", "wide", "head", "heads_6", "no_decay", "no_pos_weight", "fac
 def test_a_step_of_every_row(row):
     config = shrunk(row.config)
     rng = np.random.default_rng(0)
-    model = models.build_from(config, TINY_TASK)
-    batch = {"features": {key: rng.exponential(size=(4, 20, 64)).astype(np.float32) for key in model.features},
+    model = registry.build_from(config, TINY_TASK)
+    batch = {"features": {key: rng.exponential(size=(4, 20, 64)).astype(np.float32) for key in model.inputs},
              "votes": (rng.random((4, 20, 3)) < 0.2).astype(np.float16),
              "frame_mask": np.arange(20)[None] < np.array([20, 13, 5, 0])[:, None],
              "clip_id": np.array([0, 1, 2, -1], np.int32)}
     adamw = optimizer.make_optimizer(config.optimizer, 0, 10)
-    features = dict.fromkeys(model.features, STATISTICS)
+    features = dict.fromkeys(model.inputs, STATISTICS)
     create = functools.partial(train_state.create, model, adamw, features, config.train.ema > 0, 0)
     state = jax.eval_shape(create) if row.name in TRACED else create()
-    step = functools.partial(steps.train_step, model=model, optimizer=adamw, ema=config.train.ema,
-                             weights=losses.class_weights(config.loss, TINY_TASK))
+    step = functools.partial(train_step.train_step, model=model, optimizer=adamw, ema=config.train.ema,
+                             weights=losses.class_weights(TINY_TASK, **vars(config.loss)))
     if row.name in TRACED:
         after, _ = jax.eval_shape(step, state, batch, jax.random.key(0))
     else:
@@ -86,8 +93,8 @@ def test_every_row_differs_from_its_parent_by_a_few_keys():
 
 
 CONFIG_FILE = """
-from sedjax.config import base_config, changed
-from sedjax.sweep import add, add_figure, new_sweep
+from sedjax.training.configs import base_config, changed
+from sedjax.studies.sweep import add, add_figure, new_sweep
 
 def get_config():
     sweep = new_sweep()
@@ -134,10 +141,10 @@ def test_a_sweep_survives_failures_and_cuts(config_file, tmp_path, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(training.MetricWriter, "write", cut_off)
         with pytest.raises(KeyboardInterrupt):
-            run_command(sweep, *arguments)
+            run_command(command, *arguments)
     assert trained == ["base/seed0", "base/seed1"]
-    assert checkpoint.is_finished(folder / "base" / "seed0")
-    assert not checkpoint.is_finished(folder / "base" / "seed1")
+    assert is_finished(folder / "base" / "seed0")
+    assert not is_finished(folder / "base" / "seed1")
     assert not (folder / "report").exists()
 
     trained.clear()
@@ -145,10 +152,10 @@ def test_a_sweep_survives_failures_and_cuts(config_file, tmp_path, monkeypatch, 
     for show in study.DRAW:
         monkeypatch.setitem(study.DRAW, show, lambda systems, path: drawn.update({path.name: systems}))
     with pytest.raises(UserError, match=r"2 runs failed: broken/seed0: The loss became NaN .*broken/seed1"):
-        run_command(sweep, *arguments)
+        run_command(command, *arguments)
     # What was finished is left alone, what was cut off goes on from its last step, what fails stops nothing.
     assert trained == ["base/seed1", "broken/seed0", "broken/seed1", "linear/seed0", "linear/seed1"]
-    entries = report.read_metrics(folder / "base" / "seed1")
+    entries = read_metrics(folder / "base" / "seed1")
     assert [entry["step"] for entry in entries if "loss" in entry] == [1, 2, 3, 4]
 
     page = (folder / "report" / "index.md").read_text()
@@ -156,7 +163,7 @@ def test_a_sweep_survives_failures_and_cuts(config_file, tmp_path, monkeypatch, 
     assert "- `broken/seed1`: The loss became NaN" in page
     assert "| pretrained | the base |  | better | not run |" in page
     assert page in capsys.readouterr().out
-    runs = {name: [report.collect([folder / name / f"seed{seed}"], "test")[0] for seed in (0, 1)]
+    runs = {name: [collect([folder / name / f"seed{seed}"], "test")[0] for seed in (0, 1)]
             for name in ("base", "linear")}
     difference = np.mean([run.cost for run in runs["linear"]]) - np.mean([run.cost for run in runs["base"]])
     row = next(line for line in page.splitlines() if line.startswith("| one layer | the base"))
@@ -167,17 +174,17 @@ def test_a_sweep_survives_failures_and_cuts(config_file, tmp_path, monkeypatch, 
     assert set(drawn) == {"costs.png", "classes.png"}
     assert [system.name for system in drawn["costs.png"]] == ["the base"] * 2 + ["one layer"] * 2
     kept = {float(entry["validation_cost"]) for name in ("base", "linear") for seed in (0, 1)
-            for entry in report.read_metrics(folder / name / f"seed{seed}") if "validation_cost" in entry}
+            for entry in read_metrics(folder / name / f"seed{seed}") if "validation_cost" in entry}
     assert {float(cost) for system in drawn["costs.png"] for cost in system.validation_cost} == kept
     for system in drawn["classes.png"]:
         assert system.cost == pytest.approx(system.validation_cost.min(), abs=1e-9)
     assert "Not drawn" in page.split("### Missing")[1]
 
     trained.clear()
-    run_command(sweep, *arguments, "--only=linear")
+    run_command(command, *arguments, "--only=linear")
     assert trained == []
     with pytest.raises(UserError, match=r"another config: model\.head_width is 0 there and 4 now"):
-        run_command(sweep, *arguments, "--only=linear", "--config.systems.linear.config.model.head_width=4")
+        run_command(command, *arguments, "--only=linear", "--config.systems.linear.config.model.head_width=4")
     # A finished run of other records does not count, whether it is chosen or not.
     path = folder / "base" / "seed0" / "features.json"
     known = json.loads(path.read_text())
@@ -185,11 +192,11 @@ def test_a_sweep_survives_failures_and_cuts(config_file, tmp_path, monkeypatch, 
     path.write_text(json.dumps(known))
     for only in ("base", "linear"):
         with pytest.raises(UserError, match=r"1 runs failed: base/seed0: .*other records .* labels of the"):
-            run_command(sweep, *arguments, f"--only={only}")
+            run_command(command, *arguments, f"--only={only}")
         assert "- `base/seed0`: The workdir" in (folder / "report" / "index.md").read_text()
     assert trained == []
     with pytest.raises(UserError, match="no system 'lineal'"):
-        run_command(sweep, *arguments, "--only=lineal")
+        run_command(command, *arguments, "--only=lineal")
 
 
 def test_what_is_no_sweep():
@@ -233,9 +240,9 @@ def test_changed_keys_and_only_they():
         changed(base, model__head=8)
 
 
-def system(name: str, counts: np.ndarray) -> report.System:
+def system(name: str, counts: np.ndarray) -> System:
     score = metrics.score(counts, TINY_TASK)
-    return report.System(name=name, model="embedding_transformer", task=TINY_TASK, parameters=7, seconds=60.0,
+    return System(name=name, model="embedding_transformer", task=TINY_TASK, parameters=7, seconds=60.0,
                          steps=np.array([4]), epochs=np.array([1.0]), validation_cost=np.array([score.cost]),
                          validation_loss=np.array([1.0]), train_loss=np.array([1.0]), best=0, counts=counts,
                          cost=score.cost, interval=score.interval,

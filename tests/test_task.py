@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from tiny import TINY_TASK
 
-from sedjax.errors import UserError
-from sedjax.task import MLPC_2025, Task, read_task, task_from_json
+from sedjax.core.errors import UserError
+from sedjax.core.task import MLPC_2025, Task, task_from_json
+from sedjax.data.layout import read_task
 
 
 def test_mlpc_task_is_the_one_of_the_challenge():

@@ -11,13 +11,18 @@ import pytest
 from tiny import TINY_TASK, run_command, tiny_config, write_layout
 
 from data_prep import ground_truth
-from sedjax import checkpoint, evaluate, files, predict, score, workdir
-from sedjax.errors import UserError
-from sedjax.input_pipeline import Features
-from sedjax.layout import read_layout
-from sedjax.metric_writer import MetricWriter, read_metrics
-from sedjax.task import Task
-from sedjax.train import train, write_training
+from sedjax.commands import evaluate, predict, score
+from sedjax.core import files
+from sedjax.core.errors import UserError
+from sedjax.core.task import Task
+from sedjax.data.layout import read_layout
+from sedjax.inference.trained import load_model
+from sedjax.studies import results
+from sedjax.studies.results import evaluate_workdir
+from sedjax.training import checkpoint, workdir
+from sedjax.training.metric_writer import MetricWriter, read_metrics
+from sedjax.training.progress import saved_steps
+from sedjax.training.trainer import train, write_training
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,7 @@ def test_training_finds_the_events(trained, records):
     """The embeddings show each class in a column of its own; silence would cost what the misses cost."""
     entries = [entry for entry in read_metrics(trained) if "validation_cost" in entry]
     best = min(entry["validation_cost"] for entry in entries)
-    result = evaluate.evaluate_workdir(trained, "validation")
+    result = evaluate_workdir(trained, "validation")
     assert result["cost"] == pytest.approx(best, abs=1e-9)
     silent = sum((row["TP"] + row["FN"]) * TINY_TASK.costs[i][3] for i, row in enumerate(result["classes"].values()))
     assert result["cost"] < 0.4 * silent
@@ -46,7 +51,7 @@ def test_training_finds_the_events(trained, records):
 
 
 def test_evaluate_predict_and_score_agree(trained, source, tmp_path):
-    result = evaluate.evaluate_workdir(trained, "test")
+    result = evaluate_workdir(trained, "test")
     run_command(evaluate, f"--workdir={trained}", "--split=test", f"--json={tmp_path / 'e.json'}")
     written = json.loads((tmp_path / "e.json").read_text())
     assert set(written) >= {"cost", "interval", "classes", "frames"}
@@ -62,16 +67,14 @@ def test_evaluate_predict_and_score_agree(trained, source, tmp_path):
 
 
 def test_a_recording_alone_in_a_batch_and_without_labels(trained, source, tmp_path):
-    detector = predict.load(trained)
-    layout = read_layout(source)
-    together = detector.predict(Features.of(layout, detector.task, ("embeddings",), detector.widths))
+    model, layout = load_model(trained), read_layout(source)
+    together = list(predict.predict_directory(model, source).values())
     write_layout(tmp_path, recordings={"one.mp3": 33}, labels=False)
     features = layout.features(layout.filenames[3], ("embeddings",))
     np.savez(tmp_path / "audio_features" / "one.npz", **features)
-    alone = detector.predict(Features.of(
-        read_layout(tmp_path), detector.task, ("embeddings",), detector.widths))
-    np.testing.assert_allclose(alone[0].frames, together[3].frames, atol=1e-5)
-    assert alone[0].segments.shape == (-(-len(features["embeddings"]) // 10), 3)
+    alone = predict.predict_directory(model, tmp_path)["one.mp3"]
+    np.testing.assert_allclose(alone.frames, together[3].frames, atol=1e-5)
+    assert alone.segments.shape == (-(-len(features["embeddings"]) // 10), 3)
 
 
 def test_mixup_needs_pairs_on_each_device(records, tmp_path):
@@ -83,28 +86,26 @@ def test_mixup_needs_pairs_on_each_device(records, tmp_path):
 
 def test_recordings_longer_than_any_clip(trained, tmp_path):
     write_layout(tmp_path, recordings={"long.mp3": 1003}, labels=False)
-    detector = predict.load(trained)
-    found = detector.predict(Features.of(
-        read_layout(tmp_path), detector.task, ("embeddings",), detector.widths))
-    assert found[0].frames.shape == (1003, 3)
-    assert found[0].active.shape == (101, 3)
+    found = predict.predict_directory(load_model(trained), tmp_path)["long.mp3"]
+    assert found.frames.shape == (1003, 3)
+    assert found.active.shape == (101, 3)
 
 
 def test_a_finished_training_is_left_alone(trained, records):
     before = (trained / "metrics.jsonl").read_bytes()
-    config = predict.load(trained).config
+    config = load_model(trained).config
     assert train(config, trained).finished
     assert (trained / "metrics.jsonl").read_bytes() == before
 
 
 def test_the_weights_need_no_records_and_no_config(trained):
-    detector = predict.load(trained)
+    detector = load_model(trained)
     TINY_TASK.require_same(detector.task, where="the workdir")
     assert len(detector.thresholds) == 3
     with pytest.raises(UserError, match="no checkpoint 77"):
-        predict.load(trained, "77")
+        load_model(trained, "77")
     with pytest.raises(UserError, match="is not the workdir of a training"):
-        predict.load(trained / "nowhere")
+        load_model(trained / "nowhere")
 
 
 def test_early_stopping(records, tmp_path):
@@ -115,7 +116,7 @@ def test_early_stopping(records, tmp_path):
     entries = [entry for entry in read_metrics(tmp_path / "run") if "validation_cost" in entry]
     assert len(entries) == 3
     # The best, and the last two.
-    assert checkpoint._steps(tmp_path / "run" / "checkpoints") == [entry["step"] for entry in entries]
+    assert saved_steps(tmp_path / "run" / "checkpoints") == [entry["step"] for entry in entries]
 
 
 @pytest.mark.parametrize(("changes", "words"), [
@@ -140,11 +141,11 @@ def test_the_first_number_that_is_not_finite_is_named(tmp_path):
 
 def test_probabilities_that_are_not_finite_have_no_cost(trained, monkeypatch):
     """NaN is above no threshold: it would be scored as silence."""
-    detector = predict.load(trained)
+    detector = load_model(trained)
     bad = jax.tree.map(lambda x: x * np.float32(np.nan), detector.variables)
-    monkeypatch.setattr(evaluate, "load", lambda *_: dataclasses.replace(detector, variables=bad))
+    monkeypatch.setattr(results, "load_model", lambda *_: dataclasses.replace(detector, variables=bad))
     with pytest.raises(UserError, match="NaN or infinite probabilities for 4 of 4 recordings, the first of them 120"):
-        evaluate.evaluate_workdir(trained, "test")
+        evaluate_workdir(trained, "test")
 
 
 @pytest.mark.parametrize(("model", "changes", "words"), [
@@ -209,13 +210,13 @@ def test_a_checkpoint_of_another_architecture(trained, tmp_path):
     kept = (folder / "features.json").read_bytes()
     (folder / "features.json").write_text('{"labels": {"width": 3}}')
     with pytest.raises(UserError, match="features.json .* takes 'embeddings', which is missing"):
-        predict.load(folder)
+        load_model(folder)
     (folder / "features.json").write_bytes(kept)
     config = json.loads((folder / "config.json").read_text())
     config["model"]["feed_forward"] = 24
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="is not of the model in config.json: params/.* there and .* in the model"):
-        predict.load(folder)
+        load_model(folder)
 
 
 def test_another_config_or_task_in_a_workdir(trained, records, tmp_path):
@@ -224,11 +225,11 @@ def test_another_config_or_task_in_a_workdir(trained, records, tmp_path):
         train(config, trained)
     write_layout(tmp_path / "other", Task("other", ("Crow", "Bell", "Drum"), TINY_TASK.costs), splits=True,
                  recordings=10)
-    from data_prep.build_records import build
+    from data_prep.records import build
 
     build(tmp_path / "other", tmp_path / "records", ("embeddings",))
     with pytest.raises(UserError, match="same classes in another order, from position 0: 'Crow' instead of 'Bell'"):
-        evaluate.evaluate_workdir(trained, "validation", data=str(tmp_path / "records"))
+        evaluate_workdir(trained, "validation", data=str(tmp_path / "records"))
     with pytest.raises(UserError, match="same classes in another order"):
         train(tiny_config(data__path=str(tmp_path / "records")), trained)
 

@@ -11,11 +11,13 @@ import numpy as np
 from absl import flags
 from flax import linen as nn
 
-from sedjax import audio, models
-from sedjax.config import Config, base_config, freeze
-from sedjax.extractors import Pass
-from sedjax.layout import Layout, read_layout
-from sedjax.task import MLPC_2025, OUTCOMES, Task
+from sedjax.audio import spectral
+from sedjax.audio.clips import recut
+from sedjax.core.config import Config
+from sedjax.core.task import MLPC_2025, OUTCOMES, Task
+from sedjax.data.layout import Layout, read_layout
+from sedjax.models.variables import example_inputs
+from sedjax.training.configs import base_config, freeze
 
 TINY_TASK = Task("tiny", ("Bell", "Crow", "Drum"), ((0, 1, 0, 5), (0, 2, 0, 10), (0, 3, 0, 15)))
 
@@ -97,7 +99,7 @@ def drawn(model: nn.Module, widths: dict[str, int]) -> dict:
         fan_in = np.prod(leaf.shape[:-1]) if name == "kernel" else leaf.shape[0]
         return (noise / np.sqrt(fan_in)).astype(leaf.dtype)
 
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *models.example_inputs(model, widths))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model, widths))
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
@@ -116,8 +118,9 @@ def change_npz(path: pathlib.Path, **arrays: np.ndarray | None) -> None:
 
 def embed_alone(extractor, recording, sample_rate_hz: int | None = None) -> np.ndarray:
     """What an extractor of the sound gives for one recording."""
-    (found,) = extractor.embed(iter([Pass(audio.blocks(recording, sample_rate_hz), ())]))
-    return found
+    stream = spectral.clips([recording], extractor.inputs, (), sample_rate_hz)
+    (clip,) = recut(extractor.embed(recut(stream, extractor.max_frames), np.float32))
+    return clip.features["embeddings"]
 
 
 def run_command(module, *arguments: str) -> None:

@@ -11,8 +11,10 @@ from unittest import mock
 
 from tiny import run_command
 
-from sedjax import evaluate, input_pipeline, predict, preemption, train
-from sedjax.errors import UserError
+from sedjax.commands import evaluate, predict, train
+from sedjax.core.errors import UserError
+from sedjax.data.records import Records
+from sedjax.training import preemption
 
 SMALL = ["--config=configs/embedding_transformer_small.py", "--config.model.stem=linear", "--config.model.width=16",
          "--config.model.layers=0", "--config.model.positions=40", "--config.model.head_width=8",
@@ -37,13 +39,13 @@ def train_until(question: int, *arguments: str) -> None:
 def main(source: str, records: str, folder: str, *cluster: str) -> None:
     logging.getLogger("sedjax").setLevel(logging.INFO)
     read: Counter = Counter()
-    found = input_pipeline.Records.read
+    found = Records.read
 
     def watched(self, index, keys):
         read[index] += self.split == "train"
         return found(self, index, keys)
 
-    with mock.patch.object(input_pipeline.Records, "read", watched):
+    with mock.patch.object(Records, "read", watched):
         run_command(train, *SMALL, f"--config.data.path={records}", f"--workdir={folder}/jit",
                     "--config.train.duration=2 epochs", *cluster)
     run_command(train, *SMALL, f"--config.data.path={records}", f"--workdir={folder}/pmap",

@@ -1,6 +1,6 @@
 """Every system and finding of the report (SPEC section 4) with three seeds: what holds, and by how much?
 
-Command:  python -m sedjax sweep --config=configs/sweeps/report.py --config.data.path=DATA --workdir=WORKDIR
+Command:  sedjax sweep --config=sweeps/report --config.data.path=DATA --workdir=WORKDIR
           configs/sweeps/report.py:small is the same study at a size for two CPU cores.
           DATA holds the features embeddings, melspectrogram and mfcc, and audio for the end-to-end row.
           The row from ImageNet weights needs resnet34.npz (see configs/resnet_transformer.py), the end-to-end row of
@@ -9,9 +9,9 @@ Time: report.py: not measured; report.py:small: 70 minutes for 360 recordings of
 """
 
 from configs import atst_frame, atst_frame_small, conv_transformer, embedding_transformer, naive
-from sedjax.config import changed
-from sedjax.errors import UserError
-from sedjax.sweep import add, add_figure, new_sweep
+from sedjax.core.errors import UserError
+from sedjax.studies.sweep import add, add_figure, new_sweep
+from sedjax.training.configs import changed
 
 SMALL = {"data__batch_size": 16, "model__layers": 2, "model__feed_forward": 384, "model__norm": "pre",
          "optimizer__learning_rate": 1e-3, "optimizer__weight_decay": 0.01, "optimizer__schedule": "cosine",

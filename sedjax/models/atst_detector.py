@@ -7,10 +7,12 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Real
 
-from sedjax.audio import FEATURE, FRAME_SAMPLES, FULL_SCALE, SAMPLE_RATE_HZ
-from sedjax.bounds import Layers, ShareBelowOne, Size, SizeOrNone, one_of
-from sedjax.errors import UserError
-from sedjax.frontend import atst_log_mel
+from sedjax.audio.frontend import atst_log_mel
+from sedjax.audio.reader import FEATURE, FULL_SCALE
+from sedjax.core.bounds import Layers, ShareBelowOne, Size, SizeOrNone, one_of
+from sedjax.core.errors import UserError
+from sedjax.core.numbers import ceil_div
+from sedjax.core.task import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from sedjax.models.atst_frame import HEAD_SIZE, TOKEN_SAMPLES, TOKENS_PER_FRAME, WINDOW_SAMPLES, AtstFrame
 from sedjax.models.embedding_transformer import EmbeddingTransformer
 from sedjax.models.encoder import Head
@@ -32,7 +34,7 @@ class AtstDetector(nn.Module):
       dtype: of the computation; the log-mel is float32.
     """
 
-    features: ClassVar[tuple[str, ...]] = (FEATURE,)
+    inputs: ClassVar[tuple[str, ...]] = (FEATURE,)
     pretrained: ClassVar[str] = "atst"
 
     num_classes: int
@@ -78,7 +80,7 @@ class AtstHybrid(EmbeddingTransformer):
       num_classes and all others: of EmbeddingTransformer.
     """
 
-    features: ClassVar[tuple[str, ...]] = (FEATURE,)
+    inputs: ClassVar[tuple[str, ...]] = (FEATURE,)
     pretrained: ClassVar[str] = "atst"
 
     atst_layers: Layers = 12
@@ -122,9 +124,9 @@ def frame_rows(encoder: AtstFrame, audio: Real[Array, "clip frame sample"], fram
     clips, frames = frame_mask.shape
     hop = round(hop_seconds * SAMPLE_RATE_HZ)
     samples = jnp.where(frame_mask[..., None], audio.astype(jnp.float32) / FULL_SCALE, 0).reshape(clips, -1)
-    count = 1 + max(-(-(samples.shape[1] - WINDOW_SAMPLES) // hop), 0)
+    count = 1 + max(ceil_div(samples.shape[1] - WINDOW_SAMPLES, hop), 0)
     # A window is some neighbouring stretches of a hop side by side, cut at its end.
-    pieces = -(-WINDOW_SAMPLES // hop)
+    pieces = ceil_div(WINDOW_SAMPLES, hop)
     stretches = count + pieces - 1
     by_hop = jnp.pad(samples, ((0, 0), (0, stretches * hop - samples.shape[1]))).reshape(clips, stretches, hop)
     windows = jnp.concatenate([by_hop[:, i : i + count] for i in range(pieces)], axis=-1)[..., :WINDOW_SAMPLES]

@@ -9,17 +9,17 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from sedjax import models
-from sedjax.attention import self_attention
-from sedjax.audio import SAMPLE_RATE_HZ
-from sedjax.errors import UserError
-from sedjax.files import npz_shapes
-from sedjax.frontend import atst_log_mel
+from sedjax.audio.frontend import atst_log_mel
+from sedjax.core.errors import UserError
+from sedjax.core.npz import npz_shapes
+from sedjax.core.task import FRAME_SAMPLES, SAMPLE_RATE_HZ
+from sedjax.models.attention import self_attention
 from sedjax.models.encoder import POSITION_STD, Dense, gelu
+from sedjax.models.variables import fill_weights
 
 WINDOW_SAMPLES = 10 * SAMPLE_RATE_HZ
 TOKEN_SAMPLES = 640  # 40 ms
-TOKENS_PER_FRAME = 3
+TOKENS_PER_FRAME = FRAME_SAMPLES // TOKEN_SAMPLES
 PATCH_FRAMES = 4  # of log-mel
 HEAD_SIZE = 64
 STRONG_CLASSES = 447  # of AudioSet Strong
@@ -125,4 +125,4 @@ def load(path: str | os.PathLike, drop_layers: int = 0) -> tuple[AtstFrame, dict
     if any(name.startswith("params/strong_head/") for name in shapes):
         head = jax.eval_shape(StrongHead().init, jax.random.key(0), jnp.zeros((1, 1, model.width)))
         variables["params"] |= head["params"]
-    return model, models.fill_weights(variables, path)["params"]["atst"]
+    return model, fill_weights(variables, path)["params"]["atst"]

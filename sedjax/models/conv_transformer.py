@@ -9,10 +9,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 from pydantic import Field
 
-from sedjax.augment import spec_augment
-from sedjax.bounds import FramesOrNone, Layers, Masks, Share, ShareBelowOne, Size, SizeOrNone
-from sedjax.errors import UserError
-from sedjax.frontend import level
+from sedjax.audio.frontend import power_to_db
+from sedjax.core.bounds import FramesOrNone, Layers, Masks, Share, ShareBelowOne, Size, SizeOrNone
+from sedjax.core.errors import UserError
+from sedjax.models.augment import spec_augment
 from sedjax.models.encoder import KERNEL_INIT, Dense, Encoder, Head, standardize
 from sedjax.models.resnet import ResNet34
 
@@ -79,7 +79,7 @@ class ConvTransformer(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @property
-    def features(self) -> tuple[str, ...]:
+    def inputs(self) -> tuple[str, ...]:
         return ("melspectrogram", "mfcc") if self.mfcc else ("melspectrogram",)
 
     @nn.compact
@@ -101,7 +101,7 @@ class ConvTransformer(nn.Module):
         """The mel spectrogram, augmented in training, and beside it the MFCC."""
         x = features["melspectrogram"].astype(jnp.float32)
         if self.log_scale:
-            x = level(x)
+            x = power_to_db(x)
         if self.standardize:
             x = standardize(self, level_key("melspectrogram", self.log_scale), x)
         if clip_id is not None and (self.time_masks or self.band_masks):

@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 from pydantic import Field
 
-from sedjax.bounds import FramesOrNone, Layers, ShareBelowOne, Size, SizeOrNone
+from sedjax.core.bounds import FramesOrNone, Layers, ShareBelowOne, Size, SizeOrNone
 from sedjax.models.encoder import KERNEL_INIT, BatchNorm, Dense, Encoder, Head, gelu, standardize
 
 
@@ -59,7 +59,7 @@ class EmbeddingTransformer(nn.Module):
       dtype: of the computation.
     """
 
-    features: ClassVar[tuple[str, ...]] = ("embeddings",)
+    inputs: ClassVar[tuple[str, ...]] = ("embeddings",)
 
     num_classes: int
     stem: Literal["linear", "conv"] = "linear"

@@ -9,10 +9,10 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from sedjax.attention import self_attention
-from sedjax.collective import global_sum
-from sedjax.dropout import clip_seeds, kept
-from sedjax.errors import UserError
+from sedjax.core.collective import global_sum
+from sedjax.core.errors import UserError
+from sedjax.models.attention import self_attention
+from sedjax.models.dropout import clip_seeds, kept
 
 POSITION_STD = 0.02
 # PyTorch's rule for linear layers and convolutions, which the report's systems start from: U(+-1 / sqrt(fan_in)).

@@ -15,7 +15,7 @@ class Naive(nn.Module):
       num_classes: C.
     """
 
-    features: ClassVar[tuple[str, ...]] = ()
+    inputs: ClassVar[tuple[str, ...]] = ()
 
     num_classes: int
 

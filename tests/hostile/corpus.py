@@ -27,11 +27,14 @@ from hostile import damage
 from hostile.fixtures import CONFIG, ROOT, SUFFIXES, small_flags
 from hostile.rows import PYTHON, Row, equal, fine, listed, refused, run, same_or_refused
 from hostile.sandbox import Box, Result
-from sedjax import audio, commands, decisions, input_pipeline, losses, workdir
-from sedjax import config as config_lib
-from sedjax.config import LossConfig
-from sedjax.layout import read_layout
-from sedjax.task import read_task
+from sedjax.audio import reader
+from sedjax.commands import cli
+from sedjax.core import files
+from sedjax.data.layout import read_layout, read_task
+from sedjax.data.records import open_records
+from sedjax.scoring import decisions, losses
+from sedjax.training import workdir
+from sedjax.training.configs import base_config, changed, freeze
 
 FIRST = "100.mp3"  # of the source
 FEATURES = "source/audio_features/100.npz"
@@ -114,7 +117,7 @@ def report(box: Box) -> list:
 
 def sweep(box: Box) -> list:
     (box / "study.py").write_text(
-        "from configs import conv_transformer_small\nfrom sedjax.sweep import add, new_sweep\n"
+        "from configs import conv_transformer_small\nfrom sedjax.studies.sweep import add, new_sweep\n"
         "def get_config():\n    sweep = new_sweep()\n    sweep.seeds = (0,)\n"
         "    add(sweep, 'a', 'A', base=conv_transformer_small.get_config())\n    return sweep\n")
     return [f"--config={box / 'study.py'}", f"--config.data.path={box.records}", f"--workdir={box / 'out'}"]
@@ -138,20 +141,20 @@ def wavs(box: Box) -> pathlib.Path:
     return target
 
 
-VALID = {"layout": layout, "build_records": build, "ground_truth": ground_truth, "score": score, "extract": extract,
+VALID = {"check": layout, "records": build, "ground_truth": ground_truth, "score": score, "extract": extract,
          "import_weights": import_weights, "train": train, "evaluate": evaluate, "predict": predict, "report": report,
          "sweep": sweep, "bench": bench, "soundscapes": soundscapes}
 
 # Files that are none, no CSV and no JSON
 
 REQUIRED = [  # command, its arguments, file, what a file of its kind may not be
-    ("layout", layout, "source/metadata.csv", damage.NO_FILE | damage.NO_CSV),
-    ("layout", layout, "source/splits.csv", {**damage.NO_FILE, **damage.NO_CSV, "missing": None,
+    ("check", layout, "source/metadata.csv", damage.NO_FILE | damage.NO_CSV),
+    ("check", layout, "source/splits.csv", {**damage.NO_FILE, **damage.NO_CSV, "missing": None,
                                              "a link to nothing": None}),
-    ("layout", layout, "source/costs.json", {**damage.NO_FILE, **damage.NO_JSON, "missing": None}),
-    ("build_records", build, "source/metadata.csv", damage.NO_FILE),
-    ("build_records", build, "source/costs.json", {**damage.NO_FILE, "missing": None}),
-    ("build_records", build, "source/splits.csv", {**damage.NO_FILE, "missing": None}),
+    ("check", layout, "source/costs.json", {**damage.NO_FILE, **damage.NO_JSON, "missing": None}),
+    ("records", build, "source/metadata.csv", damage.NO_FILE),
+    ("records", build, "source/costs.json", {**damage.NO_FILE, "missing": None}),
+    ("records", build, "source/splits.csv", {**damage.NO_FILE, "missing": None}),
     ("ground_truth", ground_truth, "source/metadata.csv", damage.NO_FILE),
     ("ground_truth", ground_truth, LABELS, damage.NO_FILE),
     ("score", score, "predictions.csv", damage.NO_FILE | damage.NO_CSV),
@@ -207,7 +210,7 @@ COSTS = {
                                                   "1" + "0" * 400)}.items() for value in values},
 }
 for what, text in COSTS.items():
-    add("layout", f"costs.json with {what}", spoilt(layout, "source/costs.json", damage.write(text)),
+    add("check", f"costs.json with {what}", spoilt(layout, "source/costs.json", damage.write(text)),
         refused("costs.json"))
 for what in ("a cost of NaN", "a cost of 1" + "0" * 11, "frames_per_segment of Infinity",
              "frames_per_segment of 1000000000",
@@ -223,9 +226,9 @@ LOADING = ("empty", "cut", "a pickle in every member", "text in every member", "
            "flipped data",
            "NaN", "10^300")
 for what, spoil in (damage.NO_NPZ | damage.NOT_FINITE).items():
-    add("layout", f"features: {what}", spoilt(layout, FEATURES, spoil), refused("100.npz"))
-    add("layout", f"labels: {what}", spoilt(layout, LABELS, spoil), refused("100_labels.npz"))
-    add("build_records", f"features: {what}", spoilt(build, FEATURES, spoil), refused("100.npz"))
+    add("check", f"features: {what}", spoilt(layout, FEATURES, spoil), refused("100.npz"))
+    add("check", f"labels: {what}", spoilt(layout, LABELS, spoil), refused("100_labels.npz"))
+    add("records", f"features: {what}", spoilt(build, FEATURES, spoil), refused("100.npz"))
     add("ground_truth", f"labels: {what}", spoilt(ground_truth, LABELS, spoil), refused("100_labels.npz"))
     if what in LOADING:
         add("predict", f"features: {what} --source", spoilt(predict_source, FEATURES, spoil), refused("100.npz"))
@@ -255,12 +258,12 @@ def skip_bad(box: Box) -> list:
 
 def without_first(result: Result, box: Box) -> None:
     names = [name for split in ("train", "validation", "test")
-             for name in input_pipeline.open_records(str(box / "out"), split).filenames]
+             for name in open_records(str(box / "out"), split).filenames]
     assert sorted(names) == [f"{100 + i}.mp3" for i in range(1, 10)], names
 
 
 for what in ("a pickle in every member", "text in every member", "10^12 rows promised", "complex arrays"):
-    add("build_records", f"TRIALS crash 2: --skip_bad, {what}", spoilt(skip_bad, FEATURES, damage.NO_NPZ[what]),
+    add("records", f"TRIALS crash 2: --skip_bad, {what}", spoilt(skip_bad, FEATURES, damage.NO_NPZ[what]),
         fine(without_first, writes=["out"]))
 
 
@@ -336,7 +339,7 @@ METADATA = {
     "a name of 300 bytes": f"filename\n{'é' * 150}.wav\n",
 }
 for what, text in METADATA.items():
-    for command, get in (("layout", layout), ("build_records", build), ("predict", predict_source)):
+    for command, get in (("check", layout), ("records", build), ("predict", predict_source)):
         add(command, f"metadata.csv with {what}", spoilt(get, "source/metadata.csv", damage.write(text)),
             refused("metadata.csv") if "characters" not in what and "bytes" not in what and command != "predict"
             else refused())
@@ -346,12 +349,12 @@ SPLITS = {
     "100.mp3,test\n", "no split column": "filename\n100.mp3\n", "an empty split": "filename,split\n100.mp3,\n",
 }
 for what, text in SPLITS.items():
-    for command, get in (("layout", layout), ("build_records", build)):
+    for command, get in (("check", layout), ("records", build)):
         add(command, f"splits.csv with {what}", spoilt(get, "source/splits.csv", damage.write(text)),
             refused("splits.csv"))
-add("layout", "names with ANSI escapes (TRIALS crash 9)", spoilt(
+add("check", "names with ANSI escapes (TRIALS crash 9)", spoilt(
     layout, "source/metadata.csv", damage.write("filename\n\x1b[31mred\x07.wav\n")), refused())
-add("layout", "BOM and CRLF", spoilt(layout, "source/metadata.csv", damage.change(
+add("check", "BOM and CRLF", spoilt(layout, "source/metadata.csv", damage.change(
     lambda content: b"\xef\xbb\xbf" + content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))), fine())
 
 # Submissions
@@ -397,14 +400,14 @@ def read_audio(suffix: str, spoil: damage.Damage) -> Callable[[Box], Callable]:
     def make(box: Box) -> Callable:
         path = box.recordings / f"{suffix}.{suffix}"
         spoil(path)
-        return lambda: audio.read(path)
+        return lambda: reader.read(path)
 
     return make
 
 
 def whole_or_said(suffix: str) -> Callable[[Result, Box], None]:
     def check(result: Result, box: Box) -> None:
-        expected = audio.read(box._fixtures / "recordings" / f"{suffix}.{suffix}")
+        expected = reader.read(box._fixtures / "recordings" / f"{suffix}.{suffix}")
         said = f"{suffix}.{suffix}" in result.errors
         assert len(result.value) >= len(expected) or said, (
             f"{len(result.value):,} of {len(expected):,} samples, without a warning")
@@ -438,7 +441,7 @@ for what, function in HEADERS.items():
 def noise(value: float) -> Callable[[Box], Callable]:
     def make(box: Box) -> Callable:
         soundfile.write(box / "x.wav", np.full(100, value), 16000, subtype="DOUBLE")
-        return lambda: audio.read(box / "x.wav")
+        return lambda: reader.read(box / "x.wav")
 
     return make
 
@@ -568,7 +571,8 @@ def intact(folder: pathlib.Path) -> tuple:
 
 
 def state_of(detector) -> tuple:
-    return detector.step, detector.thresholds, detector.variables, detector.task, detector.config, detector.features
+    model = detector.model
+    return model.step, model.thresholds, model.variables, model.task, model.config, model.features
 
 
 def same_detector(result: Result, box: Box) -> None:
@@ -783,7 +787,7 @@ for what, content in {"null": "null", "a list": "[1]", "text counts": '{"step": 
 def all_records(path: pathlib.Path) -> list:
     found = []
     for split in ("train", "validation", "test"):
-        source = input_pipeline.open_records(str(path), split)
+        source = open_records(str(path), split)
         read = [source.read(i, ("embeddings", "melspectrogram", "mfcc")) for i in range(len(source.lengths))]
         found.append((source.task, source.lengths, source.features, source.labels, read, source.filenames))
     return found
@@ -849,7 +853,7 @@ add("train", "REVIEW B2: resumed on records elsewhere", lambda box: [
 
 # Config values
 
-DEFAULTS = json.loads(config_lib.freeze(config_lib.base_config("conv_transformer").to_dict()).to_json())
+DEFAULTS = json.loads(freeze(base_config("conv_transformer").to_dict()).to_json())
 DEFAULTS["model"].pop("name")
 TEXTS = {int: ("-1", "abc", "", "1.5", "nan", "1" + "0" * 30, "1" + "0" * 400),
          float: ("nan", "inf", "-inf", "-1", "1e300", "abc", ""), bool: ("2", "abc", ""),
@@ -916,8 +920,8 @@ for name, texts in VALUES.items():
 
 def frozen(**changes) -> Callable[[Box], Callable]:
     def make(box: Box) -> Callable:
-        config = config_lib.base_config("conv_transformer")
-        return lambda: config_lib.freeze(config_lib.changed(config, **changes).to_dict())
+        config = base_config("conv_transformer")
+        return lambda: freeze(changed(config, **changes).to_dict())
 
     return make
 
@@ -946,9 +950,9 @@ CONFIG_FILES = {
     "import sys\ndef get_config():\n    sys.exit(7)\n", "is empty": "", "is endless":
     "def get_config():\n    return get_config()\n", "a model of 1":
     "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'model': 1})\n", "data of None":
-    "from sedjax.config import base_config\ndef get_config():\n    config = base_config('naive')\n    config.unlock()\n"
+    "from sedjax.core.config import base_config\ndef get_config():\n    config = base_config('naive')\n    config.unlock()\n"
     "    config.data = None\n    return config\n", "raises UserError":
-    "from sedjax.errors import UserError\ndef get_config():\n    raise UserError('mine.')\n"}
+    "from sedjax.core.errors import UserError\ndef get_config():\n    raise UserError('mine.')\n"}
 
 
 def config_file(text: str, command: str) -> Callable[[Box], list]:
@@ -974,7 +978,7 @@ for what, text in {"config:word": f"{CONFIG}:small", "no suffix": str(CONFIG.wit
 
 # Flags
 
-REQUIRED_FLAGS = {"build_records": ("source", "output"), "ground_truth": ("source", "output"),
+REQUIRED_FLAGS = {"records": ("source", "output"), "ground_truth": ("source", "output"),
                   "score": ("predictions",),
                   "train": ("config", "workdir"), "evaluate": ("workdir",), "predict": ("workdir", "output"),
                   "sweep": ("config", "workdir"), "soundscapes": ("output",), "import_weights": ("checkpoint",)}
@@ -1009,16 +1013,16 @@ for command, names in REQUIRED_FLAGS.items():
             refused(flag))
 for command, flag in (("score", "ground_truth"), ("score", "costs"), ("score", "json"), ("evaluate", "data"),
                       ("evaluate", "json"),
-                      ("report", "output"), ("bench", "json"), ("build_records", "costs"), ("extract", "output"),
+                      ("report", "output"), ("bench", "json"), ("records", "costs"), ("extract", "output"),
                       ("extract", "audio"),
-                      ("build_records", "features"), ("extract", "features"), ("predict", "formats"),
+                      ("records", "features"), ("extract", "features"), ("predict", "formats"),
                       ("evaluate", "checkpoint"),
-                      ("sweep", "only"), ("layout", "costs")):
+                      ("sweep", "only"), ("check", "costs")):
     add(command, f"--{flag} is empty", lambda box, command=command, flag=flag: [*VALID[command](box), f"--{flag}="],
         dataclasses.replace(fine(writes=["out", "workdir/report"]), statuses=(0, 2), early=command not in (
-            "score", "layout", "build_records", "extract")))
+            "score", "check", "records", "extract")))
 FLAGS = {
-    "build_records": [["--features=nothing"], ["--split_seed=-1"], ["--split_seed=x"],
+    "records": [["--features=nothing"], ["--split_seed=-1"], ["--split_seed=x"],
                       ["--split_seed=99999999999"], ["--features=../x"], ["--costs=nothing.json"],
                       ["--output=gs://bucket/x"]],
     "extract": [["--features=nothing"], ["--features=embeddings"], ["--embeddings_from=x"], ["--hop_seconds=1"],
@@ -1043,7 +1047,7 @@ FLAGS = {
                     ["--seconds_max=1e30"]],
     "import_weights": [["--network=atst_frame"], ["--strong_head"], ["--output=x.npz"], ["--checkpoint=nothing.npz"],
                        ["--checkpoint=nothing.pt"], ["--costs=nothing"]],
-    "layout": [["--features=nothing"], ["--costs=nothing"], ["--features=embeddings,nothing"]],
+    "check": [["--features=nothing"], ["--costs=nothing"], ["--features=embeddings,nothing"]],
     "ground_truth": [["--split=other"], ["--source=nothing"]],
     "train": [["--workdir=/dev/null/x"], ["--num_processes=2"], ["--process_id=1"]],
 }
@@ -1084,7 +1088,7 @@ PLACES: dict[str, Callable[[Box], object]] = {
     "/dev/null": lambda box: "/dev/null",
 }
 WRITERS = {  # command: its arguments, the flag of its output, whether that is a folder
-    ("build_records", ""): (build, "output", True), ("extract", ""): (extract, "output", True), ("ground_truth", ""):
+    ("records", ""): (build, "output", True), ("extract", ""): (extract, "output", True), ("ground_truth", ""):
     (ground_truth, "output", False), ("score", " --json"): (score, "json", False),
     ("evaluate", " --json"): (evaluate, "json", False),
     ("predict", ""): (predict, "output", True), ("predict", " --source"): (predict_source, "output", False),
@@ -1117,7 +1121,7 @@ for (command, kind), (get, flag, is_folder) in WRITERS.items():
         if command == "sweep" and what not in ("a file of the user's", "a name of 300 bytes", "/dev/null"):
             continue  # it trains as `train` does
         add(command, f"--{flag} is {what}{kind}", output_to(get, flag, place), outcome)
-    if command == "build_records":
+    if command == "records":
         for what, place in {"a file of the user's": users, "a folder of the user's": users_folder,
                             "the source": lambda box: box.source,
                             "inside the source": lambda box: box.source / "records",
@@ -1218,8 +1222,8 @@ rows(PYTHON, refused(),
         read_task(path), "read_layout_of_a_file": lambda box: lambda path=box.costs: read_layout(path),
         "read_layout_with_NUL":
         lambda box: lambda: read_layout("a\0b"), "open_records_of_a_workdir": lambda box: lambda path=box.workdir:
-        input_pipeline.open_records(str(path), "train"), "an_unknown_split": lambda box: lambda path=box.records:
-        input_pipeline.open_records(str(path), "other"),
+        open_records(str(path), "train"), "an_unknown_split": lambda box: lambda path=box.records:
+        open_records(str(path), "other"),
         "workdir.read_of_a_file": lambda box: lambda path=box.costs: workdir.read(path)})
 rows(PYTHON, dataclasses.replace(fine(), statuses=(0, 2)),
      **{"TRIALS_crash_8:_a_float_rate": called(ARRAY, 16000.0), "TRIALS_crash_8:_a_step_as_a_number": lambda box:
@@ -1242,19 +1246,19 @@ rows(PYTHON, fine(lambda result, box: equal(result.value, True)), **{
                                                                          costs=((0, 1, 0, 5),)))[0]
         == np.float32(0.2)),
     "REVIEW_B13:_no_pos_weight_and_false_alarms_that_cost_nothing": lambda box: lambda: losses.class_weights(
-        LossConfig(pos_weight="none"), dataclasses.replace(TINY_TASK, costs=((0, 0, 0, 5),) * 3)).shape == (2, 3),
+        dataclasses.replace(TINY_TASK, costs=((0, 0, 0, 5),) * 3), pos_weight="none").shape == (2, 3),
     "REVIEW_B14:_16-bit_samples_as_they_are": lambda box: _lossless(box.folder),
     "REVIEW_B15:_a_loss_of_two_axes": lambda box: lambda: losses.weighted_bce(
         *map(jax.numpy.zeros, ((4, 3), (4, 3), (2, 3)))).shape == (4, 3)})
 rows(PYTHON, dataclasses.replace(fine(), statuses=(0, 2)), **{"REVIEW_B16:_names_that_print_alike": lambda box: lambda:
-                                                              commands.distinct_names(
+                                                              files.distinct_names(
                                                                   ["x/a\udce9", "y/a\\udce9", "x/a\\udce9"])})
 
 
 def _lossless(folder: pathlib.Path) -> Callable[[], bool]:
     values = np.arange(-32768, 32768).astype(np.int16)
     soundfile.write(folder / "all.wav", values, 16000, subtype="PCM_16")
-    return lambda: bool((audio.frames(folder / "all.wav").ravel()[:65536] == values).all())
+    return lambda: bool((reader.frames(folder / "all.wav").ravel()[:65536] == values).all())
 
 
 def other_frames(box: Box) -> None:
@@ -1266,9 +1270,9 @@ def other_frames(box: Box) -> None:
         shutil.copy2(wavs(box) / "wav.wav", box / f"mine/audio/{i}.wav")
 
 
-add("build_records", "REVIEW B8: recordings in frames of 40 ms", lambda box: (other_frames(box), [
+add("records", "REVIEW B8: recordings in frames of 40 ms", lambda box: (other_frames(box), [
     "--source", box / "mine", "--output", box / "out", "--features=audio"])[1], refused("0.04"))
-add("layout", "REVIEW B8: recordings in frames of 40 ms", lambda box: (other_frames(box), [
+add("check", "REVIEW B8: recordings in frames of 40 ms", lambda box: (other_frames(box), [
     box / "mine", "--features=audio"])[1], refused("0.04"))
 
 
@@ -1325,10 +1329,10 @@ class Closed:
 
 
 def into_a_closed_pipe() -> None:
-    from sedjax import score as command
+    from sedjax.commands import score as command
 
     with contextlib.redirect_stdout(Closed()):
-        commands.run(command.main, ["score", "--help"])
+        cli.run(command.main, ["score", "--help"])
 
 
 add(PYTHON, "TRIALS crash 9: --help into a closed pipe", lambda box: into_a_closed_pipe,

@@ -36,7 +36,7 @@ def make(folder: pathlib.Path) -> pathlib.Path:
         change_npz(path, embeddings=None)
     write_layout(folder / "others", recordings=10, splits=True, seed=1)
     for name in ("source", "others"):
-        _succeed("build_records", "--source", folder / name, "--output",
+        _succeed("records", "--source", folder / name, "--output",
                  folder / {"source": "records", "others": "other_records"}[name], "--features",
                  "embeddings,melspectrogram,mfcc")
     write_recordings(folder / "recordings")

@@ -20,13 +20,14 @@ from unittest import mock
 
 from absl import flags
 
-from sedjax import commands, interrupts, workdir
-from sedjax.errors import UserError
-from sedjax.files import printable
+from sedjax.commands import cli
+from sedjax.core import interrupts
+from sedjax.core.errors import UserError, printable
+from sedjax.training import workdir
 
-MODULES = {name: f"data_prep.{name}" for name in ("layout", "build_records", "extract", "soundscapes", "ground_truth",
+MODULES = {name: f"data_prep.{name}" for name in ("check", "records", "extract", "soundscapes", "ground_truth",
                                                    "import_weights")} | {
-    name: f"sedjax.{name}" for name in ("train", "evaluate", "predict", "score", "report", "sweep", "bench")}
+    name: f"sedjax.commands.{name}" for name in ("train", "evaluate", "predict", "score", "report", "sweep", "bench")}
 SECONDS = 20
 GROWTH_BYTES = 700 << 20
 ADDRESS_BYTES = 4 << 30  # that a command may reserve; what takes more ends in a MemoryError, not in a dead machine
@@ -75,7 +76,7 @@ def invoke(command: str, arguments: Sequence[str]) -> Result:
 
     def run() -> None:
         try:
-            commands.run(main, argv, module.define_flags)
+            cli.run(main, argv, module.define_flags)
         finally:
             for name in defined or set(flags.FLAGS) - before:
                 delattr(flags.FLAGS, name)
@@ -89,12 +90,12 @@ def call(function: Callable) -> Result:
     """Calls a function of the Python interface; a UserError counts as the command's exit status for it."""
 
     def run() -> object:
-        commands._log_to_stderr()
+        cli._log_to_stderr()
         try:
             return function()
         except UserError as error:
             print(f"Error: {printable(str(error))}", file=sys.stderr)
-            sys.exit(commands.USER_ERROR_STATUS)
+            sys.exit(cli.USER_ERROR_STATUS)
 
     return watch(run)
 
@@ -108,7 +109,7 @@ def watch(run: Callable[[], object]) -> Result:
     start_bytes = _memory_bytes("VmRSS")
     interrupt = signal.getsignal(signal.SIGINT)
     with (contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), _bounds(),
-          mock.patch("sedjax.interrupts.end", stop)):
+          mock.patch("sedjax.core.interrupts.end", stop)):
         try:
             value = run()
             status = 0
@@ -175,7 +176,8 @@ def nothing_computed() -> Iterator[None]:
         prepare(*args, **kwargs)
         raise Computed
 
-    with mock.patch("sedjax.parallel.compile_step", compiled), mock.patch("sedjax.workdir.prepare", prepared):
+    with (mock.patch("sedjax.core.parallel.compile_step", compiled),
+          mock.patch("sedjax.training.workdir.prepare", prepared)):
         yield
 
 

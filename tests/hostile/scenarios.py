@@ -15,9 +15,11 @@ import sedjax
 from hostile import corpus, mutate, rows, sandbox
 from hostile.fixtures import ROOT
 from hostile.sandbox import Box, Result, broken_promises, snapshot
-from sedjax import audio, input_pipeline, report, submission
-from sedjax.layout import read_layout
-from sedjax.task import read_task
+from sedjax.audio import reader
+from sedjax.data.layout import read_layout, read_task
+from sedjax.data.records import open_records
+from sedjax.scoring import submission
+from sedjax.studies.results import collect
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +168,7 @@ def built(result: Result, box: Box, is_damage: bool) -> None:
 
 
 def records_of(path: pathlib.Path, split: str) -> list:
-    source = input_pipeline.open_records(str(path), split)
+    source = open_records(str(path), split)
     return [(name, source.read(i, ("embeddings", "mfcc"))) for i, name in enumerate(source.filenames)]
 
 
@@ -180,13 +182,13 @@ def true(result: Result, box: Box, is_damage: bool) -> None:
 
 
 def loaded(path: pathlib.Path) -> tuple:
-    detector = sedjax.load(path)
-    return detector.step, detector.thresholds, detector.variables, detector.task, detector.model
+    model = sedjax.load(path).model
+    return model.step, model.thresholds, model.variables, model.task, model.model
 
 
 def last_loaded(path: pathlib.Path) -> tuple:
-    detector = sedjax.load(path, "last")
-    return detector.variables, detector.thresholds, detector.task
+    model = sedjax.load(path, "last").model
+    return model.variables, model.thresholds, model.task
 
 
 def last_or_before(result: Result, box: Box, is_damage: bool) -> None:
@@ -204,12 +206,12 @@ def last_or_before(result: Result, box: Box, is_damage: bool) -> None:
 
 
 def _step(folder: pathlib.Path, step: str) -> tuple:
-    detector = sedjax.load(folder, step)
-    return detector.variables, detector.thresholds, detector.task
+    model = sedjax.load(folder, step).model
+    return model.variables, model.thresholds, model.task
 
 
 def result_kept(path: pathlib.Path) -> dict:
-    (system,) = report.collect([path], "test")
+    (system,) = collect([path], "test")
     return {"cost": system.cost, "interval": tuple(system.interval), "counts": system.counts,
             "classes": system.class_costs}
 
@@ -218,13 +220,13 @@ def result_kept(path: pathlib.Path) -> dict:
 
 
 def samples(path: pathlib.Path) -> int:
-    return len(audio.read(path))
+    return len(reader.read(path))
 
 
 def one_recording(name: str) -> Callable[[Box], Callable]:
     def make(box: Box) -> Callable:
         path = box.recordings / name
-        return lambda: len(audio.read(path))
+        return lambda: len(reader.read(path))
 
     return make
 
@@ -303,11 +305,11 @@ def reported(box: Box) -> Callable:
 
 NAMES = ("flac.flac", "ogg.ogg", "wav.wav")
 SCENARIOS = [
-    Scenario("layout", "layout", corpus.layout, ("source",), good_layout, weight=3),
-    Scenario("build_records", "build_records", lambda box: [*corpus.build(box), "--features=embeddings,mfcc"],
+    Scenario("check", "check", corpus.layout, ("source",), good_layout, weight=3),
+    Scenario("records", "records", lambda box: [*corpus.build(box), "--features=embeddings,mfcc"],
              ("source",), built,
              writes=("out",), weight=1),
-    Scenario("build_records", "build_records --skip_bad",
+    Scenario("records", "build_records --skip_bad",
              lambda box: [*corpus.build(box), "--skip_bad", "--features=embeddings,mfcc"],
              ("source/audio_features", "source/labels"), built, writes=("out",), weight=1),
     Scenario("ground_truth", "ground_truth", corpus.ground_truth,

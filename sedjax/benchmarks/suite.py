@@ -1,0 +1,227 @@
+"""All figures of a config on an accelerator, in one go: batch sizes, placements, PyTorch, a whole training, evaluation.
+
+    sedjax bench --config=embedding_transformer --config.precision=bfloat16 --suite
+
+It takes random records of the size of MLPC 2025: what they hold costs no time.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sedjax.benchmarks import chips, compile_for, throughput, timing
+from sedjax.core import parallel
+from sedjax.core.config import Config
+from sedjax.core.errors import UserError
+from sedjax.core.numbers import ceil_div
+from sedjax.core.task import Task
+from sedjax.models import attention, registry
+
+BATCH_SIZES = (32, 64, 128, 256, 512, 1024)
+PLACEMENTS = (("host", 1), ("device", 1), ("device", 50))  # and steps a call
+EPOCHS = 16  # of the winner's training
+FRAMES = 250
+ROUNDS = 5
+KINDS = {"A100": "a100", "H100": "h100", "H200": "h200", "v4": "v4", "v5 lite": "v5e", "v5e": "v5e", "v5p": "v5p",
+         "v6 lite": "v6e", "v6e": "v6e"}  # in what JAX calls a device
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomRecords:
+    """Recordings of `FRAMES` frames that are drawn, not read, see input_pipeline.Records."""
+
+    task: Task
+    widths: dict[str, int]
+    lengths: np.ndarray
+    path: str = ""
+
+    @property
+    def features(self) -> dict[str, dict]:
+        return {key: self._entry(width) for key, width in self.widths.items()}
+
+    @property
+    def labels(self) -> dict:
+        return self._entry(len(self.task.classes))
+
+    def read(self, index: int, keys: tuple[str, ...]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        rng = np.random.default_rng(index % 8)
+        drawn = {key: rng.random((FRAMES, self.widths[key]), np.float32).astype(np.float16) for key in keys}
+        return drawn, (rng.random((FRAMES, len(self.task.classes)), np.float32) < 0.1).astype(np.float16)
+
+    @staticmethod
+    def _entry(width: int) -> dict:
+        return {"width": width, "mean": np.full(width, 0.5), "std": np.ones(width), "level_mean": np.zeros(width),
+                "level_std": np.ones(width)}
+
+
+def bench(config: Config, steps: int, against: dict[str, tuple[bool, str]],
+          recordings: int = compile_for.MLPC.recordings) -> dict:
+    """The whole table, as JSON can hold it. What fails, for want of memory for example, is a row with the `error`.
+
+    Args:
+      config: the experiment; batch size, placement and steps a call are replaced.
+      steps: that are timed, of each thing.
+      against: peers in PyTorch, see torch_peer.VARIANTS; none if empty.
+      recordings: of the training split.
+    """
+    device, count = jax.devices()[0], len(jax.devices())
+    records = RandomRecords(compile_for.MLPC.task, compile_for.MLPC.widths, np.full(recordings, FRAMES, np.int32))
+    rows, ceiling = [], None
+    for size in BATCH_SIZES:
+        if size % count or size > recordings:
+            continue
+        for placement, calls in PLACEMENTS:
+            case = _case(config, size, placement, calls)
+            rows.append({"batch_size": size, "placement": placement, "steps_per_call": calls,
+                         **_or_error(lambda case=case: _training(case, records, steps))})
+            if ceiling is None:
+                ceiling = throughput.matmul_ceiling(parallel.make_mesh(), config.precision,
+                                                    [(size * FRAMES, 1024, 3072)])
+    if not rows:
+        raise UserError(f"--suite: {count} devices can share none of the batch sizes {BATCH_SIZES}.")
+    return {"device": {"platform": device.platform, "kind": device.device_kind, "devices": count},
+            "model": config.model["name"], "precision": config.precision, "steps": steps, "ceiling": ceiling,
+            "training": rows, "evaluation": _or_error(lambda: _evaluation(config, records, steps)),
+            "whole_training": _or_error(lambda: _whole_training(config, records)),
+            "against": {size: _or_error(lambda size=size: _against(_case(config, size, "device", 1), records, steps,
+                                                                   against))
+                        for size in (32, 512) if against and size <= recordings and size % count == 0},
+            "attention": _or_error(_attention), "memory_stats": device.memory_stats() or {},
+            "predicted": _or_error(lambda: _predicted(config, device.device_kind))}
+
+
+def format_result(result: dict) -> str:
+    """Tables of what `bench` returns, as Markdown."""
+    device, ceiling = result["device"], result["ceiling"]
+    lines = [f"{result['model']}, {result['precision']}, on {device['devices']} x {device['kind']} "
+             f"({device['platform']}); the fastest matrix product: {ceiling['flops_per_second'] / 1e12:.3g} TFLOP/s "
+             f"({ceiling['shape']}).", "",
+             "| batch size | data | steps a call | frames/s | ms a step | of the ceiling | to the first step |",
+             "|---" * 7 + "|"]
+    for row in result["training"]:
+        lines.append(f"| {row['batch_size']} | {row['placement']} | {row['steps_per_call']} | " + (
+            f"{row['error']} | | | |" if "error" in row else
+            f"{row['frames_per_second']:,.0f} | {row['seconds_per_step'] * 1e3:.2f} | "
+            f"{row['flops_per_second'] / ceiling['flops_per_second']:.1%} | {row['first_step_seconds']:.1f} s |"))
+    lines.append("")
+
+    def line(name: str, shown: Callable[[dict], str], found: dict) -> None:
+        lines.append(f"- {name}: {found['error'] if 'error' in found else shown(found)}")
+
+    line("evaluation, batches of 512", lambda found: f"{found['frames_per_second']:,.0f} frames/s",
+         result["evaluation"])
+    line(f"{EPOCHS} epochs in batches of 32, from device memory, 50 steps a call",
+         lambda found: f"{found['seconds']:.1f} s for {found['steps']:,} steps, compilation included; "
+                       f"{found['first_step_seconds']:.1f} s of it to the first step", result["whole_training"])
+    for size, peers in result["against"].items():
+        if "error" in peers:
+            lines.append(f"- PyTorch, batches of {size}: {peers['error']}")
+        lines += [f"- {name}, batches of {size}: {found['frames_per_second']:,.0f} frames/s; sedjax is "
+                  f"{found['ratio']:.2f} x as fast ({found['lowest_ratio']:.2f} to {found['highest_ratio']:.2f} in "
+                  f"{ROUNDS} turns)"
+                  for name, found in peers.items() if name not in ("sedjax", "error")]
+    line("attention that drops nothing, of this platform against XLA's",
+         lambda found: f"{found['ratio']:.2f} x ({found['lowest_ratio']:.2f} to {found['highest_ratio']:.2f})",
+         result["attention"])
+    line("at least, for a step of batch size 32, by what the compiler says",
+         lambda found: ", ".join(f"{kind} {found['seconds'][kind] * 1e3:.2f} ms" for kind in compile_for.KINDS),
+         result["predicted"])
+    held = result["memory_stats"]
+    lines.append(f"- memory of the first device: peak {held.get('peak_bytes_in_use', 0) / 1e9:.2f} of "
+                 f"{held.get('bytes_limit', 0) / 1e9:.2f} GB" if held else "- memory of the device: not told")
+    return "\n".join(lines)
+
+
+def _case(config: Config, batch_size: int, placement: str, calls: int) -> Config:
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, batch_size=batch_size, eval_batch_size=512, placement=placement,
+                                         max_frames=FRAMES, bucket_frames=FRAMES, crop_frames=0),
+        train=dataclasses.replace(config.train, steps_per_call=calls, log_every=f"{calls} steps", initial_weights="",
+                                  duration=f"{EPOCHS} epochs", evaluate_every="1000000 epochs",
+                                  save_every="1000000 epochs"))
+
+
+def _training(config: Config, records: RandomRecords, steps: int) -> dict:
+    steps = ceil_div(steps, config.train.steps_per_call) * config.train.steps_per_call
+    began = time.perf_counter()
+    training = throughput.Training(config, records=records)
+    training.warm_up(1)
+    first_step = time.perf_counter() - began
+    training.warm_up(steps)
+    measured = training.stretch(steps)
+    return {"frames_per_second": measured.frames_per_second, "seconds_per_step": measured.seconds / steps,
+            "flops_per_second": measured.flops / measured.seconds, "waiting": measured.waiting / measured.seconds,
+            "first_step_seconds": first_step}
+
+
+def _evaluation(config: Config, records: RandomRecords, steps: int) -> dict:
+    training = throughput.Training(_case(config, 512 if len(records.lengths) >= 512 else len(jax.devices()), "host", 1),
+                                   records=records)
+    resident = dataclasses.replace(training.config, data=dataclasses.replace(training.config.data, placement="device"))
+    evaluation = throughput.Evaluation(training, records, resident)
+    steps = min(steps, evaluation.batches)
+    evaluation.warm_up(steps)
+    return {"frames_per_second": evaluation.stretch(steps).frames_per_second}
+
+
+def _whole_training(config: Config, records: RandomRecords) -> dict:
+    began = time.perf_counter()
+    training = throughput.Training(_case(config, 32, "device", 50), records=records)
+    training.warm_up(1)
+    first_step = time.perf_counter() - began
+    steps = EPOCHS * training.batches
+    training.stretch(steps)
+    return {"seconds": time.perf_counter() - began, "first_step_seconds": first_step, "steps": steps}
+
+
+def _against(config: Config, records: RandomRecords, steps: int, variants: dict[str, tuple[bool, str]]) -> dict:
+    from sedjax.benchmarks import torch_peer
+
+    each = max(1, steps // ROUNDS)
+    training = throughput.Training(config, records=records)
+    training.warm_up(each)
+    contestants: dict[str, Callable[[], float]] = {"sedjax": lambda: training.stretch(each).frames_per_second}
+    for name, (compiled, precision) in variants.items():
+        if precision == config.precision:
+            peer = torch_peer.Peer(config, records, compiled, precision)
+            peer.warm_up()
+            contestants[name] = lambda peer=peer: peer.stretch(each).frames_per_second
+    return timing.ratios(timing.take_turns(contestants, ROUNDS), "sedjax", "frames_per_second")
+
+
+def _attention() -> dict:
+    """The attention of this platform and XLA's, on 32 clips in bfloat16: how many times as fast."""
+    qkv = jax.random.normal(jax.random.key(0), (32, FRAMES, 3072), registry.DTYPES["bfloat16"])
+    mask = jnp.ones((32, FRAMES), bool)
+    contestants = {}
+    for name, function in (("own", attention.self_attention), ("xla", attention.by_xla)):
+        compiled = jax.jit(lambda qkv, function=function: function(qkv, mask, 4))
+        jax.block_until_ready(compiled(qkv))
+
+        def run(compiled=compiled) -> float:
+            began = time.perf_counter()
+            jax.block_until_ready([compiled(qkv) for _ in range(20)])
+            return 20 / (time.perf_counter() - began)
+
+        contestants[name] = run
+    return timing.ratios(timing.take_turns(contestants, ROUNDS), "own", "calls_per_second")["xla"]
+
+
+def _predicted(config: Config, kind: str) -> dict:
+    """What compile_for says of the devices that are here."""
+    name = next((chip for part, chip in KINDS.items() if part in kind), None)
+    if name is None:
+        raise UserError(f"there are no published figures of {kind}")
+    machine = chips.Machine(name, (chips.TPUS | chips.GPUS)[name], parallel.make_mesh(), {})
+    return compile_for.cost(_case(config, 32, "host", 1), compile_for.MLPC, machine, "training")
+
+
+def _or_error(measure: Callable[[], dict]) -> dict:
+    try:
+        return measure()
+    except Exception as error:  # out of memory, a compiler that fails: the other rows are worth having
+        return {"error": " ".join(f"{type(error).__name__}: {error}".split())[:200]}

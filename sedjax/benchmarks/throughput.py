@@ -1,0 +1,260 @@
+"""How many real frames a second training and evaluation take, and what the device could do at best."""
+
+import abc
+import dataclasses
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from sedjax.core import parallel
+from sedjax.core.config import Config
+from sedjax.core.task import Task
+from sedjax.data.batches import Batch
+from sedjax.data.plan import ClipTable, Source, padded_frames
+from sedjax.data.records import open_records
+from sedjax.models.registry import DTYPES
+from sedjax.scoring import decisions
+from sedjax.scoring.evaluator import Evaluator
+from sedjax.training import experiment, train_state
+
+LONG_PRODUCT_SECONDS = 0.1
+PRODUCT_REPEATS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+    """Some steps in a row.
+
+    Attributes:
+      seconds: wall time.
+      real_frames, padded_frames: without and with the padding, of clips and to full batches.
+      waiting: seconds in which the device had nothing to do because the next batch was not there.
+      flops: floating-point operations by XLA's cost analysis, padding included; 0 where it is not known.
+    """
+
+    seconds: float
+    real_frames: int
+    padded_frames: int
+    waiting: float = 0.0
+    flops: float = 0.0
+
+    @property
+    def frames_per_second(self) -> float:
+        return self.real_frames / self.seconds
+
+
+class Loop(abc.ABC):
+    """Steps over the batches of a split, as the commands take them.
+
+    A subclass sets `config`, `clips` and `batches`, the number of batches before all clips have been seen, and says
+    which clips a batch holds, what each call of the compiled step takes, and what a step is.
+    """
+
+    config: Config
+    clips: ClipTable
+    batches: int
+
+    def __init__(self):
+        self._next = 0
+        self._flops: dict[int, float] = {}
+
+    @abc.abstractmethod
+    def ids(self, number: int) -> np.ndarray:
+        """The clips of batch `number`, -1 for padding."""
+
+    @abc.abstractmethod
+    def calls(self, first: int, last: int) -> Iterator[tuple]:
+        """The inputs of each call that it takes to get from step `first` to `last`."""
+
+    @abc.abstractmethod
+    def run(self, inputs: tuple) -> jax.Array:
+        """Makes a call; returns something small that is ready when its steps are done."""
+
+    @abc.abstractmethod
+    def read(self, number: int) -> Batch:
+        """Batch `number`."""
+
+    @abc.abstractmethod
+    def lower(self, batch: Batch) -> jax.stages.Lowered:
+        """A single step, not in parts, on a batch of this shape."""
+
+    @property
+    def padded_share(self) -> float:
+        """Of the frames that are computed while every clip is seen once: padding of clips, and of the last batch."""
+        computed = sum(len(self.ids(number)) * self._frames(number) for number in range(self.batches))
+        return 1 - int(self.clips.frames.sum()) / computed
+
+    def warm_up(self, count: int) -> None:
+        """Compiles what the next `count` steps need, and takes a step of each shape."""
+        first = self._next
+        lengths = {self._frames(number): number for number in range(first, first + count)}
+        for number in sorted(lengths.values()):
+            self._next = number
+            self._run(1)
+        self._next = first
+
+    def stretch(self, count: int) -> Stretch:
+        """Times the next `count` steps, from where the last stretch ended, once the first batch is there."""
+        numbers = range(self._next, self._next + count)
+        seconds, waiting = self._run(count)
+        real = sum(int(self.clips.frames[ids[ids >= 0]].sum()) for ids in map(self.ids, numbers))
+        lengths = [self._frames(number) for number in numbers]
+        padded = sum(len(self.ids(number)) * frames for number, frames in zip(numbers, lengths))
+        return Stretch(seconds, real, padded, waiting, sum(map(self._flops_of, lengths)))
+
+    def _run(self, count: int) -> tuple[float, float]:
+        """Takes the next `count` steps; seconds from the first batch on, and those waited for further ones."""
+        waiting, running = 0.0, None
+        began = before = 0.0
+        for inputs in self.calls(self._next, self._next + count):
+            if running is None:
+                began = time.perf_counter()
+            elif running.is_ready():
+                waiting += time.perf_counter() - before
+            previous, running = running, self.run(inputs)
+            # As in training, the host is one call ahead of the device, and no more.
+            jax.block_until_ready(previous)
+            before = time.perf_counter()
+        jax.block_until_ready(running)
+        self._next += count
+        return time.perf_counter() - began, waiting
+
+    def _frames(self, number: int) -> int:
+        ids = self.ids(number)
+        return padded_frames(int(self.clips.frames[ids].max(where=ids >= 0, initial=1)),
+                                            self.config.data)
+
+    def _flops_of(self, frames: int) -> float:
+        """What XLA counts of one step of this length, before it splits it over devices and calls libraries.
+
+        In what runs, steps and parts of a batch are loops, whose body it counts once, and lengths are branches.
+        """
+        if frames not in self._flops:
+            batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+                (len(x), frames, *x.shape[2:]) if x.ndim > 1 else x.shape, x.dtype), self.read(0))
+            cost = self.lower(batch).cost_analysis() or {}
+            self._flops[frames] = max(float(cost.get("flops", 0)), 0.0)
+        return self._flops[frames]
+
+
+class Training(Loop):
+    """Training as the command `train` does it, from records to parameters, without saving anything."""
+
+    def __init__(self, config: Config, devices: int | None = None, records: Source | None = None):
+        super().__init__()
+        self.config = config
+        self.experiment = setup = experiment.prepare(config, devices, records)
+        self.mesh, self.clips, self.batches = setup.mesh, setup.clips, setup.durations.per_epoch
+        self._state = parallel.replicate(setup.initial_state(), self.mesh)
+        self._key = parallel.replicate(train_state.random_keys(config.train.seed)[1], self.mesh)
+        self._call, self._calls = experiment.compile_training(setup)
+
+    @property
+    def task(self) -> Task:
+        return self.experiment.task
+
+    @property
+    def variables(self) -> dict:
+        return self._state.eval_variables
+
+    def ids(self, number: int) -> np.ndarray:
+        return self.experiment.ids(number)
+
+    def calls(self, first: int, last: int) -> Iterator[tuple]:
+        return (inputs for _, inputs in self._calls(first, last))
+
+    def run(self, inputs: tuple) -> jax.Array:
+        self._state, scalars = self._call(self._state, *inputs, self._key)
+        return scalars["loss"]
+
+    def lower(self, batch: Batch) -> jax.stages.Lowered:
+        return jax.jit(self.experiment.step(accumulate=1)).lower(self._state, batch, self._key)
+
+    def read(self, number: int) -> Batch:
+        return self.experiment.read(number)
+
+    def product_shapes(self) -> list[tuple[int, int, int]]:
+        """The largest matrix products (m, k, n) of a transformer's step; none for other models."""
+        width, feed_forward = (self.config.model.get(key, 0) for key in ("width", "feed_forward"))
+        rows = self.config.data.batch_size * self._frames(0)
+        return [(rows, width, n) for n in (width, 3 * width, feed_forward) if width and feed_forward]
+
+
+class Evaluation(Loop):
+    """Evaluation on the validation split, as after an epoch of a training; once over it, and no further."""
+
+    def __init__(self, training: Training, source: Source | None = None, config: Config | None = None):
+        """On other recordings, or by another config, where these are given."""
+        super().__init__()
+        self.config = config = config or training.config
+        setup = training.experiment
+        self._variables = training.variables
+        source = source or open_records(config.data.path, "validation")
+        self._evaluator = Evaluator(setup.model, config, setup.task, source, setup.mesh,
+                                    on_device=config.data.placement == "device", frame_counts=False)
+        self.clips, self.batches = self._evaluator.clips, len(self._evaluator.plan)
+        self._thresholds = decisions.candidates(config.decision, setup.task)
+
+    def ids(self, number: int) -> np.ndarray:
+        return self._evaluator.plan[number]
+
+    def calls(self, first: int, last: int) -> Iterator[tuple]:
+        return self._evaluator.inputs(first, last)
+
+    def run(self, inputs: tuple) -> jax.Array:
+        return self._evaluator.step(self._variables, *inputs, self._thresholds)["loss"]
+
+    def lower(self, batch: Batch) -> jax.stages.Lowered:
+        return jax.jit(self._evaluator.eval_step).lower(self._variables, batch, self._thresholds)
+
+    def read(self, number: int) -> Batch:
+        return self._evaluator.read(number)
+
+
+def matmul_ceiling(mesh: Mesh, precision: str, shapes: Iterable[tuple[int, int, int]] = ()) -> dict:
+    """The fastest matrix product on the devices of a mesh, their rows shared by the devices.
+
+    Args:
+      mesh: the devices.
+      precision: "float32" or "bfloat16".
+      shapes: (m, k, n) to try besides squares, which double until one takes long.
+
+    Returns:
+      `flops_per_second`, best of several runs of several sizes, and the `shape` that reached it.
+    """
+    best = (0.0, "")
+    squares = [(n * mesh.size, n, n) for n in (1024 << i for i in range(5))]
+    for m, k, n in (*shapes, *squares):
+        keys = jax.random.split(jax.random.key(0))
+        a = jax.random.normal(keys[0], (m, k), DTYPES[precision])
+        b = parallel.replicate(jax.random.normal(keys[1], (k, n), DTYPES[precision]), mesh)
+        product = jax.jit(jnp.matmul)
+        a = parallel.shard({"a": np.asarray(a)}, mesh)["a"]
+        jax.block_until_ready(product(a, b))
+        seconds, times = [], 1
+        for _ in range(PRODUCT_REPEATS):
+            began = time.perf_counter()
+            for _ in range(times):
+                found = product(a, b)
+            jax.block_until_ready(found)
+            seconds.append((time.perf_counter() - began) / times)
+            times = max(1, int(LONG_PRODUCT_SECONDS / 2 / min(seconds)))  # no burst of a millisecond is a ceiling
+        best = max(best, (2 * m * k * n / min(seconds[1:]), f"{m} x {k} x {n}"))
+        if m == k * mesh.size == n * mesh.size and min(seconds) > LONG_PRODUCT_SECONDS:
+            break
+    return {"flops_per_second": best[0], "shape": best[1], "precision": precision}
+
+
+def peak_memory() -> dict:
+    """`bytes`, the most that was in use so far, and `of` what: a device where it tells, else this process."""
+    counts = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+    if max(counts):
+        return {"bytes": max(counts), "of": "the fullest device"}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "of": "this process"}

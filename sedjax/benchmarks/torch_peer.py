@@ -1,0 +1,111 @@
+"""The embedding-transformer in PyTorch, trained as the report trained it: what `bench --against=torch` times."""
+
+import contextlib
+import time
+
+import numpy as np
+import torch
+from torch import nn
+
+from sedjax.benchmarks.throughput import Stretch
+from sedjax.core.config import Config
+from sedjax.data.plan import Source, training_clips
+from sedjax.scoring import losses
+
+# Name -> (torch.compile, precision of the autocast).
+VARIANTS = {"PyTorch eager, float32": (False, "float32"), "PyTorch eager, bfloat16": (False, "bfloat16"),
+            "torch.compile, float32": (True, "float32"), "torch.compile, bfloat16": (True, "bfloat16")}
+WARM_UP_STEPS = 3
+
+
+class EmbeddingTransformer(nn.Module):
+    """The architecture of sedjax.models.registry.EmbeddingTransformer from PyTorch's own layers.
+
+    As in the report's program attention sees padding, which spares it the mask.
+    """
+
+    def __init__(self, fields: dict, width_in: int, num_classes: int):
+        super().__init__()
+        width, hidden, dropout = fields["width"], fields["head_width"], fields["dropout"]
+        self.proj = nn.Sequential(nn.Linear(width_in, width), nn.GELU(), nn.Linear(width, width))
+        positions = 0.02 * torch.randn(1, fields["positions"], width)
+        self.positions = nn.Parameter(positions) if fields["positions"] else None
+        layer = nn.TransformerEncoderLayer(width, fields["heads"], fields["feed_forward"], dropout, batch_first=True,
+                                           norm_first=fields["norm"] == "pre")
+        norm = nn.LayerNorm(width) if fields["norm"] == "pre" else None
+        self.transformer = nn.TransformerEncoder(layer, fields["layers"], norm, enable_nested_tensor=False)
+        self.classifier = (nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout),
+                                         nn.Linear(hidden, num_classes)) if hidden else nn.Linear(width, num_classes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.proj(x)
+        if self.positions is not None:
+            x = x + self.positions[:, : x.shape[1]]
+        return self.classifier(self.transformer(x))
+
+
+class Peer:
+    """Training steps of PyTorch on the training split, its batches padded to their longest and in memory beforehand."""
+
+    def __init__(self, config: Config, records: Source, compiled: bool, precision: str):
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.manual_seed(config.train.seed)
+        width = records.features["embeddings"]["width"]
+        model = EmbeddingTransformer(config.model, width, len(records.task.classes)).to(self.device)
+        self.parameters = sum(one.numel() for one in model.parameters())
+        decay = [one for one in model.parameters() if one.ndim > 1]
+        rest = [one for one in model.parameters() if one.ndim <= 1]
+        self._optimizer = torch.optim.AdamW(
+            [{"params": decay, "weight_decay": config.optimizer.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+            lr=config.optimizer.learning_rate, betas=(config.optimizer.beta1, config.optimizer.beta2))
+        positive, _ = losses.class_weights(records.task, **vars(config.loss))
+        self._loss = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(positive, device=self.device), reduction="none")
+        self._precision = precision
+        self._model = torch.compile(model, dynamic=True) if compiled else model
+        self._records, self._batch_size = records, config.data.batch_size
+        self._clips = training_clips(records.lengths, config.data, records.task, config.train.seed, 0)
+        self._rng = np.random.default_rng(config.train.seed)
+        self._order = np.empty(0, int)
+
+    def warm_up(self) -> None:
+        """Takes some steps, of different lengths, so that what is compiled is compiled."""
+        self.stretch(WARM_UP_STEPS)
+
+    def stretch(self, count: int) -> Stretch:
+        """Times the next `count` steps."""
+        batches = [self._batch() for _ in range(count)]
+        real = sum(int(mask.sum()) for _, _, mask in batches)
+        padded = sum(mask.numel() for _, _, mask in batches)
+        began = time.perf_counter()
+        for features, targets, mask in batches:
+            self.step(features.to(self.device), targets.to(self.device), mask.to(self.device))
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return Stretch(time.perf_counter() - began, real, padded)
+
+    def step(self, features: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """One training step; returns the mean loss per real frame."""
+        self._model.train()
+        self._optimizer.zero_grad(set_to_none=True)
+        half = self._precision == "bfloat16"
+        with torch.autocast(self.device, torch.bfloat16) if half else contextlib.nullcontext():
+            logits = self._model(features)
+        loss = (self._loss(logits.float(), targets) * mask[..., None]).sum() / mask.sum()
+        loss.backward()
+        self._optimizer.step()
+        return loss.detach()
+
+    def _batch(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The next recordings of an order that is shuffled each epoch, padded to the longest of them."""
+        if not len(self._order):
+            self._order = self._rng.permutation(len(self._clips))
+        ids, self._order = np.split(self._order, [self._batch_size])
+        lengths, starts = self._clips.frames[ids], self._clips.start[ids]
+        read = [self._records.read(int(self._clips.recording[i]), ("embeddings",)) for i in ids]
+        mask = torch.arange(int(lengths.max()))[None] < torch.tensor(lengths)[:, None]
+        features = torch.zeros((*mask.shape, read[0][0]["embeddings"].shape[1]))
+        targets = torch.zeros((*mask.shape, read[0][1].shape[1]))
+        for row, ((found, votes), start, length) in enumerate(zip(read, starts, lengths)):
+            features[row, :length] = torch.tensor(found["embeddings"][start : start + length], dtype=torch.float32)
+            targets[row, :length] = torch.tensor(votes[start : start + length] > 0, dtype=torch.float32)
+        return features, targets, mask

@@ -1,0 +1,60 @@
+"""`sedjax bench`: how fast training, evaluation, scoring, or audio to features are here, and against what.
+
+A ratio says more than a speed: the ceiling and the peers are measured on the same device in the same run.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from sedjax.benchmarks import audio, compile_for, experiment, suite
+from sedjax.commands import config_flag
+from sedjax.commands.cli import require_no_arguments
+from sedjax.core.errors import UserError
+from sedjax.core.files import require_writable, write_json
+
+
+def define_flags() -> None:
+    config_flag.define_flag(required=False)
+    flags.DEFINE_string("audio", None, "Folder of recordings: time what makes features of audio instead of a config.")
+    flags.DEFINE_integer("steps", 10, "Steps that are timed, of each thing: as many more as fill the last of the "
+                                      "config's train.steps_per_call; with --audio the turns of each.", lower_bound=1)
+    flags.DEFINE_enum("against", None, ["torch"], "Time this peer on the same recordings, taking turns.")
+    flags.DEFINE_string("compile_for", None, "Run nothing: compile the steps of the config for this machine, such as "
+                                             "v5e:2x4 or h100x8, and say what they need and what binds them.")
+    flags.DEFINE_bool("suite", False, "Time everything that an accelerator is chosen by, on random recordings: batch "
+                                      "sizes, placements, a whole training, evaluation; --against=torch too if given.")
+    flags.DEFINE_list("sweep", [], f"Show how the cost grows with these: {', '.join(experiment.DIMENSIONS)}; with "
+                                   f"--compile_for: {', '.join(compile_for.DIMENSIONS)}.")
+    flags.DEFINE_string("json", None, "Write the result to this file too.")
+
+
+def main(argv: Sequence[str]) -> None:
+    require_no_arguments(argv)
+    options = flags.FLAGS
+    if bool(options.audio) == bool(options["config"].present):
+        raise UserError("Give either --config=FILE, to time an experiment on its records, or --audio=FOLDER, to time "
+                        "what makes features of recordings.")
+    if options.json:
+        require_writable(options.json)
+    if options.compile_for:
+        if options.audio or options.against:
+            raise UserError("--compile_for runs nothing: it goes with neither --audio nor --against.")
+        result = compile_for.bench(config_flag.from_flag(), options.compile_for, options.sweep)
+        print(compile_for.format_result(result))
+    elif options.suite:
+        if options.audio or options.sweep:
+            raise UserError("--suite goes with neither --audio nor --sweep.")
+        config = config_flag.from_flag()
+        result = suite.bench(config, options.steps, experiment.torch_peers(config) if options.against else {})
+        print(suite.format_result(result))
+    elif options.audio:
+        if options.sweep:
+            raise UserError("--sweep needs --config.")
+        result = audio.bench(options.audio, options.steps, options.against)
+        print(audio.format_result(result))
+    else:
+        result = experiment.bench(config_flag.from_flag(), options.steps, options.against, options.sweep)
+        print(experiment.format_result(result))
+    if options.json:
+        write_json(options.json, result)

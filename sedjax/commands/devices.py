@@ -1,0 +1,23 @@
+"""`sedjax devices`: what JAX computes on here; status 1 if it overlooks the accelerator of the machine."""
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from sedjax.commands.cli import require_no_arguments
+from sedjax.core import parallel
+
+
+def define_flags() -> None:
+    parallel.define_flags()
+    flags.adopt_module_key_flags(parallel)
+
+
+def main(argv: Sequence[str]) -> None:
+    require_no_arguments(argv)
+    parallel.start()  # warns of what it overlooks
+    if parallel.is_process_zero():
+        print(f"JAX sees {parallel.describe_devices()}.")
+    if parallel.overlooked():
+        sys.exit(1)

@@ -1,0 +1,56 @@
+"""`sedjax evaluate`: cost per minute and the figures of each class on one split."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from absl import flags
+
+from sedjax.commands.cli import require_no_arguments
+from sedjax.core import files, parallel
+from sedjax.scoring import metrics
+from sedjax.scoring.metrics import format_score
+from sedjax.studies.results import evaluate_workdir
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "Folder of a training.", required=True)
+    flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which recordings.")
+    flags.DEFINE_string("data", None, "Records to evaluate on; those of the training if not given.")
+    flags.DEFINE_string("checkpoint", "best", "'best' (lowest validation cost), 'last', or a step.")
+    flags.DEFINE_string("json", None, "Write the result to this file too.")
+    parallel.define_flags()
+    flags.adopt_module_key_flags(parallel)
+
+
+def main(argv: Sequence[str]) -> None:
+    require_no_arguments(argv)
+    parallel.start()
+    options = flags.FLAGS
+    folder = pathlib.Path(options.workdir)
+    if options.json:
+        files.require_writable(options.json)
+    result = evaluate_workdir(folder, options.split, options.data, options.checkpoint)
+    if not parallel.is_process_zero():
+        return
+    step, recordings = result.pop("step"), len(result.pop("counts"))
+    score = metrics.Score(result["cost"], result["interval"], result["classes"])
+    print(f"{folder}, checkpoint of step {step}, {options.split} split of {result['records']['path']}, "
+          f"{recordings} recordings\n")
+    print(format_score(score))
+    print("\nFrames:\n" + format_figures(result["frames"]))
+    if options.json:
+        files.write_json(options.json, result)
+
+
+def format_figures(frames: dict[str, dict[str, float | None]]) -> str:
+    """The figures of each class as a table, then their mean over the classes that have them."""
+    names = list(next(iter(frames.values())))
+    means = {name: [row[name] for row in frames.values() if row[name] is not None] for name in names}
+    rows = {**frames, "mean": {name: float(np.mean(values)) if values else None for name, values in means.items()}}
+    width = max(map(len, rows))
+    lines = [" " * width + "".join(f"{name.replace('_', ' '):>19}" for name in names)]
+    for label, row in rows.items():
+        lines.append(f"{label:{width}}" + "".join("                  -" if row[name] is None else f"{row[name]:19.3f}"
+                                                  for name in names))
+    return "\n".join(lines)

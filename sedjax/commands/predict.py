@@ -1,0 +1,175 @@
+"""`sedjax predict`: what a trained model hears in recordings.
+
+    sedjax predict --workdir=W street.mp3 FOLDER --output=OUT
+    sedjax predict --workdir=W --source=DIR --output=PREDICTIONS.csv
+
+The first form takes any audio files and folders of them, computes what the model needs, and writes into the folder
+OUT: predictions.csv (segments of all recordings in the form of a submission), events.tsv (events of all in the form of
+DCASE) and files of each. What cannot be read is listed in bad_recordings.csv. Files of an earlier run in OUT are
+replaced if they have the same names, and stay otherwise; files that sedjax did not write are never replaced. The second
+form takes the features in a directory in MLPC layout, and writes the submission only.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Collection, Iterable, Sequence
+
+from absl import flags
+from tqdm import tqdm
+
+from sedjax.audio import reader
+from sedjax.audio.clips import Unreadable, ahead, recut
+from sedjax.commands.cli import BAD_LIST, SOME_BAD_STATUS, tidy_sigterm, write_bad
+from sedjax.core import parallel
+from sedjax.core.errors import UserError, printable
+from sedjax.core.files import distinct_names, make_folder, require_replaceable, require_writable
+from sedjax.data import identity
+from sedjax.data.layout import SPLITS, read_layout, read_splits
+from sedjax.data.records import directory_clips
+from sedjax.inference import outputs
+from sedjax.inference.detection import Detection
+from sedjax.inference.detector import Detector, detections, load, warn_of_other_features
+from sedjax.inference.trained import TrainedModel, load_model
+from sedjax.scoring import submission
+
+log = logging.getLogger("sedjax")
+
+FORMATS = {"csv": "predictions.csv", "tsv": "events.tsv", "audacity": "labels", "json": "everything but frames",
+           "png": "picture"}
+DEFAULT_FORMATS = ("csv", "tsv", "json")
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "Folder of a training.", required=True)
+    flags.DEFINE_string("output", None, "Folder for what is found in recordings; with --source the submission CSV.",
+                        required=True)
+    flags.DEFINE_list("formats", None, "What to write of recordings: any of "
+                      + ", ".join(f"{name} ({what})" for name, what in FORMATS.items())
+                      + f". Default: {','.join(DEFAULT_FORMATS)}.")
+    flags.DEFINE_bool("frames", False, "Write the probabilities of all frames of each recording too (npz).")
+    flags.DEFINE_string("embeddings_from", None, "Extractor of the embeddings that the model takes, if it is not where "
+                        "the workdir says, or that does not say: a workdir, or the npz file of an ATST-Frame.")
+    flags.DEFINE_string("source", None, "Directory in MLPC layout, with or without labels, instead of recordings.")
+    flags.DEFINE_enum("split", None, SPLITS, "Only the recordings of this split of --source; all if not given.")
+    flags.DEFINE_string("checkpoint", "best", "'best' (lowest validation cost), 'last', or a step.")
+    parallel.define_flags()
+    flags.adopt_module_key_flags(parallel)
+
+
+def main(argv: Sequence[str]) -> None:
+    options, places = flags.FLAGS, argv[1:]
+    if bool(options.source) == bool(places):
+        raise UserError("Name either recordings and folders of them, or --source=DIR, a directory in MLPC layout.")
+    for flag in ("formats", "frames", "embeddings_from") if options.source else ("split",):
+        if options[flag].present:
+            raise UserError(f"--{flag} is for {'recordings, not for --source' if options.source else '--source'}.")
+    formats = tuple(options.formats or DEFAULT_FORMATS)
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise UserError(f"--formats takes any of {', '.join(FORMATS)}, not {unknown[0]!r}.")
+    parallel.start()
+    with tidy_sigterm():
+        if options.source:
+            parallel.on_process_zero(lambda: require_writable(options.output))
+            of_directory(load_model(options.workdir, options.checkpoint), options.source, options.split, options.output)
+            return
+        with parallel.all_or_none():
+            paths = reader.find(places)
+        detector = load(options.workdir, options.checkpoint, options.embeddings_from)
+        bad = of_recordings(detector, paths, pathlib.Path(options.output), (*formats, *["frames"] * options.frames))
+    if bad:
+        sys.exit(SOME_BAD_STATUS)
+
+
+def of_recordings(detector: Detector, paths: Sequence[pathlib.Path], folder: pathlib.Path,
+                  kinds: Iterable[str]) -> dict[str, str]:
+    """Writes what a detector hears in recordings into a folder.
+
+    Args:
+      detector: from `load`.
+      paths: files, each once.
+      folder: made if it is not there.
+      kinds: of outputs.TABLES and outputs.FILES.
+
+    Returns:
+      why some recordings cannot be read, by their name.
+
+    Raises:
+      UserError: the model takes what cannot be computed, or an output cannot be written.
+    """
+    with parallel.all_or_none():
+        names = dict(zip(map(str, paths), distinct_names(paths)))
+        stems = dict(zip(names, outputs.stems(list(names.values()))))
+    kinds, bad, active, events = set(kinds), {}, {}, {}
+    results = detector.detect(paths, keep=("melspectrogram",) if "png" in kinds else ())
+    parallel.on_process_zero(lambda: _begin(detector, folder, paths, stems.values(), kinds))
+    with (contextlib.closing(results),
+          tqdm(total=len(paths), unit="recording", disable=None if parallel.is_process_zero() else True) as progress):
+        for result in results:
+            name = names[result.recording]
+            if isinstance(result, Unreadable):
+                bad[name] = str(result.error)
+            else:
+                active[name], events[name] = result.active, result.events
+                parallel.on_process_zero(functools.partial(
+                    outputs.write_files, folder, stems[result.recording], result, detector.model,
+                    [kind for kind in outputs.FILES if kind in kinds]))
+            progress.update()
+
+    def end() -> None:
+        outputs.write_tables(folder, detector.task, active, events, kinds)
+        write_bad(folder, bad)
+        listed = f"; {len(bad):,} cannot be read, listed in {folder / BAD_LIST}" if bad else ""
+        print(printable(f"Found {sum(map(len, events.values())):,} events in {len(active):,} recordings, written to "
+                        f"{folder}{listed}."))
+
+    parallel.on_process_zero(end)
+    return bad
+
+
+def _begin(detector: Detector, folder: pathlib.Path, paths: Sequence[pathlib.Path], stems: Iterable[str],
+           kinds: Collection[str]) -> None:
+    warn_of_other_features(detector)
+    make_folder(folder)
+    outputs.require_writable(folder, stems, kinds, paths)
+    require_replaceable(folder / BAD_LIST)
+    for kind, name in outputs.TABLES.items():
+        if kind not in kinds and os.path.lexists(folder / name):
+            log.info("%s is of an earlier run: this one leaves it as it is.", printable(folder / name))
+
+
+def of_directory(model: TrainedModel, source: str, split: str | None, output: str) -> None:
+    """Writes the submission for the recordings of a directory in MLPC layout."""
+    active = {name: detection.active for name, detection in predict_directory(model, source, split).items()}
+    parallel.on_process_zero(lambda: submission.write_submission(output, model.task, active))
+    if parallel.is_process_zero():
+        segments = sum(map(len, active.values()))
+        print(printable(f"Wrote {len(active):,} recordings, {segments:,} segments, to {output}."))
+
+
+def predict_directory(model: TrainedModel, path: str | os.PathLike, split: str | None = None) -> dict[str, Detection]:
+    """What a model detects in the recordings of a directory in MLPC layout, by filename.
+
+    Args:
+      model: from `load_model`.
+      path: the directory, with or without labels, with the features that the model needs.
+      split: only the recordings of this split; all if None.
+
+    Raises:
+      UserError: the directory is damaged, or of another task, feature width or extractor than the model.
+    """
+    with parallel.all_or_none():
+        layout = read_layout(path)
+        if (layout.path / "costs.json").exists():
+            model.task.require_same(layout.task, where=str(layout.path / "costs.json"))
+        identity.require_same_extractors(
+            model.features, {key: {"extractor": layout.extractor(key)} for key in model.inputs}, str(layout.path),
+            str(model.workdir))
+        if split:
+            layout = dataclasses.replace(layout, filenames=read_splits(layout)[split])
+    clips = ahead(recut(directory_clips(layout, model.inputs, model.widths), model.config.data.max_frames))
+    return {detection.recording: detection for detection in detections(model, clips)}

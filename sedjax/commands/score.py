@@ -1,0 +1,73 @@
+"""The command `score`: a submission file against the ground truth, as the challenge counts it (SPEC section 2)."""
+
+import os
+from collections.abc import Sequence
+
+from absl import flags
+
+from sedjax.core.errors import UserError, printable
+from sedjax.core.files import require_writable, write_json
+from sedjax.core.task import MLPC_2025
+from sedjax.data.layout import SPLITS, read_layout, read_task
+from sedjax.scoring.metrics import format_score
+from sedjax.scoring.submission import (
+    _lengths,
+    expected_segments,
+    read_submission,
+    require_same_segments,
+    score_submissions,
+)
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("predictions", None, "Submission CSV to score: filename, onset, one 0/1 column per class.")
+    flags.DEFINE_string("ground_truth", None, "CSV of the same form with what is true; without it, only the format of "
+                                              "the predictions is checked.")
+    flags.DEFINE_string("dataset", None, "Directory in MLPC layout: the predictions must have all segments of its "
+                                         "recordings and no others.")
+    flags.DEFINE_enum("split", None, SPLITS, "Expect the recordings of this split of --dataset only.")
+    flags.DEFINE_string("costs", None, "Costs and class order: {class: {TP, FP, TN, FN}} as JSON. Default: those of "
+                                       "--dataset, else of MLPC 2025.")
+    flags.DEFINE_string("json", None, "Also write the score to this file: cost, interval, classes.")
+
+
+def main(argv: Sequence[str]) -> None:
+    options = flags.FLAGS
+    if len(argv) > 1:
+        raise UserError(f"score knows no argument {argv[1]!r}; files are given as --predictions and --ground_truth.")
+    if not options.predictions:
+        raise UserError("score needs --predictions=FILE.csv.")
+    if options.json and not options.ground_truth:
+        raise UserError("--json needs --ground_truth: without it there is no score to write.")
+    if options.split and not options.dataset:
+        raise UserError("--split needs --dataset, the directory that is split.")
+    if options.json:
+        _require_output(options.json, (options.predictions, options.ground_truth, options.costs))
+
+    task = read_task(options.costs) if options.costs else None
+    layout = read_layout(options.dataset, task) if options.dataset else None
+    task = task or (layout.task if layout else MLPC_2025)
+
+    predictions = read_submission(options.predictions, task)
+    if layout:
+        require_same_segments(_lengths(predictions), expected_segments(layout, options.split), options.predictions,
+                              options.dataset, task)
+    if not options.ground_truth:
+        print(f"{options.predictions} is a valid submission of the task {task.name!r}; "
+              f"recordings: {len(predictions):,}, segments: {sum(_lengths(predictions).values()):,}.")
+        return
+    truth = read_submission(options.ground_truth, task)
+    score = score_submissions(predictions, truth, task, options.predictions, options.ground_truth)
+    if options.json:
+        write_json(options.json, score.to_dict())
+    print(format_score(score))
+
+
+def _require_output(path: str, inputs: Sequence[str | None]) -> None:
+    """Raises UserError if a file cannot be written at `path`, or is one of the inputs."""
+    require_writable(path)
+    for given in inputs:
+        if given and os.path.exists(path) and os.path.exists(given) and os.path.samefile(path, given):
+            raise UserError(f"--json={printable(path)} is the input {printable(given)}: choose another name.")
+
+

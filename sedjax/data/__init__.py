@@ -1,0 +1,1 @@
+"""Directories, labels and records -> batches."""

@@ -1,0 +1,78 @@
+"""Batches: clips padded to one length, read ahead of the devices."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypedDict
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Real
+
+from sedjax.core.config import DataConfig
+from sedjax.core.errors import UserError
+from sedjax.data import host_tensorflow
+from sedjax.data.plan import ClipTable, Source, padded_frames
+
+
+class Batch(TypedDict):
+    """Clips padded to one length. A padded clip has no real frame and the id -1."""
+
+    features: dict[str, Real[Array, "clip frame _"]]
+    votes: Float[Array, "clip frame class"]
+    frame_mask: Bool[Array, "clip frame"]
+    clip_id: Int[Array, "clip"]
+
+
+def read_batch(source: Source, clips: ClipTable, ids: np.ndarray, keys: tuple[str, ...], config: DataConfig,
+               rows: slice = slice(None)) -> Batch:
+    """The clips `ids[rows]`, padded to the length that the whole global batch `ids` needs.
+
+    Reads nothing of the other rows: each process reads its own share.
+    """
+    longest = int(clips.frames[ids].max(where=ids >= 0, initial=1))
+
+    def piece(clip: int) -> dict[str, np.ndarray]:
+        features, votes = source.read(int(clips.recording[clip]), keys)
+        frames = slice(clips.start[clip], clips.start[clip] + clips.frames[clip])
+        return {key: value[frames] for key, value in {**features, "": votes}.items()}
+
+    pieces = [None if clip < 0 else piece(clip) for clip in ids[rows].tolist()]
+    # Where this process has padding only, the shapes must still be those of the others.
+    like = next((arrays for arrays in pieces if arrays is not None), None) or piece(0)
+    arrays, frame_mask = pad_clips(pieces, padded_frames(longest, config), like)
+    votes = arrays.pop("")
+    return {"features": arrays, "votes": votes, "frame_mask": frame_mask, "clip_id": ids[rows].astype(np.int32)}
+
+
+def pad_clips(pieces: Sequence[dict[str, np.ndarray] | None], frames: int,
+              like: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Bool[np.ndarray, "clip frame"]]:
+    """Arrays (t, D) of clips by name, None for padding, as arrays (clip, frames, D) like `like`, and their mask."""
+    arrays = {key: np.zeros((len(pieces), frames, value.shape[1]), value.dtype) for key, value in like.items()}
+    frame_mask = np.zeros((len(pieces), frames), bool)
+    for row, piece in enumerate(pieces):
+        for key, value in (piece or {}).items():
+            arrays[key][row, : len(value)] = value
+            frame_mask[row, : len(value)] = True
+    return arrays, frame_mask
+
+
+def stream(read: Callable[[int], Batch], first: int, last: int) -> Iterator[Batch]:
+    """The batches number `first` to `last` - 1, read ahead and in parallel by tf.data, in order."""
+    tf = host_tensorflow.load()
+    failures: list[UserError] = []
+    ready: dict[int, Batch] = {}
+
+    def prepare(number: np.int64) -> np.int64:
+        # The arrays stay in this process: handing on the number alone saves tf.data a copy of each.
+        try:
+            ready[int(number)] = read(int(number))
+        except UserError as error:  # tf.data would wrap it in a text of its own
+            failures.append(error)
+            raise
+        return number
+
+    numbers = tf.data.Dataset.range(first, last).map(
+        lambda number: tf.numpy_function(prepare, [number], tf.int64), num_parallel_calls=tf.data.AUTOTUNE)
+    try:
+        for number in numbers.prefetch(2).as_numpy_iterator():
+            yield ready.pop(int(number))
+    except tf.errors.OpError as error:
+        raise (failures[0] if failures else error) from error

@@ -1,0 +1,149 @@
+"""What is written of detections: tables of all recordings, and files of each."""
+
+import csv
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from sedjax.core import files, grid
+from sedjax.core.errors import UserError
+from sedjax.core.files import atomic_output
+from sedjax.core.task import Task
+from sedjax.inference import figures
+from sedjax.inference.detection import Detection, Event
+from sedjax.inference.trained import TrainedModel
+from sedjax.scoring.submission import write_submission
+
+TABLES = {"csv": "predictions.csv", "tsv": "events.tsv"}
+EVENT_COLUMNS = ("filename", "onset", "offset", "event_label", "score")
+
+
+def write_labels(path: pathlib.Path, detection: Detection, model: TrainedModel) -> None:
+    """Labels for Audacity: onset, offset and class of each event."""
+    _write_rows(path, ((_text(event.onset), _text(event.offset), event.label) for event in detection))
+
+
+def write_json(path: pathlib.Path, detection: Detection, model: TrainedModel) -> None:
+    """Everything but the probabilities of frames, with the model and the task."""
+    task = detection.task
+    content = {
+        "recording": detection.recording,
+        "seconds": round(detection.seconds, 7),
+        "model": {"workdir": str(model.workdir), "name": model.config.model["name"], "step": model.step},
+        "task": json.loads(task.to_json()),
+        "thresholds": dict(zip(task.classes, _short(detection.thresholds))),
+        "events": [event._asdict() | {"score": round(event.score, 4)} for event in detection],
+        "segments": [{"onset": float(grid.onset_text(i, task)),
+                      "active": [name for name, on in zip(task.classes, active) if on],
+                      "probabilities": dict(zip(task.classes, _short(row)))}
+                     for i, (active, row) in enumerate(zip(detection.active, detection.segments))]}
+    files.write_json(path, content)
+
+
+def write_frames(path: pathlib.Path, detection: Detection, model: TrainedModel) -> None:
+    """The probability of each class in each frame."""
+    with atomic_output(path) as temporary:
+        np.savez(temporary, probabilities=detection.frames, classes=np.array(detection.task.classes),
+                 frame_seconds=detection.task.frame_seconds)
+
+
+def write_picture(path: pathlib.Path, detection: Detection, model: TrainedModel) -> None:
+    """The picture of figures.draw_recording; the detection must hold the melspectrogram."""
+    from matplotlib import pyplot as plt  # slow to import
+
+    figure = figures.draw_recording(detection.features["melspectrogram"], detection)
+    try:
+        with atomic_output(path) as temporary:
+            figure.savefig(temporary, dpi=100)
+    finally:
+        plt.close(figure)
+
+
+# What there can be of each recording: its suffix, and what writes it.
+FILES = {"audacity": (".txt", write_labels), "json": (".json", write_json), "png": (".png", write_picture),
+         "frames": (".npz", write_frames)}
+
+
+def require_writable(folder: pathlib.Path, stems: Iterable[str], kinds: Collection[str],
+                     recordings: Iterable[pathlib.Path]) -> None:
+    """Raises UserError if anything that is to be written would replace a recording, or what sedjax did not write.
+
+    Args:
+      folder: of the outputs.
+      stems: from `stems`.
+      kinds: of TABLES and FILES.
+      recordings: what is read.
+    """
+    names = [name for kind, name in TABLES.items() if kind in kinds]
+    names += [f"{stem}{suffix}" for stem in stems for kind, (suffix, _) in FILES.items() if kind in kinds]
+    read = {os.path.realpath(path) for path in recordings}
+    for path in (folder / name for name in names):
+        if os.path.realpath(path) in read:
+            raise UserError(f"{path} is a recording to be read, and would be replaced by what is found: choose another "
+                            "--output.")
+        files.require_replaceable(path)
+
+
+def write_files(folder: pathlib.Path, stem: str, detection: Detection, model: TrainedModel,
+                kinds: Iterable[str]) -> None:
+    """Writes the given kinds of FILES of one recording. Raises UserError if it cannot."""
+    for kind in kinds:
+        suffix, write = FILES[kind]
+        write(folder / f"{stem}{suffix}", detection, model)
+
+
+def write_tables(folder: pathlib.Path, task: Task, active: Mapping[str, np.ndarray],
+                 events: Mapping[str, Sequence[Event]], kinds: Iterable[str]) -> None:
+    """Writes the given kinds of TABLES of all recordings, whose filenames are the keys; UserError if it cannot.
+
+    `csv`: predictions.csv, active segments in the form of a submission. `tsv`: events.tsv in the form of DCASE.
+    """
+    if "csv" in kinds:
+        write_submission(folder / TABLES["csv"], task, dict(active))
+    if "tsv" in kinds:
+        _write_rows(folder / TABLES["tsv"], [EVENT_COLUMNS, *(
+            (filename, _text(event.onset), _text(event.offset), event.label, f"{event.score:.4f}")
+            for filename, found in events.items() for event in found)])
+
+
+def stems(names: Sequence[str]) -> list[str]:
+    """How the files of each recording begin: its name without suffix, with it where two would be the same.
+
+    What would be too long for a file system ends in a checksum. Raises UserError if two are still the same.
+    """
+    flat = [name.replace(os.sep, "_") for name in names]
+    found = [pathlib.PurePath(name).stem for name in flat]
+    if len(set(found)) < len(found):
+        found = flat
+    found = [_shortened(stem, name) for stem, name in zip(found, names)]
+    first = dict(zip(reversed(found), reversed(names)))
+    if twice := [(first[stem], name) for stem, name in zip(found, names) if first[stem] != name]:
+        raise UserError(f"The outputs of {twice[0][0]} and {twice[0][1]} would have the same names: rename one.")
+    return found
+
+
+def _shortened(stem: str, name: str) -> str:
+    room = files.NAME_BYTES - max(len(suffix) for suffix, _ in FILES.values())
+    if len(stem.encode()) <= room:
+        return stem
+    checksum = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+    return f"{stem.encode()[: room - len(checksum) - 1].decode(errors='ignore')}~{checksum}"
+
+
+def _write_rows(path: pathlib.Path, rows: Iterable[Sequence[str]]) -> None:
+    with atomic_output(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter="\t", lineterminator="\n").writerows(rows)
+
+
+def _text(seconds: float) -> str:
+    """Milliseconds, or as many digits as it takes to be exact."""
+    whole, _, digits = f"{seconds:.7f}".partition(".")
+    return f"{whole}.{digits.rstrip('0'):0<3}"
+
+
+def _short(values: np.ndarray) -> list[float]:
+    return [round(float(value), 4) for value in values]

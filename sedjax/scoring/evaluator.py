@@ -1,0 +1,139 @@
+"""Evaluation of a split: counts and loss of every recording, exactly once."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float
+
+from sedjax.core import grid, parallel
+from sedjax.core.config import Config
+from sedjax.core.task import Task
+from sedjax.data import resident
+from sedjax.data.batches import Batch, read_batch, stream
+from sedjax.data.plan import Source, evaluation_plan
+from sedjax.scoring import decisions, losses
+from sedjax.scoring.losses import weighted_bce
+from sedjax.scoring.metrics import confusion_counts
+
+log = logging.getLogger("sedjax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Counts of each recording of a split, for each candidate threshold, and the mean loss per frame.
+
+    Attributes:
+      segments, frames: (recording, candidate, class, outcome) int64; `frames` is None unless asked for.
+      loss: mean per real frame.
+      non_finite: recordings of which a probability or the loss is NaN or infinite; their counts mean nothing.
+    """
+
+    segments: np.ndarray
+    frames: np.ndarray | None
+    loss: float
+    non_finite: np.ndarray
+
+
+class Stopped(Exception):
+    """An evaluation was abandoned, because it was asked to stop."""
+
+
+class Evaluator:
+    """The evaluation of a split, in which every recording counts exactly once, whatever the batch size and the devices.
+
+    Attributes:
+      clips: of the split.
+      plan: (batches, batch_size), the clips of each batch, -1 for padding.
+      eval_step: steps.eval_step of this evaluation: a function of (variables, batch, thresholds).
+      step: the same as the devices run it: compiled, and a function of (variables, *inputs, thresholds).
+    """
+
+    def __init__(self, model: nn.Module, config: Config, task: Task, source: Source, mesh: Mesh,
+                 on_device: bool = False, frame_counts: bool = True):
+        """Puts the split into device memory if it is to stay `on_device` between evaluations."""
+        self.clips, self.plan = evaluation_plan(source, config.data, mesh.size)
+        self.eval_step = step = functools.partial(
+            eval_step, model=model, weights=losses.class_weights(task, **vars(config.loss)),
+            pooling=config.decision.pooling, task=task, frame_counts=frame_counts)
+        self._model, self._config, self._source, self._mesh = model, config, source, mesh
+        self._split = None
+        if on_device:
+            self._split = resident.load(source, self.clips, model.inputs, config.data, mesh, config.parallel)
+            self._lengths = resident.bucket_lengths(self.clips, config.data)
+            step = resident.with_gather(step, self._lengths, mesh)
+        self.step = parallel.compile_step(step, mesh, mode=config.parallel, by_row=True)
+
+    def read(self, number: int) -> Batch:
+        """This process's share of batch `number`."""
+        return read_batch(self._source, self.clips, self.plan[number], self._model.inputs, self._config.data,
+                          parallel.local_rows(self.plan.shape[1]))
+
+    def inputs(self, first: int, last: int) -> Iterator[tuple]:
+        """What `step` takes between variables and thresholds for the batches `first` to `last` - 1."""
+        if self._split is not None:
+            return ((self._split, *resident.select(ids, self.clips, self._config.data, self._lengths))
+                    for ids in self.plan[first:last])
+        batches = stream(self.read, first, last)
+        return ((batch,) for batch in parallel.to_devices(batches, self._mesh, mode=self._config.parallel))
+
+    def __call__(self, variables: dict, thresholds: np.ndarray, stop: Callable[[], bool] | None = None) -> Evaluation:
+        """Evaluates at thresholds (candidate, class).
+
+        Raises Stopped between two batches once `stop` says so.
+        """
+        counts = []
+        for inputs in self.inputs(0, len(self.plan)):
+            if stop is not None and stop():
+                raise Stopped
+            counts.append(self.step(variables, *inputs, thresholds))
+            counts[-2:-1] = jax.device_get(counts[-2:-1])  # one batch late, so that a stop waits for two at most
+        found = jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(counts))
+        ids = self.plan.ravel()
+        by_clip = {name: value[ids >= 0] for name, value in found.items()}
+        recording = self.clips.recording[ids[ids >= 0]]
+
+        def by_recording(counts: np.ndarray) -> np.ndarray:
+            total = np.zeros((len(self._source.lengths), *counts.shape[1:]), np.int64)
+            np.add.at(total, recording, counts)
+            return total
+
+        return Evaluation(by_recording(by_clip["segments"]),
+                          by_recording(by_clip["frames"]) if "frames" in by_clip else None,
+                          float(by_clip["loss"].sum(dtype=np.float64) / self.clips.frames.sum()),
+                          np.unique(recording[(by_clip["non_finite"] > 0) | ~np.isfinite(by_clip["loss"])]))
+
+
+def eval_step(variables: dict, batch: Batch, thresholds: Float[Array | np.ndarray, "candidate class"], *,
+              model: nn.Module, weights: Float[np.ndarray, "2 class"], pooling: str, task: Task,
+              frame_counts: bool = True) -> dict[str, Array]:
+    """Counts and loss of each clip.
+
+    Returns:
+      `segments` and, with `frame_counts`, `frames`: (clip, candidate, class, outcome) int32 counts; `loss` (clip,), the
+      loss summed over the clip's frames; `non_finite` (clip,), how many of its logits are NaN or infinite, which the
+      counts do not show: NaN is above no threshold.
+    """
+    logits = model.apply(variables, batch["features"], batch["frame_mask"])
+    mask, actual = batch["frame_mask"], batch["votes"] > 0
+    probabilities = jax.nn.sigmoid(logits)
+    pooled = decisions.pool_segments(probabilities, mask, pooling, task)
+    from_segments = confusion_counts(decisions.active(pooled, thresholds), _segments(actual & mask[..., None], task),
+                                     _segments(mask[..., None], task)[..., 0])
+    beside = {}
+    if frame_counts:
+        beside["frames"] = confusion_counts(decisions.active(probabilities, thresholds), actual[:, None],
+                                            mask[:, None])
+    loss = jnp.where(mask[..., None], weighted_bce(logits, actual.astype(jnp.float32), jnp.asarray(weights)), 0)
+    non_finite = (mask[..., None] & ~jnp.isfinite(logits)).sum((1, 2), dtype=jnp.int32)
+    return {"segments": from_segments, "loss": loss.sum((1, 2)), "non_finite": non_finite, **beside}
+
+
+def _segments(x: Bool[Array, "clip frame class"], task: Task) -> Bool[Array, "clip 1 segment class"]:
+    return grid.any_frame(x, task)[:, None]

@@ -1,0 +1,206 @@
+"""Submission files: one row per segment, one 0/1 column per class (SPEC section 2)."""
+
+import array
+import collections
+import csv
+import functools
+import itertools
+import os
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from jaxtyping import Bool
+
+from sedjax.core import grid
+from sedjax.core.errors import UserError, printable
+from sedjax.core.files import atomic_output, csv_rows
+from sedjax.core.task import OUTCOMES, Task
+from sedjax.data.layout import Layout, read_splits
+from sedjax.scoring import metrics
+
+KEY_COLUMNS = ("filename", "onset")
+VALUES = {"0": False, "1": True, "0.0": False, "1.0": True}
+
+ONSETS = 1 << 16  # whose segments are remembered
+MOST_SEGMENTS = 1 << 62  # what an array of 64-bit integers holds; no recording has as many
+
+Segments = Mapping[str, Bool[np.ndarray, "_ class"]]  # of each recording by its filename
+
+
+class _Submission(Mapping):
+    """Segments of recordings as parts of one array: a million arrays of their own would take half a gigabyte."""
+
+    def __init__(self, index: dict[str, int], edges: np.ndarray, active: np.ndarray):
+        """Takes the number of each recording, and where in `active` the segments of each number begin and end."""
+        self._index, self._edges, self._active = index, edges, active
+
+    def __getitem__(self, filename: str) -> np.ndarray:
+        number = self._index[filename]
+        return self._active[self._edges[number] : self._edges[number + 1]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+
+def read_submission(path: str | os.PathLike, task: Task) -> Segments:
+    """The segments of each recording in a submission file: filename -> (S, C) bool, in the task's class order.
+
+    Rows and columns may be in any order: a row is known by its filename and onset, a column by its name.
+
+    Raises:
+      UserError: it names the file, line and column of whatever is not as SPEC section 2 has it.
+    """
+    where, rows = printable(path), csv_rows(path)
+    line, header = next(rows, (1, None))
+    if header is None:
+        raise UserError(f"{where} is empty.")
+    _check_header(header, task, where=f"{where}, line {line}")
+    filename_at, onset_at = (header.index(column) for column in KEY_COLUMNS)
+    classes_at = [header.index(name) for name in task.classes]
+    segment_of = functools.lru_cache(ONSETS)(functools.partial(_segment, task=task))  # few texts, many rows
+
+    index: dict[str, int] = {}  # number of each recording
+    recordings, segments, lines, active = array.array("q"), array.array("q"), array.array("q"), bytearray()
+    for line, row in rows:
+        if len(row) != len(header):
+            raise UserError(f"{where}, line {line}: {len(row)} fields where the header has {len(header)}"
+                            + (f"; the column {header[len(row)]!r} has no value." if len(row) < len(header) else "."))
+        try:
+            segments.append(segment_of(row[onset_at]))
+        except ValueError as error:
+            raise UserError(f"{where}, line {line}, column 'onset': {error}.") from None
+        if not row[filename_at]:
+            raise UserError(f"{where}, line {line}, column 'filename': no file is named.")
+        recordings.append(index.setdefault(row[filename_at], len(index)))
+        lines.append(line)
+        try:
+            active.extend([VALUES[row[at]] for at in classes_at])
+        except KeyError as error:
+            name = next(name for name, at in zip(task.classes, classes_at) if row[at] not in VALUES)
+            raise UserError(f"{where}, line {line}, column {name!r}: {error.args[0]!r} is neither 0 nor 1.") from None
+    if not index:
+        raise UserError(f"{where} has a header but no rows.")
+
+    recording, segment = np.frombuffer(recordings, np.int64), np.frombuffer(segments, np.int64)
+    order = np.lexsort((segment, recording))  # rows of the same segment stay in the order of their lines
+    recording, segment = recording[order], segment[order]
+    edges = np.searchsorted(recording, np.arange(len(index) + 1))
+    expected = np.arange(len(segment)) - edges[recording]
+    if (wrong := np.flatnonzero(segment != expected)).size:
+        first = wrong[0]
+        onset = grid.onset_text(int(min(segment[first], expected[first])), task)
+        place = f"{where}, line {lines[order[first]]}, column 'onset': {list(index)[recording[first]]!r}"
+        if segment[first] > expected[first]:
+            raise UserError(f"{place} goes on without a row for {onset}.")
+        raise UserError(f"{place} at {onset} is on line {lines[order[first - 1]]} already.")
+    return _Submission(index, edges, np.frombuffer(active, bool).reshape(len(order), -1)[order])
+
+
+def write_submission(path: str | os.PathLike, task: Task, segments: Segments) -> None:
+    """Writes the (S, C) bool segments of each recording, recordings in the order of `segments`.
+
+    Raises UserError if the file cannot be written, ValueError for an array that is not (S >= 1, C) bool.
+    """
+    for filename, active in segments.items():
+        if active.dtype != bool or active.ndim != 2 or active.shape[1] != len(task.classes) or not len(active):
+            raise ValueError(f"{filename!r}: (segments, {len(task.classes)}) bool expected, "
+                             f"not {active.dtype} {active.shape}.")
+    with atomic_output(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow((*KEY_COLUMNS, *task.classes))
+        for filename, active in segments.items():
+            writer.writerows((filename, grid.onset_text(segment, task), *values)
+                             for segment, values in enumerate(active.astype(int).tolist()))
+
+
+def require_same_segments(found: Mapping[str, int], expected: Mapping[str, int], where_found: str,
+                          where_expected: str, task: Task) -> None:
+    """Raises UserError unless both have the same recordings with the same number of segments.
+
+    Args:
+      found: number of segments of each recording, as predicted.
+      expected: the same, as it should be.
+      where_found: what to call the first in the error: its path.
+      where_expected: what to call the second.
+      task: gives the onset of the first segment that is missing or too much.
+    """
+    missing = [filename for filename in expected if filename not in found]
+    unknown = [filename for filename in found if filename not in expected]
+    if missing:
+        raise UserError(f"{where_found} lacks {len(missing):,} of the {len(expected):,} recordings of "
+                        f"{where_expected}, first {missing[0]!r}"
+                        + (f", and names others ({len(unknown):,}), first {unknown[0]!r}." if unknown else "."))
+    if unknown:
+        raise UserError(f"{where_found} names recordings that {where_expected} does not ({len(unknown):,}), "
+                        f"first {unknown[0]!r}.")
+    for filename, segments in expected.items():
+        if found[filename] != segments:
+            what = "missing" if found[filename] < segments else "extra"
+            onset = grid.onset_text(min(found[filename], segments), task)
+            raise UserError(f"The number of segments of {filename!r} is {found[filename]} in {where_found} and "
+                            f"{segments} in {where_expected}; the first {what} one starts at {onset}.")
+
+
+def _check_header(header: list[str], task: Task, where: str) -> None:
+    wanted = (*KEY_COLUMNS, *task.classes)
+    times = collections.Counter(header)
+    missing = [column for column in wanted if column not in times]
+    unknown = [column for column in times if column not in wanted]
+    if missing:
+        raise UserError(f"{where}: the column {missing[0]!r} of the task {task.name!r} is missing"
+                        + (f", and {unknown[0]!r} is unknown." if unknown else "."))
+    if repeated := [column for column in times if times[column] > 1]:
+        raise UserError(f"{where}: the column {repeated[0]!r} is there twice.")
+    if unknown:
+        raise UserError(f"{where}: the column {unknown[0]!r} is not a class of the task {task.name!r}.")
+
+
+def _segment(onset: str, task: Task) -> int:
+    """The segment that starts at an onset, MOST_SEGMENTS at most. Raises ValueError that says what is wrong with it."""
+    if not onset.isascii() or "_" in onset:  # which float takes, unlike other programs
+        raise ValueError(f"{onset!r} is not a number")
+    try:
+        seconds = float(onset)
+    except ValueError:
+        raise ValueError(f"{onset!r} is not a number") from None
+    segment = grid.onset_segment(seconds, task)
+    if segment is None:
+        starts = ", ".join(grid.onset_text(i, task) for i in range(3))
+        raise ValueError(f"no segment starts at {onset!r}; they start at {starts} and so on")
+    return min(segment, MOST_SEGMENTS)
+RECORDINGS_AT_ONCE = 10_000  # whose segments are counted together
+
+
+def score_submissions(predictions: Segments, truth: Segments, task: Task, where_predictions: str = "the prediction",
+                      where_truth: str = "the ground truth") -> metrics.Score:
+    """The score of (S, C) bool segments per recording against the true ones, matched by filename.
+
+    Raises UserError, with the names of both sides, unless they have the same recordings and numbers of segments.
+    """
+    require_same_segments(_lengths(predictions), _lengths(truth), where_predictions, where_truth, task)
+    counts = np.empty((len(truth), len(task.classes), len(OUTCOMES)), np.int32)
+    filenames = iter(truth)
+    for first in range(0, len(truth), RECORDINGS_AT_ONCE):
+        block = list(itertools.islice(filenames, RECORDINGS_AT_ONCE))
+        predicted, actual = ([side[filename] for filename in block] for side in (predictions, truth))
+        starts = np.cumsum([0, *map(len, actual[:-1])])
+        counts[first : first + len(block)] = metrics.recording_counts(
+            np.concatenate(predicted), np.concatenate(actual), starts)
+    return metrics.score(counts, task)
+
+
+def expected_segments(layout: Layout, split: str | None = None) -> dict[str, int]:
+    """Number of segments of each recording of a directory, or of one of its splits.
+
+    It comes from the headers of the features files, or of the labels files where there are no features.
+    Raises UserError that names a recording with neither, or a damaged file.
+    """
+    filenames = read_splits(layout)[split] if split else layout.filenames
+    return {filename: grid.num_segments(layout.num_frames(filename), layout.task) for filename in filenames}
+
+
+def _lengths(segments: Segments) -> dict[str, int]:
+    return {filename: len(values) for filename, values in segments.items()}

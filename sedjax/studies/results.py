@@ -1,0 +1,244 @@
+"""Trained models and their results on a split, kept in their workdirs."""
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pydantic
+from jaxtyping import Float, Int
+
+from sedjax.core import files, parallel
+from sedjax.core.errors import UserError
+from sedjax.core.task import Task
+from sedjax.data import identity
+from sedjax.data.records import open_records, require_features
+from sedjax.inference.trained import load_model
+from sedjax.models import registry
+from sedjax.models.variables import count_parameters
+from sedjax.scoring import metrics
+from sedjax.scoring.evaluator import Evaluator
+from sedjax.training import workdir
+from sedjax.training.metric_writer import read_metrics
+
+log = logging.getLogger("sedjax")
+
+
+def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = None,
+                     which: str | int = "best") -> dict:
+    """The result of a trained model on a split.
+
+    Args:
+      folder: the workdir.
+      split: "train", "validation" or "test".
+      data: records to evaluate on; those of the training if None.
+      which: the checkpoint, as for inference.trained.load_model.
+
+    Returns:
+      `step` of the checkpoint, `counts` of segments (recording, class, outcome), the fields of metrics.Score,
+      `frames`: the figures of metrics.detection_figures, and `records`: their `path`, and what tells them from others
+      (`identity`). It can be written as JSON.
+
+    Raises:
+      UserError: it is not a workdir, has no such checkpoint, the records are of another task or lack a feature, or a
+        probability is not finite.
+    """
+    trained = load_model(folder, which)
+    config, task = trained.config, trained.task
+    with parallel.all_or_none():
+        source = open_records(data or config.data.path, split)
+        task.require_same(source.task, where=f"the records in {source.path}")
+        require_features({key: entry["width"] for key, entry in source.features.items()},
+                         trained.inputs, trained.widths, where=f"The dataset {source.path}")
+        identity.require_same_extractors(trained.features, source.features, source.path, str(folder))
+        records = {"path": source.path, "identity": source.identity(trained.inputs)}
+    if not data and (differing := identity.difference(trained.features, source.metadata.entries)):
+        log.warning("The records in %s are not those that %s was trained on: the %s differ.", source.path, folder,
+                    differing)
+    mesh = parallel.make_mesh()
+    evaluate = Evaluator(trained.model, config, task, source, mesh)
+    evaluation = evaluate(parallel.replicate(trained.variables, mesh), trained.thresholds[None])
+    if len(evaluation.non_finite):
+        raise UserError(f"The checkpoint of step {trained.step} in {folder} gives NaN or infinite probabilities for "
+                        f"{len(evaluation.non_finite)} of {len(source.lengths)} recordings, the first of them "
+                        f"{source.filenames[evaluation.non_finite[0]]}: choose another with --checkpoint, or check the "
+                        "features of that recording.")
+    score = metrics.score(evaluation.segments[:, 0], task)
+    frames = metrics.detection_figures(evaluation.frames[:, 0].sum(0), task)
+    return {"step": trained.step, "counts": evaluation.segments[:, 0].tolist(), **score.to_dict(), "frames": frames,
+            "records": records}
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A trained model: how its training went, and its result on one split.
+
+    Systems of one name are runs of one system, for example with several seeds: figures give them one colour and one
+    entry in the legend, and take the mean of their costs per class.
+
+    Attributes:
+      name: of the system; the folder's from `collect`.
+      model: name of the model.
+      task: what it was trained for.
+      parameters: trainable ones.
+      seconds: of training; None where metrics.jsonl has no `seconds` (those since the entry before).
+      steps, epochs: of each evaluation on the validation split.
+      validation_cost, validation_loss: of each evaluation; cost per minute, loss per frame.
+      train_loss: mean of the steps since the evaluation before, NaN where there are none.
+      best: which evaluation is that of the best checkpoint.
+      counts: of segments on the split.
+      cost, interval: on the split, per minute, with its 95 % interval.
+      class_costs: on the split, per minute, by class.
+      recordings: fingerprint of the recordings and labels of the split; "" if unknown.
+    """
+
+    name: str
+    model: str
+    task: Task
+    parameters: int
+    seconds: float | None
+    steps: Int[np.ndarray, "evaluation"]
+    epochs: Float[np.ndarray, "evaluation"]
+    validation_cost: Float[np.ndarray, "evaluation"]
+    validation_loss: Float[np.ndarray, "evaluation"]
+    train_loss: Float[np.ndarray, "evaluation"]
+    best: int
+    counts: Int[np.ndarray, "recording class outcome"]
+    cost: float
+    interval: tuple[float, float]
+    class_costs: dict[str, float]
+    recordings: str = ""
+
+    @property
+    def naive(self) -> bool:
+        return self.model == "naive"
+
+
+def collect(folders: Sequence[str | os.PathLike], split: str) -> list[System]:
+    """The systems of workdirs of one task, the lowest cost first; evaluates those that have no result on the split yet.
+
+    Raises UserError if one is no workdir, has no evaluation yet, or is of another task, or a result cannot be had.
+    """
+    paths = [pathlib.Path(folder) for folder in folders]
+    names = files.distinct_names(paths)
+    found = [workdir.read(path) for path in paths]
+    for path, (_, task, _) in zip(paths, found):
+        found[0][1].require_same(task, where=f"the workdir {path}")
+    histories = [read_history(path) for path in paths]  # all are looked at before the first is evaluated for minutes
+    systems = []
+    for path, name, history, (config, task, features) in zip(paths, names, histories, found):
+        result = result_of(path, split, int(history["steps"][np.argmin(history["validation_cost"])]))
+        history = read_history(path)  # again: a training may have gone on meanwhile
+        widths = {key: entry["width"] for key, entry in features.items()}
+        systems.append(System(
+            name=name, model=config.model["name"], task=task, **history,
+            parameters=count_parameters(registry.build_from(config, task), widths),
+            best=int(np.flatnonzero(history["steps"] == result["step"])[-1]), counts=np.array(result["counts"]),
+            cost=result["cost"], interval=tuple(result["interval"]),
+            class_costs={label: figures["cost"] for label, figures in result["classes"].items()},
+            recordings=result["records"]["identity"].get(identity.LABELS, "")))
+    return sorted(systems, key=lambda system: system.cost)
+
+
+def result_of(folder: pathlib.Path, split: str, step: int) -> dict:
+    """What evaluate.evaluate_workdir returns, of the best checkpoint and the records that are there now.
+
+    It is kept in the workdir if that can be written, and made again once anything that it depends on has changed.
+
+    Raises UserError as evaluate_workdir does.
+    """
+    path = folder / "report" / f"evaluation_{split}.json"
+    kept = None
+    with contextlib.suppress(UserError):  # missing, or of another form
+        kept = files.read_json(path, _Kept)
+    if kept and kept.digest == _digest(kept.of, kept.result) and kept.of == _depends_on(folder, split, step):
+        return kept.result
+    log.info("Evaluating %s on the %s split.", folder, split)
+    result = evaluate_workdir(folder, split)
+    of = {"step": result["step"], "checkpoint": _checkpoint_identity(folder, result["step"]),
+          "records": result["records"]["identity"]}
+    try:
+        files.make_folder(path.parent)
+        files.write_json(path, {"of": of, "digest": _digest(of, result), "result": result}, ours=True)
+    except UserError as error:
+        log.warning("This evaluation cannot be kept: %s", error)
+    return result
+
+
+@pydantic.dataclasses.dataclass
+class _Kept:
+    """An evaluation in a workdir.
+
+    Attributes:
+      of: what it depends on, as `_depends_on` gives it.
+      digest: of the others.
+      result: what evaluate.evaluate_workdir returned.
+    """
+
+    of: dict[str, Any]
+    digest: str
+    result: dict[str, Any]
+
+
+def _depends_on(folder: pathlib.Path, split: str, step: int) -> dict[str, Any]:
+    """What the evaluation of a step depends on: the checkpoint and the records, which may be None: unknown.
+
+    Where there are no records any more, they are those of the training.
+
+    Raises UserError if the records are damaged.
+    """
+    config, _, features = workdir.read(folder)
+    keys = [key for key in features if key != identity.LABELS]
+    records = (identity.read_metadata(config.data.path).identity(split, keys)
+               if identity.has_records(config.data.path) else identity.of_split(features, split, keys))
+    return {"step": step, "checkpoint": _checkpoint_identity(folder, step), "records": records}
+
+
+def _checkpoint_identity(folder: pathlib.Path, step: int) -> str | None:
+    """Of the progress at a step, which has the checksums of the weights; None if there is no such checkpoint."""
+    try:
+        with files.open_file(folder / "checkpoints" / str(step) / "progress" / "metadata") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except UserError:
+        return None
+
+
+def _digest(of: dict[str, Any], result: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps([of, result]).encode(), digest_size=16).hexdigest()
+
+
+def read_history(folder: pathlib.Path) -> dict:
+    """The fields of System that metrics.jsonl tells: seconds, and the series over the evaluations.
+
+    Raises UserError if there was no evaluation yet.
+    """
+    entries = read_metrics(folder)
+    evaluations = [entry for entry in entries if "validation_cost" in entry]
+    if not evaluations:
+        raise UserError(f"The training in {folder} has no validation cost yet: let it reach its first evaluation.")
+    series = {name: np.array([entry[key] for entry in evaluations], kind) for name, key, kind in (
+        ("steps", "step", int), ("epochs", "epoch", float), ("validation_cost", "validation_cost", float),
+        ("validation_loss", "validation_loss", float))}
+    logged = [entry for entry in entries if "loss" in entry]
+    ends, losses = (np.array([entry[key] for entry in logged], float) for key in ("step", "loss"))
+    weights = np.diff(ends, prepend=0)  # an entry is the mean of the steps since the one before
+    train_loss = []
+    for start, end in itertools.pairwise([0, *series["steps"]]):
+        since = (ends > start) & (ends <= end)
+        train_loss.append(np.average(losses[since], weights=weights[since]) if since.any() else np.nan)
+    seconds = [entry["seconds"] for entry in entries if "seconds" in entry]
+    return {**series, "train_loss": np.array(train_loss), "seconds": math.fsum(seconds) if seconds else None}
+
+
+def same_recordings(systems: Sequence[System]) -> bool:
+    """Whether systems were evaluated on the same recordings and labels, as far as is known."""
+    known = {system.recordings for system in systems} - {""}
+    return len({len(system.counts) for system in systems}) == 1 and len(known) <= 1

@@ -1,0 +1,59 @@
+"""A request to stop, by signal, which training follows at the end of a step."""
+
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+
+import jax
+
+from sedjax.core import parallel
+
+log = logging.getLogger("sedjax")
+
+
+class Stop:
+    """Whether this process was asked to stop, and by which signal; never, unless `listen` made it."""
+
+    def __init__(self):
+        self.signal: str | None = None
+        self._answer: jax.Array | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def agreed(self) -> bool:
+        """Whether all processes are to stop here, because any of them was asked to.
+
+        All must call this equally often. Where there are several, a request takes one more call to get to all, so that
+        no process waits for another, nor for its own device.
+        """
+        if jax.process_count() == 1:
+            return bool(self)
+        answer, self._answer = self._answer, parallel.any_across_processes(bool(self))
+        return answer is not None and bool(answer)
+
+
+@contextlib.contextmanager
+def listen() -> Iterator[Stop]:
+    """Turns SIGTERM (preemption) and SIGINT (Ctrl-C) into a request; a second one of the same kind ends the process.
+
+    Whoever stops a process may send both. Of several processes each listens for itself; `agreed` tells all of them.
+    """
+    stop = Stop()
+    before = {}
+
+    def request(number: int, frame) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if not stop:
+            stop.signal = signal.Signals(number).name
+            log.warning("%s: stopping after this step.", stop.signal)
+
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,69 @@
+"""Everything that training changes, as one tree."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+
+from sedjax.models.variables import example_inputs, fill_statistics, fill_weights
+
+
+@struct.dataclass
+class TrainState:
+    """What training changes.
+
+    Attributes:
+      step: steps taken, int32.
+      params: trainable parameters.
+      ema: running average of the parameters and the batch statistics, as variables, or None.
+      model_state: the model's other variables: batch statistics, statistics of the features.
+      opt_state: the optimizer's.
+    """
+
+    step: Any
+    params: Any
+    ema: Any
+    model_state: Any
+    opt_state: Any
+
+    @property
+    def eval_variables(self) -> dict:
+        """The variables to predict with: averaged where there is an average, and the model's other state."""
+        return {"params": self.params, **self.model_state, **(self.ema or {})}
+
+
+def trained_variables(params, model_state: dict) -> dict:
+    """The variables that a step changes: all but the statistics of the features."""
+    return {"params": params, **{name: tree for name, tree in model_state.items() if name != "statistics"}}
+
+
+def random_keys(seed: int) -> tuple[jax.Array, jax.Array]:
+    """The keys of initialisation and of everything random in training, for `create` and steps.train_step."""
+    initial_key, training_key = jax.random.split(jax.random.key(seed))
+    return initial_key, training_key
+
+
+def create(model: nn.Module, optimizer: optax.GradientTransformation, features: dict[str, dict], ema: bool,
+           seed: int, initial_weights: str = "") -> TrainState:
+    """The state at step 0, a function of the seed.
+
+    Args:
+      model: the module.
+      optimizer: its optimizer.
+      features: width and statistics of each feature, from the records' metadata.
+      ema: whether to average what is learned.
+      seed: of the initial values.
+      initial_weights: file of the weights that a part of the model starts from, see models.fill_weights.
+    """
+    widths = {key: entry["width"] for key, entry in features.items()}
+    variables = jax.jit(model.init)(random_keys(seed)[0], *example_inputs(model, widths))
+    if initial_weights:
+        variables = fill_weights(variables, initial_weights, getattr(model, "unused_weights", ()))
+    params = variables.pop("params", {})
+    model_state = fill_statistics(variables, features)
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, model_state=model_state,
+                      ema=jax.tree.map(jnp.copy, trained_variables(params, model_state)) if ema else None,
+                      opt_state=optimizer.init(params))
