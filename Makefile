@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine with Python 3.11 or newer: `make demo` and `make test`.
+# On a fresh machine with Python 3.11 or newer, `make demo` and `make test` do everything.
 PYTHON ?= python3
 BIN = .venv/bin
 DEMO ?= demo
@@ -22,14 +22,14 @@ lint: setup
 test: setup lint
 	$(BIN)/python -m pytest -n 2 --dist=loadscope --no-loadscope-reorder
 
-# The whole corpus of hostile input, then random damages of the input of every command: SECONDS=600 for how long, SEED=1
-# for which.
+# The whole corpus of hostile input, then random damage to the input of every command: SECONDS=600 sets the duration,
+# SEED=1 the random seed.
 SECONDS ?= 60
 test-hostile: setup
-	SEDJAX_ALL_ROWS=1 $(BIN)/python -m pytest -q tests/hostile
-	$(BIN)/python tests/hostile/fuzz.py --seconds=$(SECONDS) $(if $(SEED),--seed=$(SEED))
+	SEDJAX_ALL_ROWS=1 $(BIN)/python -m pytest -q tests/properties/hostile
+	$(BIN)/python tests/properties/hostile/fuzz.py --seconds=$(SECONDS) $(if $(SEED),--seed=$(SEED))
 
-# Every config, compiled at full size for TPUs and GPUs that are not here. About an hour.
+# Compiles every config at full size for TPUs and GPUs that are not present; takes about an hour.
 test-accelerators: .venv-accelerators/installed
 	.venv-accelerators/bin/python -m pytest tests/accelerators.py
 
@@ -41,21 +41,21 @@ test-accelerators: .venv-accelerators/installed
 	  'jax[tpu,cuda12-local]'
 	@touch $@
 
-# The notebook's cells in environments like those of Colab's GPU and TPU runtimes: 10 GB of disk in TMPDIR, and some
-# gigabytes of downloads.
+# Runs the notebook's cells in environments like Colab's GPU and TPU runtimes; needs 10 GB of disk in TMPDIR and
+# downloads some gigabytes.
 COLAB_PYTHON ?= python3.13
 test-colab:
 	$(COLAB_PYTHON) tests/colab_runtimes.py
 
-# Both notebooks on tiny settings; `make test` runs the first.
+# Runs both notebooks with tiny settings; `make test` runs the first.
 test-notebooks: setup
-	SEDJAX_NOTEBOOKS=1 $(BIN)/python -m pytest tests/test_notebook.py
+	SEDJAX_NOTEBOOKS=1 $(BIN)/python -m pytest tests/properties/test_notebook.py
 
-# Stores what the notebooks show.
+# Stores the output of the notebooks.
 notebooks: setup
 	$(BIN)/python tests/notebooks.py
 
-# The whole path on the built-in data set: recordings, records, models, their cost, a submission, a report.
+# The whole pipeline on the built-in data set: recordings, records, models, their cost, a submission, a report.
 RUN = $(BIN)/sedjax
 demo: setup
 	$(RUN) soundscapes --output $(DEMO)/soundscapes

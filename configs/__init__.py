@@ -1,1 +1,1 @@
-"""One experiment a file; `get_config()` returns it as a ConfigDict."""
+"""One experiment per file; `get_config()` returns it as a ConfigDict."""

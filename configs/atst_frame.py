@@ -1,8 +1,8 @@
 """ATST-Frame end to end from raw audio (SPEC system 14, without its defects): pretrained, then fine-tuned.
 
 Command:  sedjax train --config=atst_frame --config.data.path=DATA --workdir=WORKDIR
-          DATA are records with --features=audio. The weights: sedjax import-weights --network=atst_frame
-          --checkpoint=ATST-F_strong_1.pt --output=atst_frame.npz, of PretrainedSED's release v0.0.1.
+          DATA: records with --features=audio. Weights, from PretrainedSED's release v0.0.1: sedjax import-weights
+          --network=atst_frame --checkpoint=ATST-F_strong_1.pt --output=atst_frame.npz.
 Time and expected cost: not measured; 85,426,954 parameters.
 """
 

@@ -1,8 +1,8 @@
-"""A small ATST-Frame from scratch, from raw audio, for a laptop.
+"""A small ATST-Frame on raw audio, trained from scratch, for a laptop.
 
 Command:  sedjax train --config=atst_frame_small --config.data.path=DATA --workdir=WORKDIR
-          DATA are records with --features=audio.
-Time: 8 minutes of processor time for 360 recordings of 23 s, on two cores.
+          DATA: records with --features=audio.
+Time: 8 minutes of CPU time on two cores for 360 recordings of 23 s.
 Expected cost there (UrbanSound8K + FSDD soundscapes, see the README): 136 validation, 268 test; silence 277 and 345;
 configs/atst_hybrid_small.py reaches 104 and 193 in the same time.
 """

@@ -1,12 +1,13 @@
-"""ATST-Frame, pretrained, and on it the embedding-transformer with its loss by cost, trained together from raw audio.
+"""Pretrained ATST-Frame followed by the embedding-transformer with its cost-based loss, trained jointly on raw audio.
 
 Command:  sedjax train --config=atst_hybrid --config.data.path=DATA --workdir=WORKDIR
-          DATA and the weights: as for configs/atst_frame.py.
+          DATA and weights: as for configs/atst_frame.py.
 Time and expected cost: not measured; 121,378,826 parameters.
 """
 
-from configs import atst_frame
 from sedjax.training.configs import base_config
+
+from . import atst_frame
 
 
 def get_config():

@@ -1,13 +1,14 @@
-"""A small ATST-Frame and a small embedding-transformer on it, from scratch, from raw audio, for a laptop.
+"""A small ATST-Frame followed by a small embedding-transformer, from scratch on raw audio, for a laptop.
 
 Command:  sedjax train --config=atst_hybrid_small --config.data.path=DATA --workdir=WORKDIR
-          DATA are records with --features=audio.
-Time: 8 minutes of processor time for 360 recordings of 23 s, on two cores.
+          DATA: records with --features=audio.
+Time: 8 minutes of CPU time on two cores for 360 recordings of 23 s.
 Expected cost there (UrbanSound8K + FSDD soundscapes, see the README): 104 validation, 193 test; silence 277 and 345.
 """
 
-from configs import atst_frame_small
 from sedjax.training.configs import base_config
+
+from . import atst_frame_small
 
 
 def get_config():
@@ -28,6 +29,6 @@ def get_config():
     config.model.layers = 2
     config.model.feed_forward = 256
     config.model.norm = "pre"
-    config.model.positions = 0  # of crops, only the first would be trained
+    config.model.positions = 0  # with crops, only the first positions would be trained
     config.model.head_width = 0
     return config

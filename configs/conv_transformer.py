@@ -1,7 +1,8 @@
 """The conv-transformer on mel spectrograms with learned positions (SPEC system 3).
 
 Command:  sedjax train --config=conv_transformer --config.data.path=DATA --workdir=WORKDIR
-Time: not measured at this size.  Expected cost: 81 train, 101.47 test on MLPC by the report (without positions).
+Time: not measured at this size.
+Expected cost on MLPC according to the report (without positions): 81 train, 101.47 test.
 """
 
 from sedjax.training.configs import base_config

@@ -1,4 +1,4 @@
-"""A small conv-transformer for a laptop: pre-norm, warm-up and cosine, averaged weights, tuned thresholds.
+"""A small conv-transformer for a laptop: pre-norm, warm-up and cosine decay, averaged weights, tuned thresholds.
 
 Command:  sedjax train --config=conv_transformer_small --config.data.path=DATA --workdir=WORKDIR
 Time: 3 minutes on two CPU cores for 360 recordings of 23 s.

@@ -1,13 +1,14 @@
 """The models of `make demo`, small enough to train on two CPU cores in a minute.
 
 Command:  sedjax train --config=demo:MODEL --workdir=WORKDIR
-          MODEL is conv_transformer (on mel spectrograms), embedding_transformer (on what the conv-transformer makes of
-          them) or naive.
+          MODEL is conv_transformer (on mel spectrograms), embedding_transformer (on embeddings of the
+          conv-transformer) or naive.
 Time: half a minute each on two CPU cores.  Expected test cost: 155 (conv), 157 (embedding), 489 (naive).
 """
 
-from configs import conv_transformer_small, embedding_transformer_small, naive
 from sedjax.core.errors import UserError
+
+from . import conv_transformer_small, embedding_transformer_small, naive
 
 CONFIGS = {"conv_transformer": conv_transformer_small, "embedding_transformer": embedding_transformer_small,
            "naive": naive}

@@ -1,8 +1,8 @@
-"""The embedding-transformer that won MLPC 2025 (SPEC system 13), as the report trained it.
+"""The embedding-transformer that won MLPC 2025 (SPEC system 13), trained as in the report.
 
 Command:  sedjax train --config=embedding_transformer --config.data.path=DATA --workdir=WORKDIR
-Time: 80 seconds an epoch on two CPU cores for 360 recordings of 23 s; 30 epochs there.
-Expected cost on MLPC by the report: 37.30 validation, 38.60 test, 41.81 hidden.
+Time: 80 seconds per epoch on two CPU cores for 360 recordings of 23 s, where it takes 30 epochs.
+Expected cost on MLPC according to the report: 37.30 validation, 38.60 test, 41.81 hidden.
 """
 
 from sedjax.training.configs import base_config

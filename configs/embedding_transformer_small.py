@@ -1,4 +1,4 @@
-"""A small embedding-transformer for a laptop: convolutions over time, pre-norm, warm-up and cosine, averaged weights.
+"""A small embedding-transformer for a laptop: temporal convolutions, pre-norm, warm-up and cosine, averaged weights.
 
 Command:  sedjax train --config=embedding_transformer_small --config.data.path=DATA --workdir=WORKDIR
 Time: 2.5 minutes on two CPU cores for 360 recordings of 23 s.

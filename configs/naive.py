@@ -1,7 +1,7 @@
-"""The naive baseline (SPEC system 1): a class is always on if it is in half of the training frames, else never.
+"""The naive baseline (SPEC system 1): it always predicts the classes that are active in half of the training frames.
 
 Command:  sedjax train --config=naive --config.data.path=DATA --workdir=WORKDIR
-Time: seconds.  Expected cost: 108.86 on the MLPC validation split by the report.
+Time: seconds.  Expected cost: 108.86 on the MLPC validation split according to the report.
 """
 
 from sedjax.training.configs import base_config

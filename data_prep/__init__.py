@@ -1,4 +1,4 @@
-"""From recordings to records."""
+"""Prepares data: features, checks, records and imported weights."""
 
 from sedjax.core import interrupts
 

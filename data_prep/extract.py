@@ -4,8 +4,8 @@
         --embeddings_from=WORKDIR
     sedjax extract --source=DIR --embeddings_from=WORKDIR
 
-The first form makes features of audio files; started again, it resumes. The second adds embeddings to
-features that are there. Embeddings are what the head of a trained sedjax model sees of each frame, or ATST-Frame's.
+The first form computes features of audio files; run again, it resumes. The second adds embeddings to existing
+features. Embeddings are the inputs of the head of a trained sedjax model, per frame, or ATST-Frame's outputs.
 """
 
 import contextlib
@@ -20,9 +20,6 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from data_prep import extraction, origin
-from data_prep.extraction import Job, Waiting
-from data_prep.journal import Entry, Journal, features_state, recording_state
 from sedjax.audio import reader
 from sedjax.audio.clips import Unreadable
 from sedjax.commands import cli
@@ -30,25 +27,28 @@ from sedjax.commands.cli import BAD_LIST, SOME_BAD_STATUS, write_bad
 from sedjax.core import errors, files, task
 from sedjax.core.errors import UserError
 from sedjax.core.files import read_csv
+from sedjax.data.identity import Extractor
 from sedjax.data.layout import Layout, read_layout, read_task
 
+from . import extraction
+from .extraction import Job, Waiting
+
 FEATURES = ("melspectrogram", "mfcc", "mfcc_delta", "mfcc_delta2", "embeddings")
-JOURNAL = "extracted.jsonl"
 METADATA = "metadata.csv"
 
 
 def define_flags() -> None:
     flags.DEFINE_string("audio", None, "Folder of recordings, each of any format, rate, channels and length.")
-    flags.DEFINE_string("output", None, "Directory for what is made of --audio, in MLPC layout.")
-    flags.DEFINE_list("features", ["melspectrogram", "mfcc"], f"What to make of --audio: any of {', '.join(FEATURES)}.")
-    flags.DEFINE_string("source", None, "Directory in MLPC layout, with the features that the extractor needs, to add "
-                                        "embeddings to.")
-    flags.DEFINE_string("embeddings_from", None, "The extractor: workdir of a trained model, or with --audio also the "
-                                                 "npz file of ATST-Frame that data_prep.import_weights wrote.")
-    flags.DEFINE_enum("hop_seconds", "9.6", ["9.6", "4.8"], "From one window of ATST-Frame, of 10 s, to the next: 4.8 "
-                                                            "takes twice as long and averages two for most frames.")
-    flags.DEFINE_integer("drop_layers", 0, "Last layers of ATST-Frame to leave out.", lower_bound=0)
-    flags.DEFINE_string("beam_options", None, "Run --audio as an Apache Beam pipeline with these options, such as "
+    flags.DEFINE_string("output", None, "Directory in MLPC layout to write the features of --audio to.")
+    flags.DEFINE_list("features", ["melspectrogram", "mfcc"], f"Features to compute: any of {', '.join(FEATURES)}.")
+    flags.DEFINE_string("source", None, "Directory in MLPC layout to add embeddings to; it must hold the features "
+                                        "that the extractor needs.")
+    flags.DEFINE_string("embeddings_from", None, "The extractor: workdir of a trained model or, with --audio, an npz "
+                                                 "file of ATST-Frame written by data_prep.import_weights.")
+    flags.DEFINE_enum("hop_seconds", "9.6", ["9.6", "4.8"], "Hop between the 10 s windows of ATST-Frame; 4.8 takes "
+                                                            "twice as long and averages two for most frames.")
+    flags.DEFINE_integer("drop_layers", 0, "Number of final layers of ATST-Frame to omit.", lower_bound=0)
+    flags.DEFINE_string("beam_options", None, "Process --audio in an Apache Beam pipeline with these options, e.g. "
                                               "\"--runner=FlinkRunner --flink_master=HOST:8081\".")
 
 
@@ -56,34 +56,34 @@ def main(argv: Sequence[str]) -> None:
     cli.require_no_arguments(argv)
     options = flags.FLAGS
     if bool(options.source) == bool(options.audio):
-        raise UserError("Give either --audio=FOLDER, to make features of recordings, or --source=DIR, to add "
-                        "embeddings to features.")
+        raise UserError("Give either --audio=FOLDER, to compute features of recordings, or --source=DIR, to add "
+                        "embeddings to existing features.")
     if options.source:
         if not options.embeddings_from:
-            raise UserError("--source takes --embeddings_from=WORKDIR: embeddings are added to the features there.")
+            raise UserError("--source takes --embeddings_from=WORKDIR, the model whose embeddings to add.")
         for flag in ("output", "features", "hop_seconds", "drop_layers", "beam_options"):
             if options[flag].present:
-                raise UserError(f"--{flag} is for --audio: --source takes --embeddings_from=WORKDIR only.")
+                raise UserError(f"--{flag} is for --audio only; --source takes just --embeddings_from=WORKDIR.")
         with cli.tidy_sigterm():
             add_embeddings(options.source, options.embeddings_from)
         return
     if not options.output:
-        raise UserError("--audio takes --output=DIR, the directory to write.")
+        raise UserError("--audio takes --output=DIR, the directory to write to.")
     unknown = [name for name in options.features if name not in FEATURES]
     if unknown or not options.features:
         raise UserError(f"--features takes some of {', '.join(FEATURES)}, not {', '.join(unknown) or 'none'}.")
     if ("embeddings" in options.features) != bool(options.embeddings_from):
-        raise UserError("The feature embeddings takes --embeddings_from=WORKDIR, and nothing else does.")
+        raise UserError("--features=embeddings and --embeddings_from=WORKDIR must be given together.")
     for flag in ("hop_seconds", "drop_layers"):
         if options[flag].present and not _is_atst_frame(options.embeddings_from):
-            raise UserError(f"--{flag} is for the windows of ATST-Frame, with --embeddings_from=FILE.npz: a workdir "
-                            "says itself how its model takes recordings.")
+            raise UserError(f"--{flag} is for the windows of ATST-Frame, with --embeddings_from=FILE.npz; a workdir "
+                            "already defines how its model processes recordings.")
     with cli.tidy_sigterm():
         done, bad = extract(cli.file_path(options.audio), cli.file_path(options.output),
                             tuple(options.features), options.embeddings_from, float(options.hop_seconds),
                             options.drop_layers, options.beam_options)
-    listed = f"; {bad:,} cannot be read, listed in {pathlib.Path(options.output) / BAD_LIST}" if bad else ""
-    print(errors.printable(f"{options.output} holds {', '.join(options.features)} of {done:,} recordings{listed}."))
+    failures = f"; {bad:,} cannot be read, listed in {pathlib.Path(options.output) / BAD_LIST}" if bad else ""
+    print(errors.printable(f"{options.output} holds {', '.join(options.features)} of {done:,} recordings{failures}."))
     if bad:
         sys.exit(SOME_BAD_STATUS)
 
@@ -95,7 +95,7 @@ def _is_atst_frame(embeddings_from: str | None) -> bool:
 def add_embeddings(source: str, embeddings_from: str) -> None:
     """Adds the embeddings of a trained model to the features in a directory in MLPC layout.
 
-    Raises UserError, before anything is computed, if there are embeddings that sedjax did not make.
+    Raises UserError, before computing anything, if there are embeddings that sedjax did not compute.
     """
     from sedjax.audio.clips import ahead, recut
     from sedjax.data.records import directory_clips
@@ -105,51 +105,45 @@ def add_embeddings(source: str, embeddings_from: str) -> None:
     layout, model = read_layout(source), load_model(embeddings_from)
     extractor = ModelExtractor(model)
     width = extractor.width
-    made_by = origin.of_extractor(embeddings_from, extractor.parameters)
-    journal = Journal(layout.path / JOURNAL) if os.path.lexists(layout.path / JOURNAL) else None
-    noted = {name: journal and journal.vouches(name, layout.features_path(name)) for name in layout.filenames}
+    origin = extraction.origin_of(embeddings_from, extractor.parameters, **{extraction.FROM_FEATURES: 1})
     for filename in layout.filenames:
-        extraction.require_ours(layout.features_path(filename), ("embeddings",), noted[filename])
+        extraction.require_ours(layout.features_path(filename), ("embeddings",))
     clips = ahead(recut(directory_clips(layout, model.inputs, model.widths), extractor.max_frames))
-    frames = []
+    embeddings = []
     for clip in recut(extractor.embed(clips)):
         if isinstance(clip, Unreadable):
             raise UserError(f"{clip.recording}: {clip.error}")
-        frames.append(clip.features["embeddings"])
-    origin.forget(layout.path, ("embeddings",))
-    for filename, value in zip(tqdm(layout.filenames, "writing", disable=None), frames):
-        add_features(layout, filename, {"embeddings": value}, noted[filename])
-        if entry := noted[filename]:
-            # Not that they were made of the recording: they were made of whatever features are there.
-            parameters = {key: made_with for key, made_with in entry["parameters"].items() if key != "embeddings"}
-            journal.note(entry | features_state(layout.features_path(filename)) | {"parameters": parameters})
-    origin.note(layout.path, {"embeddings": made_by})
-    print(f"Wrote embeddings of {len(frames):,} recordings, {width} wide, to {errors.printable(layout.path)}.")
+        embeddings.append(clip.features["embeddings"])
+    for filename, value in zip(tqdm(layout.filenames, "writing", disable=None), embeddings):
+        add_features(layout, filename, {"embeddings": value}, {"embeddings": origin})
+    print(f"Wrote embeddings of {len(embeddings):,} recordings, {width} wide, to {errors.printable(layout.path)}.")
 
 
-def add_features(layout: Layout, filename: str, features: dict[str, np.ndarray], noted: Entry | None = None) -> None:
-    """Adds features to the file of a recording, in place of those with the same names, all of them or none.
+def add_features(layout: Layout, filename: str, features: dict[str, np.ndarray],
+                 origins: dict[str, Extractor] | None = None) -> None:
+    """Adds features to the file of a recording, all or none, replacing features of the same names.
 
-    Makes the file if there is none. Raises UserError if it is damaged, of a recording of another length, or holds
-    features of these names that sedjax did not make.
+    Creates the file if missing. Raises UserError if it is damaged, belongs to a recording of another length, or holds
+    features of these names that sedjax did not compute.
     """
     path = layout.features_path(filename)
-    others, ours = extraction.kept(path, features.keys(), noted)
+    others, recorded = extraction.kept(path, features.keys())
     files.make_folder(path.parent)
     extraction.write(path, others, extraction.fit(features, {key: value.shape for key, value in others.items()}, path),
-                     ours)
+                     recorded, origins or {}, recorded.recording)
 
 
 def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
             embeddings_from: str | None = None, hop_seconds: float = 9.6, drop_layers: int = 0,
             beam_options: str | None = None) -> tuple[int, int]:
-    """Makes features of the recordings in a folder, of those only that are not done yet.
+    """Computes the features of those recordings in a folder that are not done yet.
 
-    Writes audio_features, metadata.csv, what is done (extracted.jsonl), what has no features (bad_recordings.csv), and
-    what all features of a kind were computed by (extractors.json). What others made is kept: features, rows, columns.
+    Writes audio_features (with the provenance of each feature), metadata.csv and bad_recordings.csv. Features, rows
+    and columns from other sources are kept.
 
     Returns:
-      how many recordings have all features now, and how many cannot be read, or have features of another source.
+      Number of recordings that now have all features, and of those that are unreadable or have features from another
+      source.
 
     Raises:
       UserError: there are no recordings, or the output cannot be written.
@@ -159,83 +153,67 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
         task.require_frame_seconds(read_task(output / "costs.json"))
     job = Job(output, wanted, embeddings_from, hop_seconds, drop_layers)
     extractor = job.extractor()
-    parameters = job.parameters(extractor)
+    origins = job.origins(extractor)
     features = files.make_folder(output / "audio_features")
-    for remains in features.glob(f"{files.TEMPORARY}*.npz"):  # of a run that was killed
-        remains.unlink()
+    for leftover in features.glob(f"{files.TEMPORARY}*.npz"):  # from a killed run
+        leftover.unlink()
     files.require_replaceable(output / BAD_LIST)
     _metadata(output)
-    journal = Journal(output / JOURNAL)
-
-    def done(path: pathlib.Path) -> Entry | None:
-        entry = journal.entry(path, job.features_path(path))
-        return entry if entry and parameters.items() <= entry["parameters"].items() else None
 
     waiting = []
     for path in paths:
         try:
-            one = Waiting(path, recording_state(path), journal.noted(path.name))
-            if not done(path):
-                extraction.require_ours(job.features_path(path), wanted, one.noted)
-                waiting.append(one)
+            recording = Waiting(path, extraction.recording_state(path))
+            if job.seconds(path, origins) is None:
+                extraction.require_ours(job.features_path(path), wanted)
+                waiting.append(recording)
         except OSError as error:
             bad[path.name] = f"Cannot read {path}: {error.strerror}."
         except UserError as error:
             bad[path.name] = str(error)
-    origin.forget(output, wanted)
     if beam_options is None or not waiting:
-        outcomes = extraction.outcomes(job, extractor, waiting)
+        reasons = extraction.process(job, extractor, waiting)
     else:
-        from data_prep import beam  # an extra
+        from . import beam  # an extra
 
-        outcomes = beam.extract(job, waiting, journal.path, beam_options)
-    with contextlib.closing(outcomes):
-        for outcome in tqdm(outcomes, total=len(waiting), unit="recording", disable=None):
-            if "reason" in outcome:
-                bad[outcome["filename"]] = outcome["reason"]
-            else:
-                journal.note(outcome)
+        reasons = beam.extract(job, waiting, output, beam_options)
+    with contextlib.closing(reasons):
+        for recording, reason in zip(waiting, tqdm(reasons, total=len(waiting), unit="recording", disable=None)):
+            if reason is not None:
+                bad[recording.path.name] = reason
     seconds = {}
     for path in paths:
-        if path.name in bad:
-            continue
-        if entry := done(path):
-            seconds[path.name] = entry["seconds"]
-        else:
-            bad[path.name] = f"{path} changed while it was read, or is gone: start again."
+        if path.name not in bad:
+            seconds[path.name] = job.seconds(path, origins)
+            if seconds[path.name] is None:
+                del seconds[path.name]
+                bad[path.name] = f"{path} changed or was deleted while it was read: start again."
     if seconds:
         _add_to_metadata(output, seconds)
-        if seconds.keys() >= set(_metadata(output)[1]):
-            origins = {name: {"parameters": value} for name, value in parameters.items()}
-            if extractor:
-                windows = ({"hop_seconds": hop_seconds, "drop_layers": drop_layers} if _is_atst_frame(embeddings_from)
-                           else {})
-                origins["embeddings"] = origin.of_extractor(embeddings_from, extractor.parameters, **windows)
-            origin.note(output, origins)
     write_bad(output, bad)
     return len(seconds), len(bad)
 
 
 def recordings(folder: pathlib.Path) -> tuple[list[pathlib.Path], dict[str, str]]:
-    """The audio files of a folder by name, and why some cannot be taken. Raises UserError if there are none."""
+    """The usable audio files of a folder, and why others are not, by name. Raises UserError if there are none."""
     paths = reader.files_in(folder)
     first: dict[str, pathlib.Path] = {}
     bad = {}
     for path in paths:
-        longest = len(os.fsencode(f"{path.stem}.npz"))
+        length = len(os.fsencode(f"{path.stem}.npz"))
         if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in path.name):
             bad[path.name] = (f"The name of {path} holds bytes that are not UTF-8, or control characters, which "
-                              "metadata.csv does not take: rename it.")
-        elif longest > files.NAME_BYTES:
-            bad[path.name] = (f"The features file of {path} would have a name of {longest} bytes, and "
-                              f"{files.NAME_BYTES} are possible: rename it.")
+                              "metadata.csv cannot hold: rename it.")
+        elif length > files.NAME_BYTES:
+            bad[path.name] = (f"The features file of {path} would have a name of {length} bytes, but "
+                              f"only {files.NAME_BYTES} are possible: rename it.")
         elif first.setdefault(path.stem, path) is not path:
             bad[path.name] = f"{path} would share its features file with {first[path.stem].name}: rename one of them."
     return list(first.values()), bad
 
 
 def _metadata(output: pathlib.Path) -> tuple[list[str], list[str]]:
-    """Columns and recordings of metadata.csv; none if it is not there. Raises UserError if it is damaged."""
+    """Columns and recordings of metadata.csv; empty if it is missing. Raises UserError if it is damaged."""
     path = output / METADATA
     if not os.path.lexists(path):
         return [], []
@@ -244,7 +222,7 @@ def _metadata(output: pathlib.Path) -> tuple[list[str], list[str]]:
 
 
 def _add_to_metadata(output: pathlib.Path, seconds: dict[str, float]) -> None:
-    """Adds the recordings that metadata.csv lacks; all that it holds stays as it is."""
+    """Appends the recordings that metadata.csv lacks; its existing content is unchanged."""
     path = output / METADATA
     columns, known = _metadata(output)
     text = files.read_text(path) if columns else "filename,duration\n"

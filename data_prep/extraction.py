@@ -1,4 +1,4 @@
-"""From recordings to their features files: the same in one process as on the workers of a Beam pipeline."""
+"""Computes features files of recordings, in one process or on the workers of a Beam pipeline."""
 
 import contextlib
 import dataclasses
@@ -8,20 +8,22 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
-from data_prep import journal
 from sedjax.audio.clips import Unreadable
 from sedjax.core import files, npz
 from sedjax.core.errors import UserError
+from sedjax.data import provenance
+from sedjax.data.identity import Extractor
+from sedjax.data.provenance import Provenance, Recording
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What to make of recordings, and where.
+    """Features to compute, and where to write them.
 
     Attributes:
-      output: a directory in MLPC layout.
-      wanted: names of features.
-      embeddings_from, hop_seconds, drop_layers: the extractor, as extractors.load_extractor takes it, if there is one.
+      output: directory in MLPC layout.
+      wanted: names of the features to compute.
+      embeddings_from, hop_seconds, drop_layers: arguments of extractors.load_extractor, if embeddings are computed.
     """
 
     output: pathlib.Path
@@ -31,7 +33,7 @@ class Job:
     drop_layers: int = 0
 
     def absolute(self) -> "Job":
-        """The same job, for processes whose working directory is another."""
+        """The same job with absolute paths, for processes with another working directory."""
         extractor = self.embeddings_from and str(pathlib.Path(self.embeddings_from).absolute())
         return dataclasses.replace(self, output=self.output.absolute(), embeddings_from=extractor)
 
@@ -39,123 +41,144 @@ class Job:
         return self.output / "audio_features" / f"{recording.stem}.npz"
 
     def extractor(self):
-        """The sedjax.inference.extractors.Extractor, loaded anew; None if none is needed. Raises UserError."""
+        """Loads the extractor of embeddings; None if not needed. Raises UserError."""
         from sedjax.inference import extractors  # imports JAX, which is slow
 
         if self.embeddings_from:
             return extractors.load_extractor(self.embeddings_from, self.hop_seconds, self.drop_layers)
 
-    def parameters(self, extractor) -> dict[str, str]:
-        """What the numbers of each feature depend on."""
+    def origins(self, extractor) -> dict[str, Extractor]:
+        """The origin of each feature."""
         from sedjax.inference import extractors
 
-        return {name: extractor.parameters if name == "embeddings" else extractors.SPECTRAL_VERSION
-                for name in self.wanted}
+        def origin(name: str) -> Extractor:
+            if name != extractors.EMBEDDINGS:
+                return Extractor(parameters=extractors.SPECTRAL_VERSION)
+            windows = ({"hop_seconds": self.hop_seconds, "drop_layers": self.drop_layers}
+                       if self.embeddings_from.endswith(".npz") else {})
+            return origin_of(self.embeddings_from, extractor.parameters, **windows)
+
+        return {name: origin(name) for name in self.wanted}
+
+    def seconds(self, recording: pathlib.Path, origins: dict[str, Extractor]) -> float | None:
+        """Length of a recording whose features file holds all wanted features from these origins; otherwise None."""
+        try:
+            _, recorded = provenance.read(self.features_path(recording))
+            if not recorded.recording or recorded.recording.state != recording_state(recording):
+                return None
+        except (OSError, UserError):
+            return None
+        is_done = all(key in recorded.origins and recorded.origins[key].parameters == origin.parameters
+                      and FROM_FEATURES not in recorded.origins[key].model_extra for key, origin in origins.items())
+        return recorded.recording.seconds if is_done else None
+
+
+FROM_FEATURES = "from_features"  # field of an origin: computed from other features, not from the recording
+
+
+def origin_of(path: str, parameters: str, **options) -> Extractor:
+    """The origin of embeddings: path of the extractor, identifier of its parameters, and its options."""
+    return Extractor(path=str(pathlib.Path(path).absolute()), parameters=parameters, **options)
 
 
 @dataclasses.dataclass(frozen=True)
 class Waiting:
-    """A recording to be done.
+    """A recording to process.
 
     Attributes:
-      path: where it is.
-      state: its size and time when it was listed.
-      noted: its line in the journal, whatever has changed since; None if there is none.
+      path: path of the audio file.
+      state: `recording_state` when it was listed; if the recording has changed since, it does not count as done.
     """
 
     path: pathlib.Path
     state: dict[str, int]
-    noted: journal.Entry | None
 
 
-def outcomes(job: Job, extractor, waiting: Sequence[Waiting]) -> Iterator[journal.Entry | journal.Bad]:
-    """Writes the features file of each recording in turn; yields its journal entry, or its filename and the `reason`.
+def recording_state(recording: pathlib.Path) -> dict[str, int]:
+    """Size and modification time of a recording, to detect changes."""
+    status = os.stat(recording)
+    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def process(job: Job, extractor, waiting: Sequence[Waiting]) -> Iterator[str | None]:
+    """Writes the features file of each recording; yields None, or the reason for the failure.
 
     Raises UserError if a file cannot be written.
     """
     from sedjax.inference import extractors
 
-    parameters = job.parameters(extractor)
-    clips = extractors.extract_features((one.path for one in waiting), job.wanted, extractor)
+    origins = job.origins(extractor)
+    clips = extractors.extract_features((recording.path for recording in waiting), job.wanted, extractor)
     with contextlib.closing(clips):
-        for one, clip in zip(waiting, clips):
-            path = job.features_path(one.path)
+        for recording, clip in zip(waiting, clips):
+            path = job.features_path(recording.path)
             try:
                 if isinstance(clip, Unreadable):
                     raise clip.error
-                has_changed = bool(one.noted) and not one.state.items() <= one.noted.items()
-                others, ours = kept(path, job.wanted, one.noted, has_changed)
-                labels = job.output / "labels" / f"{one.path.stem}_labels.npz"
+                others, recorded = kept(path, job.wanted, recording.state)
+                labels = job.output / "labels" / f"{recording.path.stem}_labels.npz"
                 as_others = fit(clip.features, {key: value.shape for key, value in others.items()}, path)
                 as_labels = fit(clip.features, npz.npz_shapes(labels) if os.path.lexists(labels) else {}, labels)
             except UserError as error:
-                yield {"filename": one.path.name, "reason": str(error)}
+                yield str(error)
                 continue
-            write(path, others, as_others if others else as_labels, ours)
-            known = one.noted["parameters"] if one.noted else {}
-            yield journal.entry(one.path, one.state, path, clip.seconds,
-                                {key: value for key, value in known.items() if key in ours} | parameters)
+            write(path, others, as_others if others else as_labels, recorded, origins,
+                  Recording(**recording.state, seconds=clip.seconds))
+            yield None
 
 
-def write(path: pathlib.Path, others: dict[str, np.ndarray], features: dict[str, np.ndarray],
-          ours: Collection[str]) -> None:
-    """Writes a features file: `others`, of which sedjax made `ours`, and what it has made now."""
+def write(path: pathlib.Path, others: dict[str, np.ndarray], features: dict[str, np.ndarray], recorded: Provenance,
+          origins: dict[str, Extractor], recording: Recording | None) -> None:
+    """Writes a features file: `others`, with the provenance `recorded`, and new features with `origins`."""
+    all_origins = {**{key: recorded.origins.get(key) for key in recorded.sums},
+                   **{key: origins.get(key) for key in features}}
     with files.atomic_output(path, ours=True) as temporary:
-        npz.write_npz(temporary, others | features, made=[*ours, *features])
+        provenance.write(temporary, others | features, all_origins, recording)
 
 
-def kept(path: pathlib.Path, wanted: Collection[str], noted: journal.Entry | None = None,
-         has_changed: bool = False) -> tuple[dict[str, np.ndarray], set[str]]:
-    """The arrays of a features file that stay where they are when `wanted` are made, and which of them sedjax made.
+def kept(path: pathlib.Path, wanted: Collection[str],
+         state: dict[str, int] | None = None) -> tuple[dict[str, np.ndarray], Provenance]:
+    """The arrays of a features file to keep when `wanted` are computed, and their provenance.
 
     Args:
-      path: the features file, which may not be there.
-      wanted: what is to be made.
-      noted: its recording's line in the journal.
-      has_changed: the recording, since then; what sedjax made of it before does not stay.
+      path: features file, which may be missing.
+      wanted: names of the features to compute.
+      state: state of the recording; if it has changed, features that sedjax computed before are not kept.
 
     Raises:
-      UserError: the file is damaged and was not made by sedjax, or holds what is wanted from another source.
+      UserError: the file is damaged, or holds a wanted feature from another source.
     """
-    ours = require_ours(path, wanted, noted)
-    if ours is None:
-        return {}, set()
-    others = [key for key in npz.npz_keys(path) if key not in wanted and not (has_changed and key in ours)]
-    return npz.read_npz(path, others), ours.intersection(others)
+    keys, recorded = require_ours(path, wanted)
+    has_changed = bool(state and recorded.recording) and recorded.recording.state != state
+    others = [key for key in keys if key not in wanted and not (has_changed and key in recorded.sums)]
+    kept_sums = {key: crc for key, crc in recorded.sums.items() if key in others}
+    return npz.read_npz(path, others) if others else {}, recorded.model_copy(update={"sums": kept_sums})
 
 
-def require_ours(path: pathlib.Path, wanted: Collection[str], noted: journal.Entry | None) -> set[str] | None:
-    """The arrays of a features file that sedjax made; None if there is no file, or one that sedjax made and is spoilt.
+def require_ours(path: pathlib.Path, wanted: Collection[str]) -> tuple[set[str], Provenance]:
+    """Keys and provenance of a features file, which may be missing or empty.
 
-    Raises UserError as `kept`.
+    Raises UserError like `kept`.
     """
     if not os.path.lexists(path) or (path.is_file() and not path.stat().st_size):
-        return None
-    try:
-        keys = npz.npz_keys(path)
-    except UserError:
-        if noted and path.is_file():
-            return None
-        raise
-    ours = {key for key, is_ours in keys.items() if is_ours}
-    if noted and path.stat().st_size == noted["features_bytes"]:  # of a file without checksums the journal tells
-        ours |= noted["parameters"].keys() & keys.keys()
-    if others := [key for key in wanted if key in keys and key not in ours]:
-        raise UserError(f"{path} holds {others[0]!r} that sedjax did not make, or that has been changed since, and "
-                        "which it does not replace: move the file away, or work on a copy without it.")
-    return ours
+        return set(), Provenance()
+    keys, recorded = provenance.read(path)
+    if others := [key for key in wanted if key in keys and key not in recorded.sums]:
+        raise UserError(f"{path} holds {others[0]!r}, which sedjax did not compute, or which has changed since, so it "
+                        "is not replaced: move the file away, or work on a copy without it.")
+    return keys, recorded
 
 
 def fit(features: dict[str, np.ndarray], others: dict[str, tuple[int, ...]],
         path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Features with as many rows as what others made of the recording, who may have rounded its length down.
+    """Cuts or pads features to the length of the recording's other arrays, which may have been rounded differently.
 
-    Raises UserError if `others`, the shapes of arrays in the file `path`, are those of another recording.
+    Raises UserError if `others`, the shapes of the arrays in the file `path`, belong to another recording.
     """
     frames, lengths = len(next(iter(features.values()))), [shape[0] for shape in others.values() if shape]
     if any(abs(frames - rows) > 1 for rows in lengths):
-        raise UserError(f"{path} is of a recording of {max(lengths)} frames, but this one has {frames}: delete it, or "
-                        "choose another --output.")
+        raise UserError(f"{path} is from a recording of {max(lengths)} frames, but this one has {frames}: delete it, "
+                        "or choose another --output.")
     rows = min(lengths, default=frames)
     return {name: value[:rows] if rows <= frames else np.concatenate([value, value[-1:]])
             for name, value in features.items()}

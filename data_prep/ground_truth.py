@@ -1,4 +1,4 @@
-"""`sedjax truth`: the labels of a directory in MLPC layout as a CSV that `score` compares with."""
+"""`sedjax truth`: labels of a directory in MLPC layout -> ground-truth CSV for `sedjax score`."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from sedjax.scoring.submission import write_submission
 def define_flags() -> None:
     flags.DEFINE_string("source", None, "Directory in MLPC layout.", required=True)
     flags.DEFINE_string("output", None, "CSV to write.", required=True)
-    flags.DEFINE_enum("split", None, SPLITS, "Only the recordings of this split; all if not given.")
+    flags.DEFINE_enum("split", None, SPLITS, "Split to write; all recordings if not given.")
 
 
 def main(argv: Sequence[str]) -> None:

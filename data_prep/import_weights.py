@@ -1,6 +1,6 @@
 """`sedjax import-weights`: a PyTorch checkpoint -> a sedjax workdir, or an npz file for part of a model.
 
-All of the checkpoint or an error; never some of its tensors.
+Imports the whole checkpoint or fails; it never imports only some of its tensors.
 """
 
 import contextlib
@@ -36,8 +36,8 @@ from sedjax.training.train_state import TrainState
 
 log = logging.getLogger("data_prep")
 
-# Per network: the prefix of its tensors in published checkpoints, and how a parameter's path becomes a tensor's key.
-# The rules are applied one after the other.
+# Per network: the prefix of its tensors in published checkpoints, and the rules that turn a parameter's path into a
+# tensor's key, applied in order.
 _LAYER = r"^encoder/layer_(\d+)/"
 RULES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "embedding_transformer": ("model.", (
@@ -71,62 +71,62 @@ RULES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     )),
     "strong_head": ("", ((r"^kernel$", "weight"),)),
 }
-# What a classifier of images has and a stem does not need: the last layer, and counters, which no result depends on.
+# Tensors of an image classifier that a stem does not need: the last layer, and counters that affect no output.
 NOT_IN_STEM = re.compile(r"^fc\.|\.num_batches_tracked$")
-# Which of the heads a checkpoint of ATST-Frame has depends on what it was trained for.
+# The heads in a checkpoint of ATST-Frame depend on its training.
 ATST_HEAD = re.compile(r"^(?:model\.)?((?:strong|weak)_head)\.(weight|bias)$")
 
 
 class Misfit(UserError):
-    """Tensors are not those of the model."""
+    """Raised when tensors do not match those of the model."""
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("checkpoint", None, "PyTorch checkpoint (.ckpt, .pt, .pth), or .npz of its state dict.",
+    flags.DEFINE_string("checkpoint", None, "PyTorch checkpoint (.ckpt, .pt, .pth), or its state dict as .npz.",
                         required=True)
     define_flag(required=False)
-    flags.DEFINE_enum("network", None, ["atst_frame"], "Instead of --config: PretrainedSED's ATST-Frame.")
-    flags.DEFINE_bool("strong_head", False, "With ATST-Frame's head for the classes of AudioSet Strong.")
-    flags.DEFINE_string("workdir", None, "New folder for the sedjax checkpoint of a whole model.")
-    flags.DEFINE_string("output", None, "npz file for part of a model, to be trained from with "
-                                        "--config.train.initial_weights: a ResNet-34 stem or ATST-Frame.")
-    flags.DEFINE_string("costs", None, "costs.json of the task, its classes in the order of the checkpoint's outputs; "
-                                       "MLPC 2025 if not given.")
+    flags.DEFINE_enum("network", None, ["atst_frame"], "PretrainedSED's ATST-Frame, instead of --config.")
+    flags.DEFINE_bool("strong_head", False, "Also import ATST-Frame's head for the classes of AudioSet Strong.")
+    flags.DEFINE_string("workdir", None, "New workdir for the checkpoint of a full model.")
+    flags.DEFINE_string("output", None, "npz file for part of a model (a ResNet-34 stem or ATST-Frame), for "
+                                        "--config.train.initial_weights.")
+    flags.DEFINE_string("costs", None, "costs.json of the task, with classes in the order of the checkpoint's "
+                                       "outputs; default: MLPC 2025.")
 
 
 def main(argv: Sequence[str]) -> None:
     cli.require_no_arguments(argv)
     options = flags.FLAGS
     if bool(options.network) == bool(options["config"].present):
-        raise UserError("Give either --config=FILE, of the model that the checkpoint is for, or --network=atst_frame.")
+        raise UserError("Give either --config=FILE, the model of the checkpoint, or --network=atst_frame.")
     if options.network:
         if options.workdir or not options.output:
-            raise UserError("ATST-Frame is part of a model: give --output=FILE.npz, and no --workdir.")
+            raise UserError("ATST-Frame is part of a model: give --output=FILE.npz instead of --workdir.")
         import_atst(options.checkpoint, pathlib.Path(options.output), options.strong_head)
         return
     if options.strong_head:
-        raise UserError("--strong_head goes with --network=atst_frame.")
+        raise UserError("--strong_head needs --network=atst_frame.")
     if bool(options.workdir) == bool(options.output):
-        raise UserError("Give either --workdir=FOLDER, for a whole model, or --output=FILE.npz, for a ResNet-34 stem.")
+        raise UserError("Give either --workdir=FOLDER, for a full model, or --output=FILE.npz, for a ResNet-34 stem.")
     config = from_flag()
     name = config.model["name"]
     if name == "conv_transformer" and config.model.get("stem") == "resnet34":
         if not options.output:
-            raise UserError("A ResNet-34 stem is part of a model and cannot predict: give --output=FILE.npz in place "
+            raise UserError("A ResNet-34 stem is part of a model and cannot predict: give --output=FILE.npz instead "
                             "of --workdir.")
         import_stem(options.checkpoint, config, pathlib.Path(options.output))
     elif name == "embedding_transformer":
         if not options.workdir:
-            raise UserError(f"A checkpoint of {name!r} is a whole model: give --workdir=FOLDER in place of --output.")
+            raise UserError(f"A checkpoint of {name!r} is a full model: give --workdir=FOLDER instead of --output.")
         task = read_task(options.costs) if options.costs else MLPC_2025
         import_model(options.checkpoint, config, task, pathlib.Path(options.workdir))
     else:
-        raise UserError(f"No PyTorch checkpoint of {name!r} is known; those of 'embedding_transformer', and of "
-                        "'conv_transformer' with model.stem = 'resnet34', are.")
+        raise UserError(f"No PyTorch checkpoint of {name!r} is supported, only those of 'embedding_transformer' and "
+                        "of 'conv_transformer' with model.stem = 'resnet34'.")
 
 
 def import_model(path: str, config: config_lib.Config, task: Task, folder: pathlib.Path) -> None:
-    """Writes the workdir `folder` of the embedding-transformer whose PyTorch checkpoint is at `path`."""
+    """Writes the embedding-transformer from the PyTorch checkpoint at `path` to the workdir `folder`."""
     name = config.model["name"]
     if os.path.lexists(folder):
         raise UserError(f"{folder} exists already: choose another --workdir.")
@@ -136,7 +136,7 @@ def import_model(path: str, config: config_lib.Config, task: Task, folder: pathl
     tensors = strip_prefix(read_state_dict(path), RULES[name][0])
     first = tensors.get("proj.0.weight")
     if first is None or first.ndim != 2 or not first.size:
-        raise UserError(f"{path} is no checkpoint of {name!r}: it has no matrix 'proj.0.weight'.")
+        raise UserError(f"{path} is not a checkpoint of {name!r}: it lacks the matrix 'proj.0.weight'.")
     model = registry.build_from(config, task)
     widths = dict.fromkeys(model.inputs, first.shape[1])
     with _misfits_of(path):
@@ -147,11 +147,11 @@ def import_model(path: str, config: config_lib.Config, task: Task, folder: pathl
         with checkpoint.open_manager(temporary) as manager:
             checkpoint.save(manager, state, Progress(finished=True, task=task.digest))
     print(f"Loaded {len(tensors)} of {len(tensors)} tensors, {sum(t.size for t in tensors.values()):,} parameters, "
-          f"into {errors.printable(folder)}. Its outputs are taken to be, in this order: {', '.join(task.classes)}.")
+          f"into {errors.printable(folder)}. Its outputs are assumed to be, in order: {', '.join(task.classes)}.")
 
 
 def import_stem(path: str, config: config_lib.Config, output: pathlib.Path) -> None:
-    """Writes the npz file `output` of the stem whose torchvision checkpoint is at `path`."""
+    """Writes the stem from the torchvision checkpoint at `path` to the npz file `output`."""
     _require_npz(output)
     channels = 1 + (len(config.model["mfcc"]) if config.model.get("mfcc_as") == "channels" else 0)
     tensors = read_state_dict(path)
@@ -159,13 +159,13 @@ def import_stem(path: str, config: config_lib.Config, output: pathlib.Path) -> N
         part = resnet34_part(tensors, channels, config.model["resnet_width"])
     with files.atomic_output(output) as temporary:
         np.savez(temporary, **part)
-    print(f"Loaded {len(part)} of {len(tensors)} tensors, all but the classifier and counters, into "
+    print(f"Loaded {len(part)} of {len(tensors)} tensors, all except the classifier and counters, into "
           f"{errors.printable(output)}. Input channels: {channels}. Train from it with "
           f"--config.train.initial_weights={errors.printable(output)}.")
 
 
 def import_atst(path: str, output: pathlib.Path, strong_head: bool = False) -> None:
-    """Writes the npz file `output` of the ATST-Frame whose checkpoint from PretrainedSED is at `path`."""
+    """Writes the ATST-Frame from the PretrainedSED checkpoint at `path` to the npz file `output`."""
     _require_npz(output)
     tensors = read_state_dict(path)
     encoder, heads = split_atst(tensors)
@@ -176,8 +176,9 @@ def import_atst(path: str, output: pathlib.Path, strong_head: bool = False) -> N
             head = {key.removeprefix("strong_head."): value for key, value in heads.items()
                     if key.startswith("strong_")}
             shapes = {"kernel": (part["params/atst/norm_frame/bias"].size, STRONG_CLASSES), "bias": (STRONG_CLASSES,)}
-            wanted = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-            part |= {f"params/strong_head/{name}": value for name, value in _place(head, wanted, "strong_head").items()}
+            expected = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+            arrays = _place(head, expected, "strong_head")
+            part |= {f"params/strong_head/{name}": value for name, value in arrays.items()}
     with files.atomic_output(output) as temporary:
         np.savez(temporary, **part)
     print(f"Loaded {loaded} of {len(encoder)} tensors of the encoder, "
@@ -186,9 +187,9 @@ def import_atst(path: str, output: pathlib.Path, strong_head: bool = False) -> N
 
 
 def read_state_dict(path: str) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint by key; a Lightning checkpoint's are under `state_dict`.
+    """The tensors of a checkpoint by key; those of a Lightning checkpoint are under `state_dict`.
 
-    Reading runs no code from the file. Raises UserError if it is damaged or holds anything but tensors.
+    Never executes code from the file. Raises UserError if it is damaged or holds anything but tensors.
     """
     if path.endswith(".npz"):
         return npz.read_npz(path)
@@ -201,13 +202,13 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
             content = torch.load(file, map_location="cpu", weights_only=True)
             content = content.get("state_dict", content)
             return {str(key): value.detach().float().numpy() for key, value in content.items()}
-        except Exception as error:  # torch raises pickle's, zipfile's and its own errors for damaged files
+        except Exception as error:  # for damaged files torch raises errors of pickle, zipfile and its own
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"{path} is not a readable PyTorch checkpoint of tensors: {reason}") from error
 
 
 def strip_prefix(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """Keys without `prefix`, if all of them have it."""
+    """Removes `prefix` from the keys if all of them start with it."""
     if all(key.startswith(prefix) for key in tensors):
         return {key.removeprefix(prefix): value for key, value in tensors.items()}
     return dict(tensors)
@@ -217,13 +218,13 @@ def convert(tensors: Mapping[str, np.ndarray], model: nn.Module, name: str, widt
     """The parameters of `model` from PyTorch tensors.
 
     Args:
-      tensors: by key, without prefix.
-      model: the module.
-      name: of its rules.
-      widths: of its features.
+      tensors: PyTorch tensors by key, without prefix.
+      model: Flax module.
+      name: key of its rules in RULES.
+      widths: widths of its features.
 
     Raises:
-      UserError: a tensor is missing, unexpected or misshapen; nothing is loaded then.
+      UserError: a tensor is missing, unexpected or misshapen; then nothing is loaded.
     """
     variables = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model, widths))
     shapes = traverse_util.flatten_dict(variables["params"], sep="/")
@@ -231,15 +232,15 @@ def convert(tensors: Mapping[str, np.ndarray], model: nn.Module, name: str, widt
 
 
 def resnet34_part(tensors: Mapping[str, np.ndarray], channels: int, width: int = 64) -> dict[str, np.ndarray]:
-    """The variables of a ResNet-34 stem from torchvision's classifier of images.
+    """The variables of a ResNet-34 stem from torchvision's image classifier.
 
     Each of the new input channels gets the sum of the kernels for red, green and blue, divided by the number of
     channels, so that activations keep their scale; three channels keep the kernels as they are.
 
     Args:
-      tensors: by torchvision's keys; those of the classifier and the counters of batch norms are left out.
-      channels: of the input.
-      width: of the stem; torchvision's is 64.
+      tensors: tensors by torchvision's keys; the classifier and the batch norms' counters are ignored.
+      channels: number of input channels.
+      width: width of the stem; torchvision's is 64.
 
     Returns:
       Arrays by collection and path, such as "params/stem/conv1/kernel" and "batch_stats/stem/bn1/mean".
@@ -259,7 +260,7 @@ def resnet34_part(tensors: Mapping[str, np.ndarray], channels: int, width: int =
 
 
 def split_atst(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The tensors of the encoder without prefix, and those of the heads, as `strong_head.weight`."""
+    """The tensors of the encoder, without prefix, and those of the heads, such as `strong_head.weight`."""
     heads = {".".join(match.groups()): value for key, value in tensors.items() if (match := ATST_HEAD.match(key))}
     encoder = {key: value for key, value in tensors.items() if not ATST_HEAD.match(key)}
     for prefix in (RULES["atst_frame"][0], "atst."):
@@ -268,11 +269,11 @@ def split_atst(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray]
 
 
 def atst_part(tensors: Mapping[str, np.ndarray], model: AtstFrame) -> dict[str, np.ndarray]:
-    """The variables of ATST-Frame, as "params/atst/norm_frame/bias".
+    """The variables of ATST-Frame by path, such as "params/atst/norm_frame/bias".
 
     Args:
-      tensors: of the encoder, without prefix.
-      model: of its size.
+      tensors: tensors of the encoder, without prefix.
+      model: module of the same size.
 
     Raises:
       UserError: a tensor is missing, unexpected or misshapen.
@@ -284,7 +285,7 @@ def atst_part(tensors: Mapping[str, np.ndarray], model: AtstFrame) -> dict[str, 
 
 @contextlib.contextmanager
 def _misfits_of(path: str) -> Iterator[None]:
-    """Names the file of tensors that do not fit."""
+    """Adds the path to errors about tensors that do not fit."""
     try:
         yield
     except Misfit as error:
@@ -293,7 +294,7 @@ def _misfits_of(path: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a temporary folder beside `path`, which is named so when the block ends well, and is gone otherwise."""
+    """Yields a temporary folder next to `path`; it is renamed to `path` on success and removed on error."""
     try:
         with tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=files.make_folder(path.parent)) as temporary:
             yield pathlib.Path(temporary) / "new"
@@ -310,7 +311,7 @@ def _require_npz(output: pathlib.Path) -> None:
 
 def _place(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, jax.ShapeDtypeStruct],
            name: str) -> dict[str, np.ndarray]:
-    """The PyTorch tensors by path, after the rules of `name`. Raises Misfit unless all fit and none is left over."""
+    """Maps PyTorch tensors to paths by the rules of `name`. Raises Misfit unless all fit and none is left over."""
     keys = {path: _tensor_key(path, RULES[name][1]) for path in shapes}
     missing = sorted(set(keys.values()) - set(tensors))
     unexpected = sorted(set(tensors) - set(keys.values()))
@@ -318,7 +319,7 @@ def _place(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, jax.ShapeDtyp
         raise Misfit(f"The checkpoint does not fit the model {name!r}: {len(missing)} tensors are missing "
                      f"{missing[:3]}, {len(unexpected)} are unexpected {unexpected[:3]}.")
     arrays = {}
-    for path, wanted in shapes.items():
+    for path, expected in shapes.items():
         value = tensors[keys[path]]
         if value.dtype.kind not in "fiu":
             raise Misfit(f"The checkpoint does not fit the model {name!r}: {keys[path]!r} holds {value.dtype}.")
@@ -329,9 +330,9 @@ def _place(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, jax.ShapeDtyp
         # PyTorch stores (out, in) and (out, in, height, width), Flax (in, out) and (height, width, in, out).
         if path.endswith("kernel") and value.ndim > 1:
             value = np.moveaxis(value, (0, 1), (-1, -2))
-        if value.shape != wanted.shape:
+        if value.shape != expected.shape:
             raise Misfit(f"The checkpoint does not fit the model {name!r}: {keys[path]!r} has the shape "
-                         f"{tensors[keys[path]].shape}, but the model's {path} is {wanted.shape}.")
+                         f"{tensors[keys[path]].shape}, but the model's {path} is {expected.shape}.")
         arrays[path] = value
     return arrays
 

@@ -1,5 +1,6 @@
 """`sedjax records`: a directory in MLPC layout -> TFDS records."""
 
+import dataclasses
 import functools
 import logging
 import os
@@ -10,13 +11,15 @@ from typing import Literal
 import pydantic
 from absl import flags
 
-from data_prep import staging
-from data_prep.check import survey
 from sedjax.commands import cli
 from sedjax.core import files
 from sedjax.core.errors import UserError
 from sedjax.data import host_tensorflow, identity
 from sedjax.data.layout import read_layout, read_splits, read_task
+
+from . import staging
+from .check import survey
+from .statistics import column_statistics
 
 log = logging.getLogger("data_prep")
 
@@ -24,12 +27,12 @@ log = logging.getLogger("data_prep")
 def define_flags() -> None:
     flags.DEFINE_string("source", None, "Directory in MLPC layout.", required=True)
     flags.DEFINE_string("output", None, "Directory for the records.", required=True)
-    flags.DEFINE_list("features", ["embeddings", "melspectrogram"], "Features to store; `audio`: the recordings.")
-    flags.DEFINE_string("costs", None, "Task: costs.json; that of the source, else MLPC 2025, if not given.")
-    flags.DEFINE_integer("split_seed", None, "Split by this seed instead of splits.csv; 42 is the report's split.")
-    flags.DEFINE_bool("skip_bad", False, "Leave damaged recordings out, and list them, instead of stopping.")
-    flags.DEFINE_bool("overwrite", False, "Replace the records in the output, if it holds nothing else.")
-    flags.DEFINE_string("beam_options", None, "Work in Apache Beam pipelines with these options, such as "
+    flags.DEFINE_list("features", ["embeddings", "melspectrogram"], "Features to store; `audio` means the recordings.")
+    flags.DEFINE_string("costs", None, "costs.json of the task; default: that of the source, else MLPC 2025.")
+    flags.DEFINE_integer("split_seed", None, "Seed of a random split, instead of splits.csv; 42 gives the report's.")
+    flags.DEFINE_bool("skip_bad", False, "Skip and list damaged recordings instead of stopping.")
+    flags.DEFINE_bool("overwrite", False, "Replace the records in --output, if it holds nothing else.")
+    flags.DEFINE_string("beam_options", None, "Run in Apache Beam pipelines with these options, such as "
                                               "\"--runner=FlinkRunner --flink_master=HOST:8081\".")
 
 
@@ -44,12 +47,12 @@ def main(argv: Sequence[str]) -> None:
 def build(source: pathlib.Path, output: pathlib.Path, keys: tuple[str, ...], *, costs: str | None = None,
           split_seed: int | None = None, skip_bad: bool = False, overwrite: bool = False,
           beam_options: str | None = None) -> None:
-    """Checks the whole source, then writes the records; the output is complete or not there.
+    """Checks the whole source, then writes the records; the output is complete or absent.
 
     With `beam_options`, workers of Apache Beam pipelines read and write; the records are the same.
 
-    Raises UserError if the output exists, or with `overwrite` holds anything but records; if nothing can be written; or
-    for a damaged recording without skip_bad.
+    Raises UserError if the output exists or, with `overwrite`, holds anything but records; if it cannot be written; or
+    if a recording is damaged and `skip_bad` is false.
     """
     _require_storable(keys)
     host_tensorflow.require()
@@ -62,43 +65,45 @@ def build(source: pathlib.Path, output: pathlib.Path, keys: tuple[str, ...], *, 
         _require_replaceable(output)
     over, pipeline_options = map, None
     if beam_options is not None:
-        from data_prep import beam  # an extra
+        from . import beam  # an extra
 
         source = source.absolute()  # for workers elsewhere
         over = functools.partial(beam.over, folder=output.parent, options=beam_options)
         pipeline_options = beam.pipeline_options(beam_options)
     layout = read_layout(source, read_task(costs) if costs else None)
     splits = read_splits(layout, split_seed)
-    found = survey(layout, keys, over)
-    if found.general:
-        raise UserError(" ".join(found.general))
-    if not found.labelled:
+    result = survey(layout, keys, over, splits["train"])
+    if result.general:
+        raise UserError(" ".join(result.general))
+    if not result.labelled:
         raise UserError(f"{source} has no labels: records are for training and evaluation; `sedjax predict` "
-                        "needs none.")
-    for problem in found.problems.values():
-        log.warning("%s: %s", "Left out" if skip_bad else "Damaged", problem)
-    if found.problems and not skip_bad:
-        raise UserError(f"{len(found.problems)} of {len(layout.filenames)} recordings in {source} are damaged (listed "
-                        f"above, the first: {next(iter(found.problems.values()))}): mend them, or leave them out "
+                        "works without labels.")
+    for problem in result.problems.values():
+        log.warning("%s: %s", "Skipped" if skip_bad else "Damaged", problem)
+    if result.problems and not skip_bad:
+        raise UserError(f"{len(result.problems)} of {len(layout.filenames)} recordings in {source} are damaged (listed "
+                        f"above, first: {next(iter(result.problems.values()))}): repair them, or skip them "
                         "with --skip_bad.")
-    splits = {split: tuple(name for name in names if name in found.frames) for split, names in splits.items()}
+    splits = {split: tuple(name for name in names if name in result.frames) for split, names in splits.items()}
     empty = [split for split in ("train", "validation") if not splits[split]]
     if empty:
         raise UserError(f"The split {empty[0]!r} of {source} holds no usable recording.")
 
-    fingerprints = {split: identity.split_fingerprints(layout.task, {name: found.digests[name] for name in names})
+    layout = dataclasses.replace(layout, filenames=tuple(result.frames))
+    sums = [result.sums[name] for name in splits["train"]]
+    statistics = {key: column_statistics(recording[key] for recording in sums) for key in sums[0]}
+    fingerprints = {split: identity.split_fingerprints(layout.task, {name: result.digests[name] for name in names})
                     for split, names in splits.items()}
 
     host_tensorflow.load()
-    import tensorflow_datasets as tfds  # slow to import; the checks above need none of it
+    import tensorflow_datasets as tfds  # slow to import, and not needed by the checks above
 
-    from data_prep.builder import SedRecords, training_statistics
+    from .builder import SedRecords
 
     tfds.display_progress_bar(os.isatty(2))
     try:
         with staging.staging(output) as folder:
-            statistics = training_statistics(layout, splits["train"], keys, over)
-            builder = SedRecords(layout, splits, keys, found, statistics, fingerprints,
+            builder = SedRecords(layout, splits, keys, result, statistics, fingerprints,
                                  on_beam=beam_options is not None, data_dir=folder / staging.NEW,
                                  file_format="array_record")
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(beam_options=pipeline_options))
@@ -107,8 +112,8 @@ def build(source: pathlib.Path, output: pathlib.Path, keys: tuple[str, ...], *, 
     except OSError as error:
         raise UserError(f"Cannot write {output}: {error.strerror or error}.") from error
     counts = ", ".join(f"{len(names)} {split}" for split, names in splits.items())
-    left_out = f"; {len(found.problems)} left out" if found.problems else ""
-    print(f"Wrote {counts} recordings to {output}{left_out}.")
+    skipped = f"; {len(result.problems)} skipped" if result.problems else ""
+    print(f"Wrote {counts} recordings to {output}{skipped}.")
 
 
 class _Split(pydantic.BaseModel):
@@ -117,7 +122,7 @@ class _Split(pydantic.BaseModel):
 
 
 class _Info(pydantic.BaseModel):
-    """What dataset_info.json of our records holds."""
+    """Content of dataset_info.json in our records."""
 
     name: Literal[identity.RECORDS_NAME]
     fileFormat: Literal["array_record"]
@@ -129,33 +134,33 @@ class _Info(pydantic.BaseModel):
 
 
 def _require_storable(keys: tuple[str, ...]) -> None:
-    """Raises UserError for names of features that records cannot have."""
+    """Raises UserError for feature names that records cannot store."""
     for key in keys:
         if not key or not key.isprintable() or "/" in key or key == identity.LABELS:
-            raise UserError(f"--features: records cannot have a feature called {key!r}: give it another name in the "
-                            "features files.")
+            raise UserError(f"--features: records cannot have a feature named {key!r}: rename it in the features "
+                            "files.")
 
 
 def _require_apart(output: pathlib.Path, source: pathlib.Path) -> None:
-    """Raises UserError if `output` is the source, in it, or above it."""
+    """Raises UserError if `output` is the source, inside it, or a parent of it."""
     source = pathlib.Path(os.path.realpath(source))
     for inner, outer in ((output, source), (source, output)):
-        # Not by name: a disk may not tell upper from lower case, or be there under two paths.
+        # Not by name: a disk may ignore case, or be mounted at two paths.
         if any(os.path.exists(path) and os.path.samefile(path, outer) for path in (inner, *inner.parents)
                if os.path.exists(outer)):
-            raise UserError(f"--output={output} would replace what is part of --source={source}: choose another "
+            raise UserError(f"--output={output} would replace part of --source={source}: choose another "
                             "--output.")
 
 
 def _require_replaceable(output: pathlib.Path) -> None:
-    """Raises UserError unless `output` is a folder of records and nothing else."""
+    """Raises UserError unless `output` is a folder that holds only records."""
     if os.path.ismount(output):
-        raise UserError(f"{output} cannot be replaced: a disk is mounted there; choose a folder in it.")
+        raise UserError(f"{output} cannot be replaced, since a disk is mounted there: choose a folder inside it.")
     _require_records(output, output)
 
 
 def _require_records(folder: pathlib.Path, shown: pathlib.Path) -> None:
-    """Raises UserError if `folder`, called `shown`, holds anything but records that `build` wrote."""
+    """Raises UserError if `folder`, shown as `shown`, holds anything but records written by `build`."""
     advice = "so --overwrite does not replace it: choose another --output, or move it away"
     if not folder.is_dir():
         raise UserError(f"{shown} is not a folder of records, {advice}.")
@@ -166,7 +171,7 @@ def _require_records(folder: pathlib.Path, shown: pathlib.Path) -> None:
         info = files.read_json(folder / "dataset_info.json", _Info)
         identity.read_metadata(folder)
     except (OSError, UserError) as error:
-        raise UserError(f"{shown} does not hold records of sedjax, or damaged ones, {advice} ({error})") from error
+        raise UserError(f"{shown} does not hold intact records of sedjax, {advice} ({error})") from error
     known = {"dataset_info.json", "features.json", "metadata.json", *info.files()}
     if others := sorted(name for name, is_file in names.items() if name not in known or not is_file):
         raise UserError(f"{shown} holds {others[0]!r} besides records, {advice}.")

@@ -3,7 +3,7 @@
     sedjax soundscapes --output=/data/soundscapes
 
 Nothing is downloaded: each of the ten MLPC 2025 classes is a small physical model with random parameters, mixed over
-background noise. A recording depends on the parameters and its index alone, never on the number of workers.
+background noise. A recording depends only on the parameters and its index, never on the number of workers.
 """
 
 import concurrent.futures
@@ -23,18 +23,21 @@ import soundfile
 from absl import flags
 from tqdm import tqdm
 
-from data_prep import origin, staging
-from data_prep.spectral import spectral_features
-from data_prep.synthesis import MILLISECOND_SAMPLES, SOURCES, Rng, render, render_background
 from sedjax.audio.mel import SPECTRAL_VERSION
 from sedjax.commands import cli
 from sedjax.core import files, grid, interrupts, npz
 from sedjax.core.errors import UserError
 from sedjax.core.task import MLPC_2025, OUTCOMES, SAMPLE_RATE_HZ
+from sedjax.data import provenance
+from sedjax.data.identity import Extractor
 from sedjax.data.layout import SPLITS
 
+from . import staging
+from .spectral import spectral_features
+from .synthesis import MILLISECOND_SAMPLES, SOURCES, Rng, render, render_background
+
 TASK = MLPC_2025
-FORMAT_VERSION = 2  # raise it whenever the same parameters give other files
+FORMAT_VERSION = 2  # increment it whenever the same parameters produce different files
 MANIFEST = "soundscapes.json"
 EVENT_COUNT_ODDS = (0.06, 0.16, 0.24, 0.26, 0.17, 0.11)  # of 0, 1, ... 5 events in a recording
 MAXIMUM_EVENT_SHARE = 0.6  # of a recording
@@ -42,7 +45,7 @@ MAXIMUM_EVENT_SHARE = 0.6  # of a recording
 
 @dataclasses.dataclass(frozen=True)
 class Parameters:
-    """All that the data set depends on; recordings last `seconds_min` to `seconds_max`."""
+    """All parameters of the data set; recordings last `seconds_min` to `seconds_max`."""
 
     recordings: int = 240
     seconds_min: float = 8.0
@@ -53,14 +56,14 @@ class Parameters:
         if not 10 <= self.recordings <= 99999:
             raise UserError(f"recordings must be 10 to 99999, not {self.recordings}.")
         if not 2 <= self.seconds_min <= self.seconds_max <= 600:
-            raise UserError("seconds_min and seconds_max must be 2 to 600 and in that order, "
+            raise UserError("seconds_min and seconds_max must be 2 to 600 and in this order, "
                             f"not {self.seconds_min} and {self.seconds_max}.")
         if self.seed < 0:
             raise UserError(f"seed must not be negative: {self.seed}.")
 
 
 def compose(rng: Rng, parameters: Parameters, required: Sequence[str]) -> tuple[np.ndarray, list[tuple]]:
-    """One recording that holds at least an event of each `required` class.
+    """Synthesises a recording with at least one event of each `required` class.
 
     Returns:
       (samples,) float64 in [-1, 1], and its events as (label, onset, offset, SNR in dB).
@@ -82,19 +85,19 @@ def compose(rng: Rng, parameters: Parameters, required: Sequence[str]) -> tuple[
 
 
 def annotate(rng: Rng, events: Sequence[tuple], seconds: float) -> tuple[int, list[tuple]]:
-    """What one to three annotators note: the first is exact; others are off by about 0.1 s and miss what is faint.
+    """Simulates one to three annotators: the first is exact; others are off by about 0.1 s and miss faint events.
 
     Returns:
-      how many annotators there are, and rows (annotator, onset, offset, label) by annotator, then onset.
+      Number of annotators, and rows (annotator, onset, offset, label) sorted by annotator, then onset.
     """
     annotators = int(rng.integers(1, 4))
     rows = [(0, onset, offset, label) for label, onset, offset, _ in events]
     for annotator in range(1, annotators):
         for label, onset, offset, snr_db in events:
-            noted_onset = np.clip(onset + rng.normal(0, 0.08), 0, seconds - 0.1)
-            noted_offset = np.clip(offset + rng.normal(0, 0.12), noted_onset + 0.1, seconds)
+            marked_onset = np.clip(onset + rng.normal(0, 0.08), 0, seconds - 0.1)
+            marked_offset = np.clip(offset + rng.normal(0, 0.12), marked_onset + 0.1, seconds)
             if rng.random() > (0.25 if snr_db < 6 else 0.05):
-                rows.append((annotator, round(float(noted_onset), 3), round(float(noted_offset), 3), label))
+                rows.append((annotator, round(float(marked_onset), 3), round(float(marked_offset), 3), label))
     return annotators, sorted(rows)
 
 
@@ -111,17 +114,19 @@ def write_recording(folder: pathlib.Path, parameters: Parameters, index: int, re
         labels[label][grid.event_frames(onset, offset, frames, TASK), annotator] = 1
     stem = f"{index:05d}"
     soundfile.write(folder / "audio" / f"{stem}.flac", pcm, SAMPLE_RATE_HZ, subtype="PCM_16")
-    # Features of what was written, so that extracting them from the file again gives the same.
-    npz.savez(folder / "audio_features" / f"{stem}.npz", spectral_features(pcm / np.float32(32768), frames))
+    # Computed from the quantised samples, so that extracting features from the file gives the same.
+    features = spectral_features(pcm / np.float32(32768), frames)
+    provenance.write(folder / "audio_features" / f"{stem}.npz", features,
+                     dict.fromkeys(features, Extractor(parameters=SPECTRAL_VERSION)), None)
     npz.savez(folder / "labels" / f"{stem}_labels.npz", labels, packed=True)
     return (f"{stem}.flac", seconds), [(f"{stem}.flac", *row) for row in rows]
 
 
 def plan(parameters: Parameters) -> tuple[list[str], list[list[str]]]:
-    """The split of each recording (60 / 20 / 20), and the classes it must hold so that no split lacks any."""
+    """The split of each recording (60 / 20 / 20), and the classes it must contain so that no split lacks a class."""
     count = parameters.recordings
     bounds = (0, round(0.6 * count), round(0.8 * count), count)
-    # [seed, count]: a stream of this seed that no recording draws from.
+    # [seed, count]: a random stream of this seed that no recording uses.
     order = np.random.default_rng([parameters.seed, count]).permutation(count)
     splits, required = [""] * count, [[] for _ in range(count)]
     for split, first, last in zip(SPLITS, bounds, bounds[1:]):
@@ -133,25 +138,25 @@ def plan(parameters: Parameters) -> tuple[list[str], list[list[str]]]:
 
 
 def is_up_to_date(output: pathlib.Path, parameters: Parameters) -> bool:
-    """Whether `output` holds this very data set. Raises UserError if it holds anything else."""
+    """Whether `output` holds exactly this data set. Raises UserError if it holds anything else."""
     try:
         if not os.path.lexists(output) or not any(output.iterdir()):
             return False
-        made = files.read_json(output / MANIFEST, dict[str, Any])
+        manifest = files.read_json(output / MANIFEST, dict[str, Any])
     except (OSError, UserError) as error:
         raise UserError(f"{output} exists and is not a built-in data set: choose another --output.") from error
-    differing = [f"{key} {made.get(key)!r} instead of {value!r}"
-                 for key, value in _manifest(parameters).items() if made.get(key) != value]
+    differing = [f"{key} {manifest.get(key)!r} instead of {value!r}"
+                 for key, value in _manifest(parameters).items() if manifest.get(key) != value]
     if differing:
-        raise UserError(f"{output} was made with {', '.join(differing)}; choose another --output, or delete it.")
+        raise UserError(f"{output} was created with {', '.join(differing)}; choose another --output, or delete it.")
     return True
 
 
 def write_soundscapes(output: str | os.PathLike, parameters: Parameters, workers: int = 1) -> bool:
-    """Writes the data set into `output`, whole or not at all, with `workers` processes.
+    """Writes the data set to `output`, completely or not at all, with `workers` processes.
 
-    Returns whether there was anything to do: not if `output` is this very data set already.
-    Raises UserError if `output` is something else, or cannot be written.
+    Returns whether anything was written; False if `output` already holds exactly this data set.
+    Raises UserError if `output` holds something else or cannot be written.
     """
     if workers < 1:
         raise UserError(f"workers must be at least 1, not {workers}.")
@@ -169,14 +174,14 @@ def write_soundscapes(output: str | os.PathLike, parameters: Parameters, workers
 
 def _require_empty(folder: pathlib.Path) -> None:
     if not folder.is_dir() or any(folder.iterdir()):
-        raise UserError("--output came to hold something else while the data set was made: choose another one.")
+        raise UserError("--output was filled with something else while the data set was written: choose another one.")
 
 
 def _write_all(folder: pathlib.Path, parameters: Parameters, workers: int) -> None:
     for name in ("audio", "audio_features", "labels"):
         (folder / name).mkdir(parents=True)
     splits, required = plan(parameters)
-    context = multiprocessing.get_context("spawn")  # a fork of a process that runs JAX's threads can hang
+    context = multiprocessing.get_context("spawn")  # forking a process with JAX's threads can hang
     pool = concurrent.futures.ProcessPoolExecutor(workers, context) if workers > 1 else None
     with pool or contextlib.nullcontext():
         with interrupts.only_here():
@@ -189,7 +194,6 @@ def _write_all(folder: pathlib.Path, parameters: Parameters, workers: int) -> No
     _write_csv(folder / "splits.csv", ("filename", "split"), [(row[0], split) for row, split in zip(metadata, splits)])
     costs = {label: dict(zip(OUTCOMES, row)) for label, row in zip(TASK.classes, TASK.costs)}
     (folder / "costs.json").write_text(json.dumps(costs, indent=1), encoding="utf-8")
-    origin.note(folder, {key: {"parameters": SPECTRAL_VERSION} for key in ("melspectrogram", "mfcc")})
     (folder / MANIFEST).write_text(json.dumps(_manifest(parameters), indent=1), encoding="utf-8")
 
 
@@ -207,19 +211,19 @@ def define_flags() -> None:
     flags.DEFINE_integer("recordings", Parameters.recordings, "Number of recordings.")
     flags.DEFINE_float("seconds_min", Parameters.seconds_min, "Length of the shortest recording.")
     flags.DEFINE_float("seconds_max", Parameters.seconds_max, "Length of the longest recording.")
-    flags.DEFINE_integer("seed", Parameters.seed, "Another seed gives other recordings.")
-    flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes; the result does not depend on it.")
+    flags.DEFINE_integer("seed", Parameters.seed, "Random seed of the recordings.")
+    flags.DEFINE_integer("workers", os.cpu_count() or 1, "Number of processes; does not affect the result.")
 
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"Unexpected argument {argv[1]!r}; every option is a flag, such as --output=DIR.")
-    given = flags.FLAGS
-    parameters = Parameters(given.recordings, given.seconds_min, given.seconds_max, given.seed)
-    if write_soundscapes(given.output, parameters, given.workers):
-        print(f"Wrote {parameters.recordings} recordings to {given.output}.")
+    options = flags.FLAGS
+    parameters = Parameters(options.recordings, options.seconds_min, options.seconds_max, options.seed)
+    if write_soundscapes(options.output, parameters, options.workers):
+        print(f"Wrote {parameters.recordings} recordings to {options.output}.")
     else:
-        print(f"{given.output} is up to date.")
+        print(f"{options.output} is up to date.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Mel power and MFCC with numpy, for worker processes that should not start JAX; audio.frontend gives the same."""
+"""Mel power and MFCC with numpy, for worker processes that should not start JAX; same results as audio.frontend."""
 
 import numpy as np
 import scipy.fft
@@ -10,11 +10,11 @@ def spectral_features(audio: np.ndarray, num_frames: int) -> dict[str, np.ndarra
     """Mel power and MFCC of a recording, one row per 120 ms frame.
 
     The power of a frame is the mean over four Hann windows of 64 ms, centred 15, 45, 75 and 105 ms into the frame, in
-    Slaney mel bands from 0 to 8 kHz; every sample weighs in. What lies outside the recording is silence.
+    Slaney mel bands from 0 to 8 kHz; every sample contributes. The recording is padded with silence at both ends.
 
     Args:
       audio: (samples,), 16 kHz mono, in [-1, 1].
-      num_frames: T; the audio is padded with silence, or cut, to T frames.
+      num_frames: T; the audio is padded with silence or truncated to T frames.
 
     Returns:
       `melspectrogram` (T, 64) float32, linear power; `mfcc` (T, 32) float16, the orthonormal DCT-II of the mel power in
@@ -28,7 +28,7 @@ def spectral_features(audio: np.ndarray, num_frames: int) -> dict[str, np.ndarra
     spectrum = scipy.fft.rfft(windows * MLPC.window, axis=1)
     power = spectrum.real**2 + spectrum.imag**2
     power = power.reshape(num_frames, MLPC.windows_per_frame, -1).mean(axis=1)
-    # Not `@`: for products this small the threads of BLAS cost more than they give, above all in several processes.
+    # Not `@`: for products this small BLAS threads cost more than they gain, especially in several processes.
     mel = np.einsum("tf,fm->tm", power, MLPC.filters)
     decibels = 10 * np.log10(np.maximum(mel, 1e-10))
     mfcc = scipy.fft.dct(decibels, axis=1, norm="ortho")[:, :MFCC_COEFFICIENTS]

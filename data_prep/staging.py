@@ -1,4 +1,4 @@
-"""Folders that are made beside their place and put there whole, so that a kill at any moment loses nothing."""
+"""Folders that are built next to their destination and moved there when complete, so that a kill loses nothing."""
 
 import contextlib
 import fcntl
@@ -14,19 +14,19 @@ MARK, NEW, OLD = ".sedjax_staging", "new", "old"
 
 @contextlib.contextmanager
 def staging(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A hidden folder beside `output` whose `new` is to become it; it is removed at the end, whatever is in it.
+    """Yields a hidden folder next to `output`, for building `new`, its replacement; removes the folder at the end.
 
-    What a killed process left of the same output is removed first; if it was killed while it replaced the output, the
-    old one is back in its place.
+    Leftovers of a killed process for the same output are removed first; if it was killed while replacing the output,
+    the old output is restored.
 
     Raises OSError.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    for remains in output.parent.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError), open(remains / MARK, "r+b") as mark:
-            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process lives
-            if mark.read() == _name(output) and {path.name for path in remains.iterdir()} <= {MARK, NEW, OLD}:
-                _clear(remains, output)
+    for leftover in output.parent.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError), open(leftover / MARK, "r+b") as mark:
+            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process is alive
+            if mark.read() == _name(output) and {path.name for path in leftover.iterdir()} <= {MARK, NEW, OLD}:
+                _clear(leftover, output)
     folder = pathlib.Path(tempfile.mkdtemp(prefix=PREFIX, dir=output.parent))
     try:
         with open(folder / MARK, "xb") as mark:
@@ -41,9 +41,9 @@ def staging(output: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def put(folder: pathlib.Path, new: pathlib.Path, output: pathlib.Path,
         require_ours: Callable[[pathlib.Path], None]) -> None:
-    """Puts `new`, in a staging folder, in the place of `output`.
+    """Replaces `output` with `new`, which is in a staging folder.
 
-    Raises OSError, and whatever `require_ours` raises of an old output that must not be replaced.
+    Raises OSError, and the errors of `require_ours` for an old output that must not be replaced.
     """
     for path in new.rglob("*"):
         if path.is_file():

@@ -8,7 +8,7 @@ import scipy.signal
 
 from sedjax.core.task import SAMPLE_RATE_HZ
 
-MILLISECOND_SAMPLES = SAMPLE_RATE_HZ // 1000  # events begin and end on whole milliseconds, as annotations.csv says
+MILLISECOND_SAMPLES = SAMPLE_RATE_HZ // 1000  # events start and end on whole milliseconds, as in annotations.csv
 VOWEL_FORMANTS_HZ = ((730, 1090, 2440), (530, 1840, 2480), (390, 1990, 2550), (570, 840, 2410), (440, 1020, 2240))
 
 Rng = np.random.Generator
@@ -25,13 +25,14 @@ def _rms_1(sound: np.ndarray) -> np.ndarray:
     return sound / np.sqrt(np.mean(sound**2))
 
 
-def _curve(seconds: float, times: Sequence[float], values: Sequence[float]) -> np.ndarray:
+def _curve(seconds: float, times: np.ndarray | Sequence[float],
+           values: np.ndarray | Sequence[float]) -> np.ndarray:
     """Straight lines through `values` at `times`, fractions of the sound."""
     return np.interp(np.linspace(0, 1, _samples(seconds)), times, values)
 
 
 def _wander(rng: Rng, seconds: float, rate_hz: float, depth: float) -> np.ndarray:
-    """Random values around 1, a new one about `rate_hz` times a second, joined by lines; never negative."""
+    """Random values around 1, a new one about `rate_hz` times per second, linearly interpolated; never negative."""
     points = int(seconds * rate_hz) + 2
     return np.maximum(_curve(seconds, np.linspace(0, 1, points), 1 + depth * rng.standard_normal(points)), 0)
 
@@ -46,14 +47,15 @@ def _noise(rng: Rng, seconds: float, exponent: float = 0.0, low_hz: float = 30, 
 
 
 def _tone(pitch_hz: np.ndarray, harmonics: int = 1, tilt: float = 0.0) -> np.ndarray:
-    """Pulses of varying pitch, RMS about 1: harmonic k has amplitude k ** -tilt; none passes 8 kHz, so none aliases."""
+    """Pulses of varying pitch, RMS about 1: harmonic k has amplitude k ** -tilt; none exceeds 8 kHz, so no aliasing."""
     size = 1 << 14
     amplitudes = np.arange(1.0, min(harmonics, int(SAMPLE_RATE_HZ / 2 / pitch_hz.max())) + 1) ** -tilt
     cycle = _rms_1(scipy.fft.irfft(np.pad(amplitudes, (1, 0)), size))
     return cycle[(np.cumsum(pitch_hz / SAMPLE_RATE_HZ) % 1 * size).astype(np.intp)]
 
 
-def _resonate(sound: np.ndarray, frequencies_hz: Sequence[float], bandwidth: float, dry: float = 0.0) -> np.ndarray:
+def _resonate(sound: np.ndarray, frequencies_hz: np.ndarray | Sequence[float], bandwidth: float,
+              dry: float = 0.0) -> np.ndarray:
     """Parallel resonators, `bandwidth` a fraction of their frequency, plus `dry` times the sound itself."""
     result = dry * sound
     for frequency in frequencies_hz:
@@ -64,7 +66,7 @@ def _resonate(sound: np.ndarray, frequencies_hz: Sequence[float], bandwidth: flo
 
 
 def _fade(sound: np.ndarray, attack_seconds: float, release_seconds: float) -> np.ndarray:
-    """Raised-cosine beginning and end, each at most half of the sound."""
+    """Raised-cosine fade-in and fade-out, each at most half of the sound."""
     envelope = np.ones(len(sound))
     for edge, seconds in ((envelope, attack_seconds), (envelope[::-1], release_seconds)):
         length = min(_samples(seconds), len(sound) // 2)
@@ -73,7 +75,7 @@ def _fade(sound: np.ndarray, attack_seconds: float, release_seconds: float) -> n
 
 
 def _repeat(sound: Callable[[], np.ndarray], gap: Callable[[], float], seconds: float, most: int = 1000) -> np.ndarray:
-    """Up to `most` sounds with gaps (seconds) between them, as many as fit; begins and ends with a sound."""
+    """Up to `most` sounds with gaps (seconds) between them, as many as fit; starts and ends with a sound."""
     parts = [sound()]
     for _ in range(most - 1):
         following = [np.zeros(_samples(gap())), sound()]
@@ -83,7 +85,7 @@ def _repeat(sound: Callable[[], np.ndarray], gap: Callable[[], float], seconds: 
     return np.concatenate(parts)[: _samples(seconds)]
 
 
-# The classes: (rng, at most this many seconds) -> a sound of any level, audible from the first sample to the last.
+# The classes: (rng, maximum seconds) -> a sound of any level, audible from the first sample to the last.
 
 
 def _voice(rng: Rng, seconds: float, pitch_hz: float, vowel_seconds: tuple[float, float], tilt: float, rise: float,
@@ -103,7 +105,7 @@ def _voice(rng: Rng, seconds: float, pitch_hz: float, vowel_seconds: tuple[float
 
 
 def _speech(rng: Rng, seconds: float) -> np.ndarray:
-    """Talking: 3 to 6 syllables a second at 85 to 250 Hz, soft spectrum, pauses between phrases."""
+    """Talking: 3 to 6 syllables per second at 85 to 250 Hz, soft spectrum, pauses between phrases."""
     return _voice(rng, seconds, 85 * 2.9 ** rng.random(), (0.1, 0.26), tilt=1.3, rise=0.08, pause_odds=0.18)
 
 
@@ -113,7 +115,7 @@ def _shout(rng: Rng, seconds: float) -> np.ndarray:
 
 
 def _chainsaw(rng: Rng, seconds: float) -> np.ndarray:
-    """Two-stroke engine: one explosion a turn, 80 to 180 Hz, throttle up and down, rough, with rasping chain noise."""
+    """Two-stroke engine: one explosion per turn, 80 to 180 Hz, varying throttle, rough, with rasping chain noise."""
     points = max(int(seconds * rng.uniform(1, 2.5)), 3)
     throttle = _curve(seconds, np.linspace(0, 1, points), rng.choice([0.5, 0.75, 1, 1], points))
     pitch = np.clip(rng.uniform(120, 180) * throttle * _wander(rng, seconds, 40, 0.008), 80, 180)
@@ -124,7 +126,7 @@ def _chainsaw(rng: Rng, seconds: float) -> np.ndarray:
 
 
 def _jackhammer(rng: Rng, seconds: float) -> np.ndarray:
-    """Pneumatic hammer: 15 to 30 blows a second, each a thump, a burst of noise and metal that rings for some ms."""
+    """Pneumatic hammer: 15 to 30 blows per second, each a thump, a burst of noise and metal ringing for some ms."""
     gaps = 1 / rng.uniform(15, 30) * (1 + 0.03 * rng.standard_normal(int(35 * seconds)))
     blows = np.zeros(_samples(seconds))
     times = ((np.cumsum(gaps) - gaps[0]) * SAMPLE_RATE_HZ).astype(np.intp)
@@ -140,7 +142,7 @@ def _jackhammer(rng: Rng, seconds: float) -> np.ndarray:
 
 
 def _lawn_mower(rng: Rng, seconds: float) -> np.ndarray:
-    """Four-stroke engine held at 40 to 60 explosions a second, muffled, with the whoosh of the blade twice as often."""
+    """Four-stroke engine held at 40 to 60 explosions per second, muffled, with a blade whoosh twice as often."""
     pitch = rng.uniform(40, 60) * _wander(rng, seconds, 3, 0.006)
     muffler = rng.uniform([90, 250], [180, 500])
     engine = _resonate(_tone(pitch, 80, 0.8), muffler, 0.5, dry=0.15) * _wander(rng, seconds, 40, 0.1)
@@ -203,8 +205,8 @@ def _siren(rng: Rng, seconds: float) -> np.ndarray:
     return _tone(pitch, 12, rng.uniform(0.8, 1.4)) * _wander(rng, seconds, 2, 0.15)
 
 
-# Per class: its sound, the odds that an event is of it (uneven, as in reality), its shortest and longest event in
-# seconds, and how much louder than others it is in dB.
+# Per class: its sound, the relative odds of its events (uneven, as in reality), the shortest and longest event in
+# seconds, and its gain relative to other classes in dB.
 SOURCES = {
     "Speech": (_speech, 4.0, (1.5, 5), 0),
     "Shout": (_shout, 2.9, (0.6, 2.8), 4),
@@ -220,14 +222,14 @@ SOURCES = {
 
 
 def render(label: str, rng: Rng, seconds: float) -> np.ndarray:
-    """One event of a class: (samples,) of RMS 1, whole milliseconds and at most `seconds`."""
+    """One event of a class: (samples,) of RMS 1, a whole number of milliseconds, at most `seconds`."""
     sound = SOURCES[label][0](rng, seconds)
-    sound = scipy.signal.lfilter([1], [1, -rng.uniform(0, 0.6)], sound)  # air and walls swallow the treble
+    sound = scipy.signal.lfilter([1], [1, -rng.uniform(0, 0.6)], sound)  # air and walls absorb high frequencies
     return _rms_1(_fade(sound[: len(sound) // MILLISECOND_SAMPLES * MILLISECOND_SAMPLES], 0.005, 0.01))
 
 
 def render_background(rng: Rng, seconds: float) -> np.ndarray:
-    """Pink to brown noise with gusts of wind and, in two recordings of five, mains hum: (samples,) of RMS 1."""
+    """Pink to brown noise with gusts of wind and, in two out of five recordings, mains hum: (samples,) of RMS 1."""
     gusts = _wander(rng, seconds, 0.7, 0.5) ** 2 * _noise(rng, seconds, 2, 30, 300)
     sound = _noise(rng, seconds, rng.uniform(0.8, 1.8)) + rng.uniform(0, 0.6) * gusts
     if rng.random() < 0.4:

@@ -10,12 +10,12 @@ from sedjax.core.errors import UserError
 
 COMMANDS = {
     "Data": {
-        "soundscapes": ("data_prep.soundscapes", "synthesises a data set with exact labels"),
-        "extract": ("data_prep.extract", "computes features of recordings"),
-        "check": ("data_prep.check", "checks a directory in MLPC layout"),
-        "records": ("data_prep.records", "builds the records that models are trained on"),
-        "truth": ("data_prep.ground_truth", "writes the ground truth of a directory as a CSV to score against"),
-        "import-weights": ("data_prep.import_weights", "converts pretrained weights and published checkpoints"),
+        "soundscapes": ("sedjax.data_prep.soundscapes", "synthesises a data set with exact labels"),
+        "extract": ("sedjax.data_prep.extract", "computes features of recordings"),
+        "check": ("sedjax.data_prep.check", "checks a directory in MLPC layout"),
+        "records": ("sedjax.data_prep.records", "builds the records that models are trained on"),
+        "truth": ("sedjax.data_prep.ground_truth", "writes the ground truth of a directory as a CSV to score against"),
+        "import-weights": ("sedjax.data_prep.import_weights", "converts pretrained weights and published checkpoints"),
     },
     "Training": {
         "train": ("sedjax.commands.train", "trains a model, or resumes an interrupted training"),
@@ -28,8 +28,8 @@ COMMANDS = {
         "report": ("sedjax.commands.report", "compares trained models in tables and figures"),
     },
     "Machines": {
-        "bench": ("sedjax.commands.bench", "measures speed, or compiles for machines that are not here"),
-        "devices": ("sedjax.commands.devices", "says what JAX computes on, and whether it misses an accelerator"),
+        "bench": ("sedjax.commands.bench", "measures speed, or compiles for machines that are not present"),
+        "devices": ("sedjax.commands.devices", "shows what JAX computes on, and whether it misses an accelerator"),
     },
 }
 MODULES = {name: module for commands in COMMANDS.values() for name, (module, _) in commands.items()}
@@ -37,7 +37,7 @@ MODULES = {name: module for commands in COMMANDS.values() for name, (module, _) 
 
 def main() -> None:
     interrupts.end_at_once()
-    from sedjax.commands import cli  # the first import that takes a while
+    from sedjax.commands import cli  # the first slow import
 
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name not in MODULES:
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def overview(argv: Sequence[str]) -> None:
-    """Prints the version, or the commands by stage. Raises UserError for an unknown command."""
+    """Prints the version, or the commands by group. Raises UserError for an unknown command."""
     from sedjax.core.bounds import shown, unknown
 
     name = argv[-1]

@@ -1,6 +1,6 @@
-"""Full-size configs compiled for machines that are not here: `make test-accelerators`, which takes about an hour.
+"""Full-size configs compiled for machines that are not present: `make test-accelerators`, which takes about an hour.
 
-In an environment of its own, with libtpu and the CUDA plugin of JAX.
+Runs in a separate environment with libtpu and the CUDA plugin of JAX.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from sedjax.models import attention, tpu_attention
 
 @pytest.fixture(autouse=True)
 def as_users_compile(monkeypatch):
-    """conftest.py turns most of the compiler off, for other tests."""
+    """Turns on the compiler optimizations that conftest.py turns off for other tests."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
@@ -30,7 +30,7 @@ def as_users_compile(monkeypatch):
     (4, 256, 250, jnp.bfloat16), (12, 64, 250, jnp.float32), (4, 24, 100, jnp.bfloat16), (6, 170, 250, jnp.bfloat16),
 ])
 def test_every_tpu_takes_the_attention_kernel(name, heads, size, frames, dtype):
-    """Forward and backward, with dropout, for heads that fill no register."""
+    """Forward and backward, with dropout, for heads that do not fill a register."""
     mesh = chips.machine(name).mesh
     by_clip = NamedSharding(mesh, PartitionSpec(AXIS))
     shapes = [((16, frames, 3 * heads * size), dtype), ((16, frames), jnp.bool_), ((16, 2), jnp.uint32)]
@@ -51,10 +51,10 @@ def test_every_tpu_takes_the_attention_kernel(name, heads, size, frames, dtype):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_training_step_fits(config, name):
     for precision in ("bfloat16", "float32") if config == "embedding_transformer" else ("bfloat16",):
-        found = compile_for.cost(dataclasses.replace(CONFIGS[config](), precision=precision), compile_for.MLPC,
-                                 chips.machine(name), "training")
-        assert found["fits"]
-        assert found["flops"] > 0 or config.endswith("naive")
+        cost = compile_for.cost(dataclasses.replace(CONFIGS[config](), precision=precision), compile_for.MLPC,
+                                chips.machine(name), "training")
+        assert cost["fits"]
+        assert cost["flops"] > 0 or config.endswith("naive")
 
 
 @pytest.mark.parametrize(("batch_size", "bytes_at_most"), [(32, 3.0e9), (512, 1.9e10)])
@@ -62,10 +62,10 @@ def test_memory_binds_the_report_s_step_by_no_more_than_a_quarter(batch_size, by
     config = CONFIGS["embedding_transformer"]()
     config = dataclasses.replace(config, precision="bfloat16",
                                  data=dataclasses.replace(config.data, batch_size=batch_size))
-    found = compile_for.cost(config, compile_for.MLPC, chips.machine("v5e:2x4"), "training")
-    assert found["bytes"] < bytes_at_most
-    # Gradients in bfloat16, once: one operation for each type, as XLA joins no two types.
-    count, size = found["collectives"]["all-reduce"]
+    cost = compile_for.cost(config, compile_for.MLPC, chips.machine("v5e:2x4"), "training")
+    assert cost["bytes"] < bytes_at_most
+    # Gradients in bfloat16, once: one operation per type, since XLA does not merge types.
+    count, size = cost["collectives"]["all-reduce"]
     assert count <= 2
     assert size < 2.01 * 36.0e6
 

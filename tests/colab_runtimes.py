@@ -1,8 +1,8 @@
-"""The quickstart in environments like those of Colab's runtimes: `python3.13 tests/colab_runtimes.py [gpu] [tpu]`.
+"""Runs the quickstart in environments like Colab's runtimes: `python3.13 tests/colab_runtimes.py [gpu] [tpu]`.
 
-For each runtime a virtual environment is made with the packages that Colab has, the notebook's first cells install
-sedjax into it, and the others run on tiny settings. There is no GPU or TPU: what tells the cells that there is one
-is imitated, so that they must find that JAX does not see it.
+Creates a virtual environment with Colab's packages for each runtime, lets the notebook's first cells install sedjax
+into it, and runs the others with tiny settings. There is no GPU or TPU, only the signs by which the cells detect one,
+so they must notice that JAX does not see it.
 """
 
 import importlib.metadata
@@ -15,7 +15,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).parent.parent
-# From the lists that Colab publishes; numpy is the oldest for Python 3.13.
+# From Colab's published lists; numpy is the oldest version for Python 3.13.
 BOTH = ("absl-py==1.4.0", "flax==0.11.2", "ipython==7.34.0", "jax==0.7.2", "jaxlib==0.7.2", "librosa==0.11.0",
         "matplotlib==3.10.0", "ml_dtypes==0.5.4", "numba==0.61.2", "numpy==2.1.0", "optax==0.2.8",
         "orbax-checkpoint==0.12.0", "protobuf==5.29.6", "pydantic==2.12.3", "scikit-learn==1.6.1", "scipy==1.16.3",
@@ -29,7 +29,7 @@ RUNTIMES = {
             "tensorboard==2.20.0", "tensorflow==2.20.0", "tensorflow-datasets==4.9.10", "tensorflow-metadata==1.17.3"),
     "tpu": (*BOTH, "libtpu==0.0.21.1"),
 }
-SHOWN = ("flax", "jax", "libtpu", "numpy", "nvidia", "tensorflow")  # also if they stay
+SHOWN = ("flax", "jax", "libtpu", "numpy", "nvidia", "tensorflow")  # even if unchanged
 SETTINGS = "\nRECORDINGS, EPOCHS = 10, 1\n"
 NVIDIA_SMI = '#!/bin/sh\necho "GPU 0: Tesla T4 (UUID: GPU-0)"\n'
 
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def try_runtime(name: str, folder: pathlib.Path) -> None:
-    """Raises AssertionError or CalledProcessError if the notebook does not do in a runtime what it should."""
+    """Raises AssertionError or CalledProcessError if the notebook misbehaves in a runtime."""
     environment, python = folder / "environment", folder / "environment" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     subprocess.run([python, "-m", "pip", "install", "--quiet", *RUNTIMES[name]], check=True)
@@ -52,7 +52,7 @@ def try_runtime(name: str, folder: pathlib.Path) -> None:
              for cell in json.loads((ROOT / "colab" / "quickstart.ipynb").read_text())["cells"]
              if cell["cell_type"] == "code"]
     (folder / "clone" / "colab" / "quickstart.ipy").write_text("\n".join(cells))
-    # JAX_PLATFORMS stays unset: it must look for the accelerator, and go on without.
+    # JAX_PLATFORMS stays unset: JAX must look for the accelerator and continue without one.
     variables = {key: value for key, value in os.environ.items() if key not in ("JAX_PLATFORMS", "PYTHONPATH")}
     if name == "gpu":
         (folder / "bin").mkdir()
@@ -88,9 +88,10 @@ def try_runtime(name: str, folder: pathlib.Path) -> None:
 
 
 def versions(environment: pathlib.Path) -> dict[str, str]:
-    """The packages of a virtual environment, as pip writes their names, with - for _."""
+    """Versions of the packages in a virtual environment, by name as pip writes it, with - for _."""
     site = next(environment.glob("lib/*/site-packages"))
-    return {found.name.replace("_", "-"): found.version for found in importlib.metadata.distributions(path=[str(site)])}
+    return {package.name.replace("_", "-"): package.version
+            for package in importlib.metadata.distributions(path=[str(site)])}
 
 
 if __name__ == "__main__":

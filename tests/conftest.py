@@ -25,8 +25,8 @@ settings.load_profile("sedjax")
 
 # Each file is run by one process (see Makefile), so that its fixtures are made once: the longest files come first.
 LONGEST = ("test_hostile", "test_survival", "test_parallel", "test_config", "test_sweep", "test_predict", "test_bench",
-           "test_atst_frame", "test_extract", "test_train", "test_placement", "test_notebook", "test_models",
-           "test_steps", "test_documents")
+           "test_atst_frame", "test_extract", "test_trainer", "test_resident", "test_notebook", "test_models",
+           "test_train_step", "test_documents")
 
 
 def pytest_collection_modifyitems(items):
@@ -57,7 +57,7 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="session")
 def records(source, tmp_path_factory):
     """The records of `source`."""
-    from data_prep.records import build
+    from sedjax.data_prep.records import build
 
     path = tmp_path_factory.mktemp("records") / "tiny"
     build(source, path, ("embeddings", "melspectrogram", "mfcc"))
@@ -67,9 +67,8 @@ def records(source, tmp_path_factory):
 @pytest.fixture(scope="session")
 def audio_records(tmp_path_factory):
     """Records of ten recordings of noise, 11 to 20 frames long."""
-    from test_audio_records import write_recordings
-
-    from data_prep.records import build
+    from recordings import write_recordings
+    from sedjax.data_prep.records import build
 
     path = tmp_path_factory.mktemp("recordings")
     write_recordings(path / "source", {f"{i}.wav": 11 + i for i in range(10)}, splits=True)

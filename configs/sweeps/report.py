@@ -1,17 +1,18 @@
-"""Every system and finding of the report (SPEC section 4) with three seeds: what holds, and by how much?
+"""Every system and finding of the report (SPEC section 4), with three seeds.
 
 Command:  sedjax sweep --config=sweeps/report --config.data.path=DATA --workdir=WORKDIR
-          configs/sweeps/report.py:small is the same study at a size for two CPU cores.
-          DATA holds the features embeddings, melspectrogram and mfcc, and audio for the end-to-end row.
-          The row from ImageNet weights needs resnet34.npz (see configs/resnet_transformer.py), the end-to-end row of
-          report.py atst_frame.npz (see configs/atst_frame.py): without them they are listed as not run.
-Time: report.py: not measured; report.py:small: 70 minutes for 360 recordings of 23 s on two CPU cores.
+          sweeps/report:small is the same study at a size for two CPU cores.
+          DATA: records with the features embeddings, melspectrogram and mfcc, and audio for the end-to-end row.
+          The ImageNet row needs resnet34.npz (see configs/resnet_transformer.py), and the full-size end-to-end row
+          atst_frame.npz (see configs/atst_frame.py): without these files, the rows are listed as not run.
+Time: full size: not measured; small: 70 minutes for 360 recordings of 23 s on two CPU cores.
 """
 
-from configs import atst_frame, atst_frame_small, conv_transformer, embedding_transformer, naive
 from sedjax.core.errors import UserError
 from sedjax.studies.sweep import add, add_figure, new_sweep
 from sedjax.training.configs import changed
+
+from .. import atst_frame, atst_frame_small, conv_transformer, embedding_transformer, naive
 
 SMALL = {"data__batch_size": 16, "model__layers": 2, "model__feed_forward": 384, "model__norm": "pre",
          "optimizer__learning_rate": 1e-3, "optimizer__weight_decay": 0.01, "optimizer__schedule": "cosine",
@@ -59,7 +60,7 @@ def get_config(size="report"):
     add(sweep, "heads_6", "6 heads", parent="head", published="no difference",
         model__heads=6, model__width=wide_for_six)
     add(sweep, "final", "final: linear projection", parent="head", published="better", model__stem="linear")
-    # The report's figure is void (SPEC section 5): its weights were never loaded, its labels not aligned.
+    # The report's figure is void (SPEC section 5): its weights were never loaded and its labels not aligned.
     add(sweep, "end_to_end", "ATST-Frame end to end, raw audio", base=end_to_end, parent="final")
 
     add_figure(sweep, "1_positions", "Learned positions", "validation_cost", ("conv", "positions"))

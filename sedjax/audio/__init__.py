@@ -1,1 +1,1 @@
-"""Recordings -> samples -> features."""
+"""From recordings to samples to features."""

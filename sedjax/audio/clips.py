@@ -1,4 +1,4 @@
-"""Recordings as a stream of clips: pieces of features in their order, of which memory holds a few at a time."""
+"""Recordings as a stream of clips in order, a few in memory at a time."""
 
 import dataclasses
 import threading
@@ -16,14 +16,14 @@ Item = TypeVar("Item")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Clip:
-    """Some frames of a recording, after those of the clip before.
+    """Consecutive frames of a recording; they follow those of the previous clip.
 
     Attributes:
-      number: of the recording, in the order in which they are read.
-      recording: its name.
-      features: (t, D) by name.
-      seconds: length of the recording if this is its last clip, else None.
-      extras: further features of the whole recording, with its last clip.
+      number: index of the recording, in reading order.
+      recording: name of the recording.
+      features: arrays (t, D) by name.
+      seconds: length of the recording in its last clip, else None.
+      extras: additional features of the whole recording, set on its last clip only.
     """
 
     number: int
@@ -42,11 +42,11 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class Unreadable:
-    """In place of the last clip of a recording that cannot be read, of which clips may have come before.
+    """Takes the place of the last clip of an unreadable recording; earlier clips may have been yielded.
 
     Attributes:
-      number, recording: as of Clip.
-      error: says why.
+      number, recording: as in Clip.
+      error: reason why the recording cannot be read.
     """
 
     number: int
@@ -55,13 +55,13 @@ class Unreadable:
 
 
 def recut(stream: Iterable[Clip | Unreadable], frames: int | None = None) -> Iterator[Clip | Unreadable]:
-    """The same frames in clips of `frames` each, the last of a recording shorter if need be; None: whole recordings."""
+    """Regroups a stream into clips of `frames` frames, fewer at the end of a recording; None: whole recordings."""
     number, parts, length = None, [], 0
     for clip in stream:
         if isinstance(clip, Unreadable):
             yield clip
             continue
-        if clip.number != number:  # clips of a recording that turned out to be unreadable are dropped
+        if clip.number != number:  # drops the clips of a recording that proved unreadable
             number, parts, length = clip.number, [], 0
         parts.append(clip.features)
         length += len(clip)
@@ -79,21 +79,21 @@ def recut(stream: Iterable[Clip | Unreadable], frames: int | None = None) -> Ite
 
 
 class Abandoned(Exception):
-    """Nobody waits any more for what a thread makes."""
+    """Raised in a thread whose results are no longer needed."""
 
 
-_thread = threading.local()  # `abandoned`: an event, in the threads of `ahead`
+_thread = threading.local()  # `abandoned`: an event, set in the threads of `ahead`
 
 
 def require_wanted() -> None:
-    """Raises Abandoned in a thread of `ahead` that nobody waits for any more; what takes long calls it often."""
+    """Raises Abandoned in a thread of `ahead` whose results are no longer needed; long computations call it often."""
     abandoned = getattr(_thread, "abandoned", None)
     if abandoned and abandoned.is_set():
         raise Abandoned
 
 
 def ahead(items: Iterable[Item], count: int = 32) -> Iterator[Item]:
-    """The same items, of which a thread makes `count` before they are asked for; `close` ends the thread."""
+    """Yields the same items, prefetching up to `count` of them in a thread; `close` ends the thread."""
     end, items, abandoned = object(), iter(items), threading.Event()
     thread = ThreadPoolExecutor(1, initializer=setattr, initargs=(_thread, "abandoned", abandoned))
     waiting = deque(thread.submit(next, items, end) for _ in range(count))

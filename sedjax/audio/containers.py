@@ -1,7 +1,7 @@
-"""How many samples the header of a recording promises. libsndfile often takes what is there for all there ever was.
+"""Number of samples that the header of a recording states; libsndfile often reads a truncated file as if it were whole.
 
-What is read is compared with the promise, so that a recording whose end is missing, or whose header says less than the
-file holds, is never taken for a shorter one.
+The samples that are read are compared with that number, so that a recording whose end is missing, or whose header
+states less than the file holds, is never mistaken for a shorter one.
 """
 
 import io
@@ -12,32 +12,32 @@ from typing import NamedTuple
 
 import soundfile
 
-# Sizes of 32 bits that a program writes if it cannot know the length, as into a pipe: about 2 or 4 GiB.
+# 32-bit sizes that programs write if they do not know the length, as in a pipe: about 2 or 4 GiB.
 UNKNOWN_SIZES = (range(0x7FFF0000, 0x80000001), range(0xFFFF0000, 0x100000000))
-MPEG_EDGES = 2 * 1152  # samples that a decoder leaves out
+MPEG_EDGES = 2 * 1152  # samples that a decoder may omit at the edges
 MOST_CHUNKS = 10_000
-PADDING_BYTES = 4096  # of zeros at the end of a file, as for a block of a disk or tape
+PADDING_BYTES = 4096  # most trailing zeros that count as padding, as of a disk or tape block
 TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")
 SAMPLE_BYTES = {"PCM_S8": 1, "PCM_U8": 1, "ULAW": 1, "ALAW": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4,
                 "DOUBLE": 8}
-# Formats whose header has the number of samples, as libsndfile's log of the header shows it; the last one counts.
+# Formats whose header has the number of samples: patterns for libsndfile's log of the header; the last match counts.
 LOGGED = {"AVR": r"Frames +: (\d+)", "MPC2K": r"Frames +: (\d+)", "MAT4": r"Cols +: (\d+)", "MAT5": r"Cols +: (\d+)",
           "HTK": r"Sample Count +: (\d+)", "WVE": r"Data length (\d+) should be"}
-HEADER_BYTES = {"MAT4": 68}  # of these and of NIST; others have MOST_HEADER_BYTES at most
+HEADER_BYTES = {"MAT4": 68}  # by format; others, such as NIST, have at most MOST_HEADER_BYTES
 MOST_HEADER_BYTES = 4096
 
 
 class _Chunks(NamedTuple):
-    """How a container of chunks, each with a name and a size, is laid out.
+    """Layout of a container of chunks, each with a name and a size.
 
     Attributes:
-      first: where the first chunk begins.
-      name_bytes: of the name of a chunk.
-      size: of a chunk, as struct reads it.
-      align: chunks begin at a multiple of this.
-      with_header: whether the size of a chunk has its header in it.
-      sound: the chunk of the samples.
-      before: bytes in it before the first sample.
+      first: position of the first chunk.
+      name_bytes: length of a chunk's name.
+      size: struct format of a chunk's size.
+      align: alignment of chunks, in bytes.
+      with_header: whether the size of a chunk includes its header.
+      sound: name of the chunk that holds the samples.
+      before: bytes in that chunk before the first sample.
     """
 
     first: int
@@ -56,14 +56,14 @@ _CHUNKS = {b"RIFF": _RIFF, b"RF64": _RIFF, b"BW64": _RIFF, b"RIFX": _RIFF._repla
 
 
 class _Sound(NamedTuple):
-    """Where the samples of a file are.
+    """Location of the samples in a file.
 
     Attributes:
-      start: of the first.
-      size: bytes as the header says; None if it does not.
-      unclaimed: bytes after them that belong to nothing else.
-      samples: for each channel, if the container says that too.
-      block: bytes that are decoded together.
+      start: position of the first sample.
+      size: bytes of samples that the header states; None if it states none.
+      unclaimed: bytes after the samples that belong to nothing else.
+      samples: number of samples per channel, if the container states it too.
+      block: number of bytes that are decoded together.
     """
 
     start: int
@@ -74,11 +74,11 @@ class _Sound(NamedTuple):
 
 
 def promised_samples(raw: io.BufferedIOBase, file: soundfile.SoundFile) -> int | None:
-    """Samples (for each channel) that the file says or seems to hold; None if it does not say.
+    """Number of samples per channel that the file states or seems to hold; None if it states none.
 
     Args:
       raw: the file.
-      file: the same, opened by libsndfile; not of FLAC, Ogg or MP3.
+      file: the same file, opened by libsndfile; not FLAC, Ogg or MP3.
     """
     length = raw.seek(0, io.SEEK_END)
     raw.seek(0)
@@ -102,18 +102,18 @@ def promised_samples(raw: io.BufferedIOBase, file: soundfile.SoundFile) -> int |
 
 
 def _samples_in(sound: _Sound, file: soundfile.SoundFile, length: int) -> int:
-    """Samples in as many bytes as the header says, and in those that nothing else claims."""
+    """Number of samples in the bytes that the header states, plus those that nothing else claims."""
     width = SAMPLE_BYTES.get(file.subtype, 0) * file.channels
-    there = min(sound.size, length - sound.start)
-    # libsndfile reads a W64 file to its end, and others to the end of the sound.
-    if width and any(abs(size - file.frames * width) < max(width, 8) for size in (there, length - sound.start)):
-        whole = (sound.size + sound.unclaimed) / width
-        return math.ceil(whole) if sound.samples is None else int(whole)  # AIFF counts a byte of padding
+    present = min(sound.size, length - sound.start)
+    # libsndfile reads W64 files to the end of the file, others to the end of the samples.
+    if width and any(abs(size - file.frames * width) < max(width, 8) for size in (present, length - sound.start)):
+        samples = (sound.size + sound.unclaimed) / width
+        return math.ceil(samples) if sound.samples is None else int(samples)  # AIFF counts a byte of padding
     missing = max(sound.start + sound.size - length, 0) + sound.unclaimed
-    if there <= 0 or not file.frames:
+    if present <= 0 or not file.frames:
         return max(file.frames, missing)
-    blocks = max(there // sound.block, 1)
-    return file.frames if not missing else math.ceil((there + missing) / sound.block) * math.ceil(file.frames / blocks)
+    blocks = max(present // sound.block, 1)
+    return math.ceil((present + missing) / sound.block) * math.ceil(file.frames / blocks) if missing else file.frames
 
 
 def _sound_of_chunks(raw: io.BufferedIOBase, magic: bytes, length: int) -> _Sound | None:
@@ -138,7 +138,7 @@ def _sound_of_chunks(raw: io.BufferedIOBase, magic: bytes, length: int) -> _Soun
                 return _Sound(start + form.before, None)
             sound = _Sound(start + form.before, size - form.before)
         elif size < 0 or (start + size > length and start + size != container_end and magic[:4] != b"caff"):
-            break  # no chunk, nor one whose end is missing
+            break  # neither a chunk nor one whose end is missing
         elif name == b"ds64":
             size_64 = _number(raw, start + 8, "<Q")
         elif name == b"fmt ":
@@ -159,21 +159,21 @@ def _sound_of_chunks(raw: io.BufferedIOBase, magic: bytes, length: int) -> _Soun
 
 
 def _number(raw: io.BufferedIOBase, position: int, form: str) -> int:
-    """The number at a position; 0 beyond the end."""
+    """The number at `position`; 0 beyond the end of the file."""
     raw.seek(position)
     content = raw.read(struct.calcsize(form))
     return struct.unpack(form, content)[0] if len(content) == struct.calcsize(form) else 0
 
 
 def _is_stated(size: int, form: _Chunks, start: int, length: int) -> bool:
-    """Whether this size of the sound is one, not a place holder."""
+    """Whether `size` is a real size of the samples, not a placeholder."""
     if struct.calcsize(form.size) == 4 and any(size in sizes for sizes in UNKNOWN_SIZES):
         return False
     return size > form.before or (size == form.before and length <= start + form.before)
 
 
 def _sound_of_voc(raw: io.BufferedIOBase, length: int) -> _Sound | None:
-    """From the first block of sound to the end of the last block, as libsndfile reads them."""
+    """The range from the first sound block to the end of the last block, as libsndfile reads it."""
     raw.seek(20)
     position, start, blocks = int.from_bytes(raw.read(2), "little"), None, 0
     while blocks < MOST_CHUNKS:
@@ -189,13 +189,13 @@ def _sound_of_voc(raw: io.BufferedIOBase, length: int) -> _Sound | None:
         return None
     raw.seek(min(position, length))
     is_ended = raw.read(1) == b"\0"
-    if blocks > 1 and not is_ended:  # there may have been more
+    if blocks > 1 and not is_ended:  # there may have been more blocks
         return _Sound(start, None)
     return _Sound(start, position - start, _unclaimed(raw, position + is_ended, length))
 
 
 def _unclaimed(raw: io.BufferedIOBase, start: int, length: int) -> int:
-    """Bytes from `start` on, unless they are padding or a tag."""
+    """Number of bytes from `start` on; 0 if they are padding or a tag."""
     raw.seek(min(start, length))
     rest = raw.read(PADDING_BYTES + 1)
     is_padding = len(rest) <= PADDING_BYTES and not rest.strip(b"\0")
@@ -212,9 +212,9 @@ def _promised_otherwise(raw: io.BufferedIOBase, file: soundfile.SoundFile, lengt
         number = re.search(rb"\nsample_count -i (\d{1,18})\s", raw.read(header_bytes))
         promised = int(number[1]) if number else None
     elif file.format == "SDS":
-        blocks, each = (re.search(rf"{name} *: (\d+)", file.extra_info) for name in ("Blocks", "Samples/Block"))
-        there = int(blocks[1]) * int(each[1]) if blocks and each else 0
-        return there if each and there >= file.frames + int(each[1]) else file.frames
+        blocks, per_block = (re.search(rf"{name} *: (\d+)", file.extra_info) for name in ("Blocks", "Samples/Block"))
+        stated = int(blocks[1]) * int(per_block[1]) if blocks and per_block else 0
+        return stated if per_block and stated >= file.frames + int(per_block[1]) else file.frames
     width = SAMPLE_BYTES.get(file.subtype, 0) * file.channels
     if promised is not None and width:
         promised = max(promised, (length - header_bytes) // width)

@@ -1,20 +1,20 @@
-"""How many samples a FLAC file holds by its last frame: its header may say less, or nothing at all."""
+"""Number of samples in a FLAC file, from its last frame: the header may state fewer or none."""
 
 import io
 
-TAIL_BYTES = 1 << 18  # frames are smaller, but for many channels
-MOST_HEADERS = 2  # now and then, what looks like the header of a frame is sound
+TAIL_BYTES = 1 << 18  # larger than any frame, except with many channels
+MOST_HEADERS = 2  # audio data occasionally looks like a frame header
 STREAMINFO = 0
 _BLOCKS = {1: 192} | {code: 576 << code - 2 for code in range(2, 6)} | {code: 256 << code - 8 for code in range(8, 16)}
 
 
 def num_samples(raw: io.BufferedIOBase) -> int | None:
-    """Samples up to the end of the last frame, for each channel; None if the file does not end with a whole frame."""
+    """Samples per channel up to the end of the last frame; None if the file does not end with a complete frame."""
     raw.seek(0)
     start = raw.read(42)
     if start[:4] != b"fLaC" or len(start) < 42 or start[4] & 0x7F != STREAMINFO:
         return None
-    block = int.from_bytes(start[10:12], "big")  # of all frames, if they are numbered by frame
+    block = int.from_bytes(start[10:12], "big")  # block size of all frames, if they are numbered by frame
     raw.seek(max(raw.seek(0, io.SEEK_END) - TAIL_BYTES, 0))
     tail = raw.read()
     position, headers = len(tail), 0
@@ -28,7 +28,7 @@ def num_samples(raw: io.BufferedIOBase) -> int | None:
 
 
 def _end(header: bytes, block: int) -> int | None:
-    """The last sample of the frame that begins so; None if it is no frame."""
+    """End of the frame that starts with `header`, in samples; None if it is not a frame."""
     ones = 8 - (header[4] ^ 0xFF).bit_length()
     more = max(ones - 1, 0)
     if ones in (1, 8) or any(byte & 0xC0 != 0x80 for byte in header[5 : 5 + more]):
@@ -48,7 +48,7 @@ def _end(header: bytes, block: int) -> int | None:
 
 
 def _crc(content: bytes, bits: int) -> int:
-    """0 if the last bytes are the checksum of all before."""
+    """CRC of `content`; 0 if its last bytes are the checksum of those before."""
     table = _TABLES[bits]
     crc, mask = 0, (1 << bits) - 1
     for byte in content:

@@ -1,7 +1,7 @@
-"""Front ends: from samples to mel power, level, MFCC and their deltas; float32 throughout.
+"""Front ends: from samples to mel power, decibels, MFCCs and their deltas; float32 throughout.
 
-What takes a batch of recordings takes a mask of their real samples or frames, real ones first, and gives the same for a
-recording whatever is beside or after it.
+Functions of a batch take a mask of the real samples or frames, which come first, and the result for a recording does
+not depend on its padding or on the rest of the batch.
 """
 
 import jax
@@ -14,15 +14,15 @@ from sedjax.core.numbers import ceil_div
 
 Array = jax.Array | np.ndarray
 
-# Of ATST-Frame (SPEC section 6): the loudest 80 dB of a recording, and the range that becomes -1 to 1.
+# ATST-Frame (SPEC section 6): the loudest 80 dB of a recording, and the range that is scaled to [-1, 1].
 ATST_RANGE_DB = 80.0
 ATST_CLAMP_DB = (-50.0, 80.0)
 ATST_SCALE_DB = (-79.6482, 50.6842)
-PART_WINDOWS = 512  # of all clips together, that a CPU transforms at once
+PART_WINDOWS = 512  # number of windows, over all clips, that a CPU transforms at once
 
 
 def power_to_db(power: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Level of a power in decibels, with silence at -100 dB; numpy and JAX arrays both work."""
+    """Converts power to decibels, with a floor of -100 dB for silence; for numpy and JAX arrays."""
     xp = jnp if isinstance(power, jax.Array) else np
     return 10 * xp.log10(xp.maximum(power, 1e-10))
 
@@ -30,9 +30,9 @@ def power_to_db(power: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 def mel_power(audio: Float[jax.Array, "clip sample"], sample_mask: Bool[jax.Array, "clip sample"],
               definition: mel.Mel = mel.MLPC) -> tuple[Float[jax.Array, "clip frame band"],
                                                        Bool[jax.Array, "clip frame"]]:
-    """Mel power of 16 kHz audio, 0 in frames without a real sample, and which frames are real.
+    """Mel power of 16 kHz audio, 0 in frames without real samples, and the mask of real frames.
 
-    A clip of n real samples has definition.num_frames(n) real frames, as alone.
+    A clip of n real samples has definition.num_frames(n) real frames, as it would have on its own.
     """
     clips, samples = audio.shape
     audio = jnp.where(sample_mask, audio, 0).astype(jnp.float32)
@@ -40,46 +40,46 @@ def mel_power(audio: Float[jax.Array, "clip sample"], sample_mask: Bool[jax.Arra
     frames = definition.num_frames(samples)
     before, hop, size = definition.samples_before, definition.hop_samples, definition.window_samples
     windows = frames * definition.windows_per_frame
-    # Whole hops that reach to the end of the last window.
+    # Enough whole hops to reach the end of the last window.
     hops = windows - 1 + ceil_div(size, hop)
     if definition.reflect:
         padded = jnp.take_along_axis(audio, _mirrored(jnp.arange(hops * hop) - before, lengths), axis=1)
     else:
         padded = jnp.pad(audio, ((0, 0), (before, max(hops * hop - before - samples, 0))))[:, : hops * hop]
     hop_by_hop = padded.reshape(clips, hops, hop)
-    pieces = hops - windows + 1  # neighbouring hops that hold a window
-    each = definition.windows_per_frame
+    pieces = hops - windows + 1  # adjacent hops that contain a window
+    per_frame = definition.windows_per_frame
 
     def of_hops(hop_by_hop: jax.Array) -> jax.Array:
         count = hop_by_hop.shape[1] - pieces + 1
-        # Windows as neighbouring hops side by side: slices are faster than gathering every window's samples.
+        # Windows are adjacent hops side by side: slicing is faster than gathering the samples of each window.
         samples = jnp.concatenate([hop_by_hop[:, k : k + count] for k in range(pieces)], axis=-1)[..., :size]
         spectrum = jnp.fft.rfft(samples * definition.window[None, None], axis=-1)
         power = spectrum.real**2 + spectrum.imag**2
-        power = power.reshape(len(power), count // each, each, -1).mean(axis=2)
+        power = power.reshape(len(power), count // per_frame, per_frame, -1).mean(axis=2)
         return jnp.einsum("ctf,fm->ctm", power, definition.filters, precision=jax.lax.Precision.HIGHEST)
 
     def in_parts(hop_by_hop: jax.Array) -> jax.Array:
-        part = min(ceil_div(PART_WINDOWS, clips * each), frames) * each
+        part = min(ceil_div(PART_WINDOWS, clips * per_frame), frames) * per_frame
         parts = ceil_div(windows, part)
         hop_by_hop = jnp.pad(hop_by_hop, ((0, 0), (0, parts * part - windows), (0, 0)))
 
         def of_part(first: jax.Array) -> jax.Array:
-            found = jax.lax.dynamic_slice_in_dim(hop_by_hop, first, part + pieces - 1, axis=1)
-            # Halves run side by side; a transform alone keeps one core busy.
-            return jnp.concatenate([of_hops(half) for half in jnp.array_split(found, min(clips, 2))])
+            part_hops = jax.lax.dynamic_slice_in_dim(hop_by_hop, first, part + pieces - 1, axis=1)
+            # The halves run in parallel; a single transform uses only one core.
+            return jnp.concatenate([of_hops(half) for half in jnp.array_split(part_hops, min(clips, 2))])
 
-        found = jax.lax.map(of_part, jnp.arange(parts) * part)
-        return jnp.moveaxis(found, 0, 1).reshape(clips, -1, definition.bands)[:, :frames]
+        powers = jax.lax.map(of_part, jnp.arange(parts) * part)
+        return jnp.moveaxis(powers, 0, 1).reshape(clips, -1, definition.bands)[:, :frames]
 
-    # On a CPU, spectra that leave its cache take three times as long.
+    # On a CPU, spectra that exceed the cache take three times as long.
     bands = jax.lax.platform_dependent(hop_by_hop, cpu=in_parts, default=of_hops)
     frame_mask = jnp.arange(frames)[None] < definition.num_frames(lengths)[:, None]
     return jnp.where(frame_mask[..., None], bands, 0), frame_mask
 
 
 def _mirrored(places: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Which sample is at `places` of recordings that are mirrored at both ends, as often as it takes."""
+    """Indices of the samples at `places` of recordings that are mirrored at both ends, repeatedly if need be."""
     last = jnp.maximum(lengths - 1, 0)[:, None]
     period = jnp.maximum(2 * last, 1)
     within = jnp.abs(places)[None] % period
@@ -90,7 +90,7 @@ def atst_log_mel(audio: Float[jax.Array, "clip sample"], sample_mask: Bool[jax.A
                  ) -> tuple[Float[jax.Array, "clip frame band"], Bool[jax.Array, "clip frame"]]:
     """The input of ATST-Frame (SPEC section 6), scaled to about -1 to 1; padding is -1. 10 s are 1001 frames.
 
-    The floor, 80 dB below the maximum, is that of each clip; the original takes the maximum of a whole batch.
+    The floor is 80 dB below the maximum of each clip; the original uses the maximum of the whole batch.
     """
     power, frame_mask = mel_power(audio, sample_mask, mel.ATST)
     decibels = power_to_db(power)
@@ -103,17 +103,17 @@ def atst_log_mel(audio: Float[jax.Array, "clip sample"], sample_mask: Bool[jax.A
 
 def mfcc(power: Float[jax.Array, "*batch band"],
          coefficients: int = mel.MFCC_COEFFICIENTS) -> Float[jax.Array, "*batch coefficient"]:
-    """The orthonormal DCT-II of the level of a mel power."""
+    """MFCCs: the orthonormal DCT-II of mel power in decibels."""
     return jnp.einsum("...m,mk->...k", power_to_db(power), mel.dct(power.shape[-1], coefficients),
                       precision=jax.lax.Precision.HIGHEST)
 
 
 def deltas(x: Float[Array, "clip frame column"], frame_mask: Bool[Array, "clip frame"], order: int = 1,
            width: int = 9) -> Float[Array, "clip frame column"]:
-    """How fast columns change (order 1), or that change (2), over `width` frames; numpy and JAX arrays both work.
+    """First (order 1) or second (order 2) derivatives of columns over `width` frames; for numpy and JAX arrays.
 
-    As librosa.feature.delta with mode="nearest": beyond its ends a recording stays what it is there, so that it may be
-    shorter than `width`.
+    Like librosa.feature.delta with mode="nearest": the first and last frames are repeated beyond the ends, so that a
+    recording may be shorter than `width`.
     """
     xp = jnp if isinstance(x, jax.Array) else np
     last = xp.maximum(frame_mask.sum(axis=1), 1)[:, None] - 1

@@ -1,4 +1,4 @@
-"""The frames of an MPEG audio file (mp3), counted one by one: its decoder plays what is there and guesses the rest."""
+"""Counts the frames of an MPEG audio file (mp3): the decoder plays those that are there and guesses the length."""
 
 import bisect
 import contextlib
@@ -14,8 +14,8 @@ from typing import NamedTuple
 from sedjax.core.files import MEBIBYTE
 
 VERSION_1 = 3
-LAYER_3, LAYER_2, LAYER_1 = 1, 2, 3  # as a header has them
-BIT_RATES = {  # kbit/s, by version 1 or not and layer
+LAYER_3, LAYER_2, LAYER_1 = 1, 2, 3  # header codes
+BIT_RATES = {  # kbit/s, by (whether version 1, layer)
     (True, LAYER_1): tuple(range(32, 449, 32)),
     (True, LAYER_2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (True, LAYER_3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -23,8 +23,8 @@ BIT_RATES = {  # kbit/s, by version 1 or not and layer
     (False, LAYER_2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (False, LAYER_3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)}
 SAMPLE_RATES_HZ = (44100, 48000, 32000)
-HALVINGS = {VERSION_1: 0, 2: 1, 0: 2}  # of the sample rate, by the code of a version
-DECODER_DELAY = 529  # samples that the decoder of layer III leaves out at the beginning
+HALVINGS = {VERSION_1: 0, 2: 1, 0: 2}  # how often the sample rate is halved, by version code
+DECODER_DELAY = 529  # samples that the layer III decoder omits at the start
 
 _NOTE = re.compile(rb"(\[src/libmpg123/|Note: |Warning: |main: )|\s*$")
 _ONE_AT_A_TIME = threading.Lock()
@@ -34,11 +34,11 @@ class Frames(NamedTuple):
     """The frames of a file.
 
     Attributes:
-      header: the four bytes that the first one begins with.
-      runs: where frames that follow each other begin and end.
-      whole: how many there are.
-      missing: how many are damaged or incomplete, as far as can be told.
-      stated: how many of them hold sound, as a header in the first one says (Xing or Info); None without.
+      header: first four bytes of the first frame.
+      runs: start and end of each run of consecutive frames, in bytes.
+      whole: number of complete frames.
+      missing: estimated number of damaged or incomplete frames.
+      stated: number of frames with audio, from a Xing or Info header in the first frame; None without one.
     """
 
     header: bytes
@@ -57,28 +57,28 @@ class Frames(NamedTuple):
 
     @property
     def samples(self) -> int:
-        """Of all frames that are there or were, for each channel, if none says how many there are."""
+        """Samples per channel of all frames, missing ones included; for files without a stated number of frames."""
         return max((self.whole + self.missing) * self.samples_each - DECODER_DELAY, 0)
 
 
 def scan(raw: io.BufferedIOBase) -> Frames | None:
-    """The frames of a file; None if there are none, or of a free bit rate."""
+    """The frames of a file; None if there are none or their bit rate is free-format."""
     window = _Window(raw)
-    header, runs, whole, stated, junk = b"", [], 0, None, 0
-    position = expected = 0  # where the last frame or tag ends
+    header, runs, complete, stated, junk = b"", [], 0, None, 0
+    position = expected = 0  # end of the last frame or tag
     while position < window.length:
-        here = window.at(position, 4)
-        size = _frame_bytes(here)
-        if size and (not whole or _kind(here) == _kind(header)) and position + size <= window.length and (
-                position != expected or whole or _follows(window, position + size, here)):
-            if not whole:
-                header, stated = here, _stated(window.at(position, size))
+        candidate = window.at(position, 4)
+        size = _frame_bytes(candidate)
+        if size and (not complete or _kind(candidate) == _kind(header)) and position + size <= window.length and (
+                position != expected or complete or _follows(window, position + size, candidate)):
+            if not complete:
+                header, stated = candidate, _stated(window.at(position, size))
             junk += position - expected
             if runs and runs[-1][1] == position:
                 runs[-1] = (runs[-1][0], position + size)
             else:
                 runs.append((position, position + size))
-            whole += 1
+            complete += 1
             position = expected = position + size
         elif tag := _tag_bytes(window, position):
             junk += position - expected
@@ -87,26 +87,26 @@ def scan(raw: io.BufferedIOBase) -> Frames | None:
             position = following
         else:
             break
-    if not whole:
+    if not complete:
         return None
-    frame_bytes = sum(end - start for start, end in runs) / whole
+    frame_bytes = sum(end - start for start, end in runs) / complete
     rest = window.at(min(expected, window.length), MEBIBYTE)
     if rest.strip(b"\0"):
         junk += max(window.length - expected, 0)
     missing = math.ceil(junk / frame_bytes)
-    if stated is not None and stated < whole - 1:  # of one of several files in a row, for example
+    if stated is not None and stated < complete - 1:  # the header of one of several concatenated files, for example
         stated = None
-    return Frames(header, runs, whole, missing, stated)
+    return Frames(header, runs, complete, missing, stated)
 
 
 class Clean(io.RawIOBase):
-    """A file that holds the whole frames of another only, after one that says how many there are."""
+    """A file of the complete frames of another file, after a frame that states their number."""
 
     def __init__(self, raw: io.BufferedIOBase, frames: Frames):
         super().__init__()
         first = _length_frame(frames.header, frames.whole) if frames.stated is None else b""
         self._raw, self._first, self._position = raw, first, 0
-        self._starts = [len(first)]  # of each run, in this file
+        self._starts = [len(first)]  # start of each run in this file
         for start, end in frames.runs:
             self._starts.append(self._starts[-1] + end - start)
         self._runs = frames.runs
@@ -134,7 +134,7 @@ class Clean(io.RawIOBase):
         return filled
 
     def _part(self, size: int) -> bytes:
-        """Bytes from here on, of the same run."""
+        """Up to `size` bytes from the current position, within one run."""
         if self._position < len(self._first):
             return self._first[self._position : self._position + size]
         run = bisect.bisect_right(self._starts, self._position) - 1
@@ -146,15 +146,15 @@ class Clean(io.RawIOBase):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps what libmpg123 writes to file descriptor 2 off the screen; what others write there meanwhile comes after.
+    """Suppresses libmpg123's output to file descriptor 2; other output is written afterwards.
 
-    There is no other way: libsndfile does not let it be told. Threads take turns.
+    There is no other way, since libsndfile cannot turn it off. Threads take turns.
     """
     with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
         try:
             written = stack.enter_context(tempfile.TemporaryFile())
             screen = os.dup(2)
-        except OSError:  # no temporary folder, or no descriptor 2: then nothing is kept
+        except OSError:  # no temporary folder, or no descriptor 2: nothing is suppressed
             yield
             return
         try:
@@ -170,7 +170,7 @@ def quiet() -> Iterator[None]:
 
 
 class _Window:
-    """Any bytes of a file, read a megabyte at a time."""
+    """Random access to the bytes of a file, read at least one mebibyte at a time."""
 
     def __init__(self, raw: io.BufferedIOBase):
         self._raw, self._start, self._held = raw, 0, b""
@@ -184,9 +184,9 @@ class _Window:
 
 
 def _tag_bytes(window: _Window, position: int) -> int:
-    """Length of the tag that begins here; 0 if none does."""
+    """Length of the tag at `position`; 0 if there is none."""
     start = window.at(position, 16)
-    if start.startswith(b"ID3") and len(start) > 10:  # seven bits a byte
+    if start.startswith(b"ID3") and len(start) > 10:  # seven bits per byte
         return 10 + sum((byte & 0x7F) << 7 * (3 - i) for i, byte in enumerate(start[6:10])) + 10 * (start[5] >> 4 & 1)
     if start.startswith(b"TAG"):
         return 128
@@ -198,42 +198,42 @@ def _tag_bytes(window: _Window, position: int) -> int:
 
 
 def _next(window: _Window, position: int, like: bytes) -> int | None:
-    """Where the next two frames begin from `position` on, like those before if there were any."""
-    while held := window.at(position, min(MEBIBYTE, window.length - position)):
-        for match in re.finditer(rb"\xff[\xe0-\xff]", held):
+    """Position of the next two frames from `position` on, which match `like` unless it is empty; None without any."""
+    while buffer := window.at(position, min(MEBIBYTE, window.length - position)):
+        for match in re.finditer(rb"\xff[\xe0-\xff]", buffer):
             start = position + match.start()
-            here = window.at(start, 4)
-            size = _frame_bytes(here)
-            if size and (not like or _kind(here) == _kind(like)) and start + size <= window.length and _follows(
-                    window, start + size, here):
+            candidate = window.at(start, 4)
+            size = _frame_bytes(candidate)
+            if size and (not like or _kind(candidate) == _kind(like)) and start + size <= window.length and _follows(
+                    window, start + size, candidate):
                 return start
-        if position + len(held) >= window.length:
+        if position + len(buffer) >= window.length:
             return None
-        position += len(held) - 1
+        position += len(buffer) - 1
     return None
 
 
 def _follows(window: _Window, position: int, header: bytes) -> bool:
-    """Whether the file ends at `position`, or goes on with a frame like the one that begins with `header`, or a tag."""
-    here = window.at(position, 4)
-    if not here or here.startswith((b"TAG", b"ID3", b"APET", b"LYRI")):
+    """Whether the file ends at `position`, or continues with a tag or a frame that matches `header`."""
+    following = window.at(position, 4)
+    if not following or following.startswith((b"TAG", b"ID3", b"APET", b"LYRI")):
         return True
-    return _frame_bytes(here) > 0 and _kind(here) == _kind(header)
+    return _frame_bytes(following) > 0 and _kind(following) == _kind(header)
 
 
 def _kind(header: bytes) -> tuple[int, int]:
-    """Version, layer and sample rate, which are those of all frames of a file."""
+    """Version, layer and sample rate, which all frames of a file share."""
     return header[1] & 0x1E, header[2] & 0x0C
 
 
 def _samples(header: bytes) -> int:
-    """Samples of the frame that begins with these four bytes, for each channel."""
+    """Samples per channel of the frame with this four-byte header."""
     version, layer = header[1] >> 3 & 3, header[1] >> 1 & 3
     return 384 if layer == LAYER_1 else 1152 if layer == LAYER_2 or version == VERSION_1 else 576
 
 
 def _stated(frame: bytes) -> int | None:
-    """The number of frames that this first one says that there are, where the decoder looks for it."""
+    """The number of frames stated in the first frame, where the decoder looks for it; None if not stated."""
     place = _length_place(frame)
     flags = frame[place + 4 : place + 8]
     if frame[place : place + 4] in (b"Xing", b"Info") and not any(frame[6:place]) and flags[-1:] and flags[-1] & 1:
@@ -242,21 +242,21 @@ def _stated(frame: bytes) -> int | None:
 
 
 def _length_place(header: bytes) -> int:
-    """Where in the first frame its length may be: after what would say how the sound is packed, all zeros."""
-    is_first, is_mono = header[1] >> 3 & 3 == VERSION_1, header[3] >> 6 == 3
-    return 4 + {(True, False): 32, (False, True): 9}.get((is_first, is_mono), 17)
+    """Offset of the stated length in the first frame: after the side information, which is all zeros."""
+    is_version_1, is_mono = header[1] >> 3 & 3 == VERSION_1, header[3] >> 6 == 3
+    return 4 + {(True, False): 32, (False, True): 9}.get((is_version_1, is_mono), 17)
 
 
 def _length_frame(header: bytes, frames: int) -> bytes:
-    """A frame like those of a file, of layer III, without sound, that says how many there are."""
+    """A layer III frame without audio that matches `header` and states the number of frames."""
     bit_rate = BIT_RATES[header[1] >> 3 & 3 == VERSION_1, LAYER_3].index(64) + 1
     header = bytes([0xFF, header[1] | 1, bit_rate << 4 | header[2] & 0x0C, header[3]])
-    said = header.ljust(_length_place(header), b"\0") + b"Xing" + (1).to_bytes(4, "big") + frames.to_bytes(4, "big")
-    return said.ljust(_frame_bytes(header), b"\0")
+    frame = header.ljust(_length_place(header), b"\0") + b"Xing" + (1).to_bytes(4, "big") + frames.to_bytes(4, "big")
+    return frame.ljust(_frame_bytes(header), b"\0")
 
 
 def _frame_bytes(header: bytes) -> int:
-    """Length of the frame that begins with these four bytes; 0 if they are no header, or of a free bit rate."""
+    """Length of the frame with this four-byte header; 0 if it is not a header or its bit rate is free-format."""
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
         return 0
     version, layer = header[1] >> 3 & 3, header[1] >> 1 & 3

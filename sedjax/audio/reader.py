@@ -1,4 +1,4 @@
-"""Any recording -> 16 kHz mono float32, in blocks of bounded memory."""
+"""Reads recordings as 16 kHz mono float32, in blocks of bounded size."""
 
 import contextlib
 import functools
@@ -22,27 +22,27 @@ from sedjax.core.task import FRAME_SAMPLES, FRAME_SECONDS, SAMPLE_RATE_HZ
 
 log = logging.getLogger("sedjax")
 
-# What people call audio, also where libsndfile cannot read it: then it is listed as bad, not passed over.
+# Suffixes of audio files, including formats that libsndfile cannot read: those are reported as bad, not skipped.
 SUFFIXES = {".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mp3", ".mp4", ".oga", ".ogg", ".opus",
             ".rf64", ".w64", ".wav", ".webm", ".wma"}
 BLOCK_SAMPLES = 10 * SAMPLE_RATE_HZ
-FEATURE = "audio"  # what `frames` gives, as a feature of a directory, of records and of batches
-FULL_SCALE = 32768  # of 16-bit samples
-MOST_MISSING_SECONDS = FRAME_SECONDS  # of a recording that is read all the same, with a warning
+FEATURE = "audio"  # name of the output of `frames` as a feature in directories, records and batches
+FULL_SCALE = 32768  # 16-bit samples
+MOST_MISSING_SECONDS = FRAME_SECONDS  # a recording that lacks no more is read with a warning
 PIECE_SAMPLES = 64
-CHUNK_VALUES = 1 << 20  # read at once, all channels together
+CHUNK_VALUES = 1 << 20  # values read at once, over all channels
 RATES_HZ = (1_000, 1_000_000)
-MOST_SAMPLES = 1 << 62  # libsndfile's number for a length that it does not know is larger
-LOUDEST = 1000.0  # full scale is 1; what is 60 dB above it was never scaled
+MOST_SAMPLES = 1 << 62  # libsndfile reports a larger number for an unknown length
+LOUDEST = 1000.0  # full scale is 1; samples 60 dB above it were never scaled
 NO_LENGTH = "does not say how long it is"
-MOST_CHANNELS = 64  # of an array; more are samples, which are in the place of channels
+MOST_CHANNELS = 64  # of an array; a larger number means that the axes are swapped
 
 SampleRate = float | np.integer | np.floating  # a whole number
-Recording = Any  # a path, or what numpy makes an array of, see `blocks`
+Recording = Any  # a path or array-like, see `blocks`
 
 
 def files_in(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The audio files of a folder, by name. Raises UserError if there is no folder, or none in it."""
+    """The audio files in a folder, sorted by name. Raises UserError if the folder is missing or has none."""
     if not folder.is_dir():
         raise UserError(f"There is no directory {folder}.")
     paths = sorted(path for path in folder.iterdir()
@@ -54,34 +54,33 @@ def files_in(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def find(places: Iterable[str | os.PathLike]) -> list[pathlib.Path]:
-    """The recordings that files and folders name, each once, those of a folder by name.
+    """The recordings at the paths of files and folders, without duplicates; those in a folder are sorted by name.
 
-    Raises UserError if a place is not there, or a folder holds none.
+    Raises UserError if a path does not exist, or a folder has no recordings.
     """
     paths: dict[str, pathlib.Path] = {}
-    for place in map(pathlib.Path, places):
-        if not os.path.exists(place):
-            raise UserError(f"There is no recording and no folder {place}.")
-        for path in files_in(place) if os.path.isdir(place) else [place]:
+    for source in map(pathlib.Path, places):
+        if not os.path.exists(source):
+            raise UserError(f"There is no recording or folder {source}.")
+        for path in files_in(source) if os.path.isdir(source) else [source]:
             paths.setdefault(os.path.realpath(path), path)
     return list(paths.values())
 
 
 def blocks(recording: Recording, sample_rate_hz: SampleRate | None = None) -> Iterator[Float[np.ndarray, "samples"]]:
-    """A recording as 16 kHz mono in blocks of 10 s, of which the last may be shorter.
+    """Yields a recording as 16 kHz mono in blocks of 10 s; the last may be shorter.
 
-    n samples at rate r become round(n x 16000 / r), at least 1. Channels are averaged. Silence is a recording like any
-    other; what exceeds full scale is kept as it is. A recording of which no more than 120 ms are missing is read, with
-    a warning.
+    n samples at rate r become round(n x 16000 / r), at least 1. Channels are averaged. Silence is a valid recording,
+    and samples beyond full scale are kept. If at most 120 ms are missing, a recording is read with a warning.
 
     Args:
-      recording: a file that libsndfile reads (wav, flac, ogg, opus, mp3, aiff and more), or an array, or what numpy
-        makes one of: floats with full scale 1, or integers with that of their type; (samples,) or (samples, channels).
-      sample_rate_hz: of an array; a file says it itself.
+      recording: a file that libsndfile reads (wav, flac, ogg, opus, mp3, aiff and more), or an array or array-like of
+        floats with full scale 1, or of integers with the full scale of their type; (samples,) or (samples, channels).
+      sample_rate_hz: sample rate of an array; files state their own.
 
     Raises:
-      UserError: it is missing, no audio, empty, truncated, damaged, or has samples that are not finite or out of all
-        scale. Damage that only reading finds raises after the blocks before it.
+      UserError: the recording is missing, not audio, empty, truncated or damaged, or has samples that are not finite or
+        far beyond full scale. Damage found while decoding raises after the blocks before it.
     """
     if isinstance(recording, str | os.PathLike):
         return _in_blocks(_file_chunks(pathlib.Path(recording)))
@@ -89,96 +88,96 @@ def blocks(recording: Recording, sample_rate_hz: SampleRate | None = None) -> It
 
 
 def read(recording: Recording, sample_rate_hz: SampleRate | None = None) -> Float[np.ndarray, "samples"]:
-    """The whole of a recording, as `blocks` gives it."""
+    """Reads a whole recording, as `blocks` yields it."""
     return np.concatenate(list(blocks(recording, sample_rate_hz)))
 
 
 def rows(blocks: Iterable[Float[np.ndarray, "_"]]) -> Iterator[Float[np.ndarray, "frame 1920"]]:
-    """A recording given in blocks, one row a frame of 120 ms; silence fills up the last."""
-    held = np.zeros(0, np.float32)
+    """Regroups the blocks of a recording into rows, one per frame of 120 ms; the last is padded with silence."""
+    buffer = np.zeros(0, np.float32)
     for block in blocks:
-        held = np.concatenate([held, block])
-        whole = len(held) // FRAME_SAMPLES * FRAME_SAMPLES
-        if whole:
-            yield held[:whole].reshape(-1, FRAME_SAMPLES)
-        held = held[whole:]
-    if len(held):
-        yield np.pad(held, (0, FRAME_SAMPLES - len(held)))[None]
+        buffer = np.concatenate([buffer, block])
+        complete = len(buffer) // FRAME_SAMPLES * FRAME_SAMPLES
+        if complete:
+            yield buffer[:complete].reshape(-1, FRAME_SAMPLES)
+        buffer = buffer[complete:]
+    if len(buffer):
+        yield np.pad(buffer, (0, FRAME_SAMPLES - len(buffer)))[None]
 
 
 def as_16_bits(samples: Float[np.ndarray, "*shape"]) -> Int16[np.ndarray, "*shape"]:
-    """A sample x as round(32768 x), so that 16-bit files stay as they are; what exceeds full scale is clipped."""
+    """Converts samples x to round(32768 x), which is lossless for 16-bit files; clips samples beyond full scale."""
     return np.clip(np.rint(samples * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
 
 
 def frames(recording: Recording, sample_rate_hz: SampleRate | None = None) -> Int16[np.ndarray, "frame 1920"]:
-    """The whole of a recording as 16-bit samples, one row a frame of 120 ms."""
+    """Reads a whole recording as 16-bit samples, one row per frame of 120 ms."""
     return np.concatenate([as_16_bits(piece) for piece in rows(blocks(recording, sample_rate_hz))])
 
 
 def num_frames(recording: Recording, sample_rate_hz: SampleRate | None = None) -> int:
-    """How many rows `frames` gives, for which the recording is read, but not held in memory."""
+    """Number of rows of `frames`; the recording is read, but not kept in memory."""
     return ceil_div(sum(map(len, blocks(recording, sample_rate_hz))), FRAME_SAMPLES)
 
 
 def windows(blocks: Iterable[Float[np.ndarray, "_"]], size: int,
             hop: int) -> Iterator[tuple[Float[np.ndarray, "size"], int]]:
-    """The windows that cover a recording given in blocks: number k begins at sample k x `hop`, as many as it takes.
+    """Yields the windows that cover the blocks of a recording; window k starts at sample k x `hop`.
 
-    Yields `size` samples each, silence where the recording has ended, and how many of them are real.
+    Each has `size` samples, padded with silence at the end of the recording, and comes with its number of real samples.
     """
-    held = np.zeros(0, np.float32)
+    buffer = np.zeros(0, np.float32)
     for block in blocks:
-        held = np.concatenate([held, block])
-        while len(held) > size:
-            yield held[:size], size
-            held = held[hop:]
-    yield np.pad(held, (0, size - len(held))), len(held)
+        buffer = np.concatenate([buffer, block])
+        while len(buffer) > size:
+            yield buffer[:size], size
+            buffer = buffer[hop:]
+    yield np.pad(buffer, (0, size - len(buffer))), len(buffer)
 
 
 def _in_blocks(chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    held, samples = [], 0
+    parts, samples = [], 0
     for chunk in chunks:
         while samples + len(chunk) >= BLOCK_SAMPLES:
             rest = BLOCK_SAMPLES - samples
-            yield np.concatenate([*held, chunk[:rest]])
-            held, samples, chunk = [], 0, chunk[rest:]
-        held.append(chunk)
+            yield np.concatenate([*parts, chunk[:rest]])
+            parts, samples, chunk = [], 0, chunk[rest:]
+        parts.append(chunk)
         samples += len(chunk)
     if samples:
-        yield np.concatenate(held)
+        yield np.concatenate(parts)
 
 
 def _resampled(chunks: Iterable[np.ndarray], rate_hz: int, name: str) -> Iterator[np.ndarray]:
-    """(samples, channels) chunks of any recording as (samples,) at 16 kHz."""
+    """Converts (samples, channels) chunks of a recording to mono chunks (samples,) at 16 kHz."""
     if not RATES_HZ[0] <= rate_hz <= RATES_HZ[1]:
-        raise UserError(f"{name} has a sample rate of {rate_hz:,} Hz; {RATES_HZ[0]:,} to {RATES_HZ[1]:,} Hz are read.")
+        raise UserError(f"{name} has a sample rate of {rate_hz:,} Hz, not {RATES_HZ[0]:,} to {RATES_HZ[1]:,} Hz.")
     stream = soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1) if rate_hz != SAMPLE_RATE_HZ else None
-    samples = given = 0
+    samples = yielded = 0
     for chunk in chunks:
         with np.errstate(invalid="ignore"):
             mono = np.ascontiguousarray(chunk.mean(axis=1)) if chunk.shape[1] > 1 else chunk[:, 0].copy()
         _require_audible(mono, samples / rate_hz, name)
         samples += len(mono)
         result = stream.resample_chunk(mono) if stream else mono
-        given += len(result)
+        yielded += len(result)
         yield result
     if not samples:
-        raise UserError(f"{name} holds no samples.")
+        raise UserError(f"{name} has no samples.")
     if stream:
-        # The stream's own rounding may give a sample more or less, and none at all for the shortest recordings.
-        wanted = max(round(samples * SAMPLE_RATE_HZ / rate_hz), 1)
-        rest = stream.resample_chunk(np.zeros(0, np.float32), last=True)[: max(wanted - given, 0)]
-        yield np.pad(rest, (0, max(wanted - given - len(rest), 0)))
+        # The stream rounds differently: it may yield a sample more or less, and none for the shortest recordings.
+        expected = max(round(samples * SAMPLE_RATE_HZ / rate_hz), 1)
+        rest = stream.resample_chunk(np.zeros(0, np.float32), last=True)[: max(expected - yielded, 0)]
+        yield np.pad(rest, (0, max(expected - yielded - len(rest), 0)))
 
 
 def _require_audible(mono: np.ndarray, start_seconds: float, name: str) -> None:
     with np.errstate(invalid="ignore"):
         loudest = np.abs(mono).max()
     if not np.isfinite(loudest):
-        raise UserError(f"{name} holds NaN or infinity, within the ten seconds from {start_seconds:.1f} s on.")
+        raise UserError(f"{name} holds NaN or infinity in the ten seconds from {start_seconds:.1f} s on.")
     if loudest > LOUDEST:
-        raise UserError(f"{name} holds samples up to {loudest:,.0f}, but full scale is 1: it was never scaled.")
+        raise UserError(f"{name} has samples up to {loudest:,.0f}, but full scale is 1: scale them to [-1, 1].")
 
 
 def _chunk_samples(rate_hz: int, channels: int) -> int:
@@ -193,7 +192,7 @@ def _array_chunks(recording: Any, sample_rate_hz: Any) -> Iterator[np.ndarray]:
         for start in range(0, len(array), size):
             chunk = array[start : start + size]
             if chunk.dtype.kind == "f":
-                with np.errstate(over="ignore"):  # _resampled refuses infinity
+                with np.errstate(over="ignore"):  # _resampled rejects infinity
                     chunk = chunk.astype(np.float32)
                 yield chunk
             else:
@@ -204,29 +203,29 @@ def _array_chunks(recording: Any, sample_rate_hz: Any) -> Iterator[np.ndarray]:
 
 
 def _as_array(recording) -> np.ndarray:
-    """(samples, channels)."""
+    """The recording as an array (samples, channels)."""
     try:
         array = np.asarray(recording) if not isinstance(recording, bytes | bytearray | dict | set) else None
-    except Exception as error:  # whatever an object raises that is asked to be an array
+    except Exception as error:  # objects may raise anything when converted to an array
         raise UserError(f"A recording must be a path or an array of numbers, not {type(recording).__name__} "
                         f"({errors.printable(str(error))[:200]}).") from error
     if array is None or array.dtype.kind not in "fiu" or array.ndim not in (1, 2) or (
             array.shape[1:] == (0,)):
-        what = type(recording).__name__ if array is None else f"{array.dtype} of shape {array.shape}"
+        description = type(recording).__name__ if array is None else f"{array.dtype} of shape {array.shape}"
         raise UserError("A recording must be a path, or numbers of shape (samples,) or (samples, channels), not "
-                        f"{what}.")
+                        f"{description}.")
     if array.ndim == 1:
         return array[:, None]
     samples, channels = array.shape
     if samples and channels > min(samples, MOST_CHANNELS):
-        raise UserError(f"An array of shape {array.shape} would be {channels:,} channels of {samples:,} samples: the "
-                        "order is (samples, channels), so transpose one that is (channels, samples).")
+        raise UserError(f"An array of shape {array.shape} has {channels:,} channels of {samples:,} samples: the "
+                        "axes must be (samples, channels), so transpose an array of (channels, samples).")
     return array
 
 
 def _as_rate(rate_hz) -> int:
     if rate_hz is None:
-        raise UserError("The sample rate of an array must be given.")
+        raise UserError("An array needs a sample rate: set sample_rate_hz.")
     try:
         is_whole = not isinstance(rate_hz, bool | np.bool_ | str | bytes) and np.ndim(rate_hz) == 0 and (
             int(rate_hz) == rate_hz)
@@ -238,19 +237,19 @@ def _as_rate(rate_hz) -> int:
 
 
 class _Stream(soundfile.SoundFile):
-    """Reads on and on: a seek after each block, as in its parent, fails in some codecs and clicks in others."""
+    """Reads sequentially: the seek after each block in the parent class fails in some codecs and clicks in others."""
 
     def seekable(self) -> bool:
         return False
 
 
 class _Promise(NamedTuple):
-    """How many samples a file says or seems to hold, for each channel.
+    """The number of samples per channel that a file states or seems to have.
 
     Attributes:
-      samples: None if it does not say.
-      is_least: there may have been more.
-      doubt: what to warn of, if nothing is known to be missing.
+      samples: number of samples; None if unknown.
+      is_least: whether the original may have had more samples.
+      doubt: reason for a warning even if nothing is known to be missing.
     """
 
     samples: int | None
@@ -267,18 +266,18 @@ def _file_chunks(path: pathlib.Path) -> Iterator[np.ndarray]:
             file, promise = _opened(path, raw, name, stack)
             _require_whole(file.frames, promise, file.samplerate, name)
             yield from _resampled(_read_chunks(path, file, promise, name), file.samplerate, name)
-        except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a suffix that means no header
+        except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a suffix of headerless files
             reason = getattr(error, "error_string", "no header")
-            if "does not exist" in reason:  # what libsndfile says of anything that it took for mp3 in vain
-                reason = "no frame of mp3"
-            raise UserError(f"{name} is damaged, or no audio that libsndfile reads: {reason.rstrip('.')}.") from error
+            if "does not exist" in reason:  # libsndfile's message for anything it wrongly assumed to be mp3
+                reason = "no mp3 frame"
+            raise UserError(f"{name} is damaged or not supported by libsndfile: {reason.rstrip('.')}.") from error
 
 
 def _opened(path: pathlib.Path, raw: io.BufferedIOBase, name: str,
             stack: contextlib.ExitStack) -> tuple[_Stream, _Promise]:
-    """A file, which the stack closes, and what it promises. Raises UserError if it is damaged."""
+    """The open file, which the stack closes, and its stated length. Raises UserError if it is damaged."""
     with mp3.quiet():
-        file = stack.enter_context(_Stream(os.fsencode(path)))  # a name need not be UTF-8
+        file = stack.enter_context(_Stream(os.fsencode(path)))  # names need not be UTF-8
     if file.format == "MP3":
         frames = mp3.scan(raw)
         if not frames:
@@ -309,14 +308,14 @@ def _read_chunks(path: pathlib.Path, file: _Stream, promise: _Promise, name: str
     missing = _require_whole(count, promise, file.samplerate, name)
     if missing:
         least = "at least " if promise.is_least else ""
-        _warn(f"{name} is truncated or damaged: {least}{missing / file.samplerate:.4f} s are missing, of "
+        _warn(f"{name} is truncated or damaged: {least}{missing / file.samplerate:.4f} s are missing out of "
               f"{promise.samples / file.samplerate:.3f} s.")
     elif promise.doubt:
-        _warn(f"{name} {promise.doubt}: if sound is missing after {count / file.samplerate:.3f} s, it cannot be told.")
+        _warn(f"{name} {promise.doubt}: audio may be missing after {count / file.samplerate:.3f} s.")
 
 
 def _readable_chunks(path: pathlib.Path, file: _Stream, promise: _Promise) -> Iterator[np.ndarray]:
-    """What can be read. Raises soundfile.LibsndfileError if more cannot be than may be missing."""
+    """Yields the readable chunks. Raises soundfile.LibsndfileError if more is unreadable than may be missing."""
     count, size = 0, _chunk_samples(file.samplerate, file.channels)
     while count < file.frames:
         try:
@@ -325,7 +324,7 @@ def _readable_chunks(path: pathlib.Path, file: _Stream, promise: _Promise) -> It
         except soundfile.LibsndfileError:
             if "MPEG" in file.subtype or promise.samples is None or promise.samples - count > 2 * size:
                 raise
-            # An error takes with it what was read before, so the end is read again in little pieces.
+            # An error discards the samples read before it, so the end is read again in small pieces.
             with soundfile.SoundFile(os.fsencode(path)) as again:
                 again.seek(count)
                 with contextlib.suppress(soundfile.LibsndfileError):
@@ -342,7 +341,7 @@ def _readable_chunks(path: pathlib.Path, file: _Stream, promise: _Promise) -> It
 
 
 def _require_whole(count: int, promise: _Promise, rate_hz: int, name: str) -> int:
-    """How many samples are missing. Raises UserError if they are more than may be."""
+    """The number of missing samples. Raises UserError if more are missing than allowed."""
     missing = max((promise.samples or 0) - count, 0)
     if missing > MOST_MISSING_SECONDS * rate_hz:
         raise UserError(f"{name} is truncated or damaged: only {count:,} of its {promise.samples:,} samples can be "
@@ -352,5 +351,5 @@ def _require_whole(count: int, promise: _Promise, rate_hz: int, name: str) -> in
 
 @functools.lru_cache(maxsize=10_000)
 def _warn(message: str) -> None:
-    """Warns once, however often a recording is read."""
+    """Logs a warning once, however often a recording is read."""
     log.warning(message)

@@ -1,4 +1,4 @@
-"""From recordings to clips of their sound and spectral features; each is decoded once."""
+"""From recordings to clips of audio and spectral features; each recording is decoded once."""
 
 import collections
 import functools
@@ -19,9 +19,9 @@ from sedjax.core.numbers import ceil_div
 SPECTRAL = ("melspectrogram", "mfcc", "mfcc_delta", "mfcc_delta2")
 WIDTHS = {"melspectrogram": MLPC.bands, **dict.fromkeys(SPECTRAL[1:], MFCC_COEFFICIENTS),
           reader.FEATURE: task.FRAME_SAMPLES}
-SAMPLES = "samples"  # the sound as float32, one row a frame; reader.FEATURE has 16 bits
+SAMPLES = "samples"  # audio as float32, one row per frame; reader.FEATURE is 16-bit
 SOUND = {reader.FEATURE: reader.as_16_bits, SAMPLES: lambda rows: rows}
-DELTAS = {"mfcc_delta": 1, "mfcc_delta2": 2}  # and their order
+DELTAS = {"mfcc_delta": 1, "mfcc_delta2": 2}  # order of each
 CHUNK_FRAMES = 100
 FRAME = MLPC.frame_samples
 PIECE_SAMPLES = (CHUNK_FRAMES + 2) * FRAME
@@ -29,15 +29,15 @@ PIECE_SAMPLES = (CHUNK_FRAMES + 2) * FRAME
 
 def clips(recordings: Iterable[reader.Recording], keys: Sequence[str], extras: Sequence[str] = (),
           sample_rate_hz: reader.SampleRate | None = None) -> Iterator[Clip | Unreadable]:
-    """Recordings in clips of any length.
+    """Yields recordings as clips of any length.
 
-    Of the sound alone, memory holds some seconds; with spectral features, those of a recording, and its sound.
+    For audio alone, memory holds a few seconds; with spectral features, it holds those of one recording and its audio.
 
     Args:
-      recordings: files or arrays, as `reader.blocks` takes them.
-      keys: features of each clip: of SPECTRAL and SOUND.
-      extras: further ones of SPECTRAL, in Clip.extras.
-      sample_rate_hz: of arrays.
+      recordings: files or arrays, as for `reader.blocks`.
+      keys: features of each clip, from SPECTRAL and SOUND.
+      extras: additional features for Clip.extras, from SPECTRAL.
+      sample_rate_hz: sample rate of arrays.
     """
     wanted = [key for key in SPECTRAL if key in keys or key in extras]
     for number, recording in enumerate(recordings):
@@ -69,13 +69,13 @@ def _clips(number: int, name: str, stream: "FeatureStream", keys: Sequence[str],
 
 
 class FeatureStream:
-    """The blocks of a recording, from which its spectral features and its length are computed as they pass.
+    """Passes on the blocks of a recording while computing its spectral features and length.
 
     So a recording is decoded once, and memory holds twelve seconds of it.
     """
 
     def __init__(self, blocks: Iterable[np.ndarray], wanted: Sequence[str]):
-        """`wanted`: some of SPECTRAL."""
+        """`wanted`: features to compute, from SPECTRAL."""
         self._blocks, self._wanted = blocks, wanted
         self._power: list[np.ndarray] = []
         self._held = np.zeros(FRAME, np.float32)
@@ -94,7 +94,7 @@ class FeatureStream:
             self._flush()
 
     def _flush(self) -> None:
-        """Mel power of CHUNK_FRAMES frames, from a piece with one more before and after; what is left is held."""
+        """Mel power of CHUNK_FRAMES frames, from a piece with one more frame on each side; keeps the remainder."""
         piece, size = self._held[:PIECE_SAMPLES], CHUNK_FRAMES * FRAME
         frames = min(ceil_div(len(piece) - FRAME, FRAME), CHUNK_FRAMES)
         power = _mel_power(np.pad(piece, (0, PIECE_SAMPLES - len(piece)))[None])
@@ -107,7 +107,7 @@ class FeatureStream:
 
     @functools.cached_property
     def features(self) -> dict[str, np.ndarray]:
-        """The wanted features, each (T, D), once all blocks have passed.
+        """The wanted features, each (T, D), available after all blocks have been read.
 
         `melspectrogram` is linear power in float32; `mfcc`, `mfcc_delta` and `mfcc_delta2` are float16.
         """
@@ -134,7 +134,7 @@ _mfcc = jax.jit(frontend.mfcc)
 
 
 def _equal_rows(power: np.ndarray) -> Iterator[np.ndarray]:
-    """Chunks of one shape, so that one is compiled."""
+    """Chunks of equal shape, so that only one shape is compiled."""
     for start in range(0, len(power), CHUNK_FRAMES):
         require_wanted()
         chunk = power[start : start + CHUNK_FRAMES]

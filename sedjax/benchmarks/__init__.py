@@ -1,1 +1,1 @@
-"""How fast, against what, on which machine."""
+"""Benchmarks of speed, against ceilings and peers, and compilation for other machines."""

@@ -1,4 +1,4 @@
-"""How fast audio becomes features here: front ends against librosa, ATST-Frame's encoder, a folder of recordings."""
+"""Speed of feature extraction: front ends against librosa, the encoder of ATST-Frame, a folder of recordings."""
 
 import functools
 import itertools
@@ -18,20 +18,20 @@ from sedjax.core.errors import UserError
 from sedjax.core.task import SAMPLE_RATE_HZ
 from sedjax.models.atst_frame import WINDOW_SAMPLES, AtstFrame
 
-CLIPS = 16  # of 10 s, that a front end takes at once
-BATCH_SIZES = (1, 4)  # of the encoder
-TURN_SECONDS = 0.3  # at least
-RECORDINGS = 200  # of a folder, at most
-SAME = 0.01  # mean difference of decibels or tokens, of numbers that are the same but for rounding
+CLIPS = 16  # batch of 10 s clips for the front ends
+BATCH_SIZES = (1, 4)  # for the encoder
+TURN_SECONDS = 0.3  # minimum
+RECORDINGS = 200  # read from a folder, at most
+TOLERANCE = 0.01  # mean absolute difference of decibels or tokens that is attributed to rounding
 UNIT = "times_real_time"  # seconds of audio per second
 
 
 def bench(folder: str | os.PathLike, turns: int, against: str | None = None) -> dict:
-    """All figures of a folder of recordings, as JSON can hold them.
+    """All figures of a folder of recordings, in a form that can be written as JSON.
 
     Args:
-      folder: the recordings.
-      turns: that each contestant takes.
+      folder: folder of recordings.
+      turns: number of turns of each contestant.
       against: "torch" for the encoder's peer in PyTorch.
 
     Raises:
@@ -40,22 +40,23 @@ def bench(folder: str | os.PathLike, turns: int, against: str | None = None) -> 
     if against:
         _require_torch()
     paths = reader.files_in(pathlib.Path(folder))[:RECORDINGS]
-    found = extraction(paths)
+    extracted = extraction(paths)
     clips = first_windows(paths, CLIPS)
     contestants = encoders(AtstFrame(), against)
     device = jax.devices()[0]
-    return {"device": {"platform": device.platform, "kind": device.device_kind}, "turns": turns, "extraction": found,
-            "frontend": {name: speeds(each, clips, turns) for name, each in front_ends().items()},
+    return {"device": {"platform": device.platform, "kind": device.device_kind}, "turns": turns,
+            "extraction": extracted,
+            "frontend": {name: speeds(peers, clips, turns) for name, peers in front_ends().items()},
             "encoder": {f"batch {size}": speeds(contestants, np.asarray(log_mel(clips[:size])), turns)
                         for size in BATCH_SIZES}}
 
 
 def extraction(paths: Sequence[pathlib.Path]) -> dict:
-    """Hours of audio per hour that are read, resampled and made spectral features of, one recording after the other."""
+    """Hours of audio per hour of reading, resampling and computing spectral features, one recording at a time."""
     seconds, bad, warm = 0.0, 0, False
     began = time.perf_counter()
     for path in paths:
-        if not warm:  # what is compiled is compiled
+        if not warm:  # compiles first
             warm, began = isinstance(_spectral(path), Clip), time.perf_counter()
         clip = _spectral(path)
         if isinstance(clip, Unreadable):
@@ -74,39 +75,43 @@ def _spectral(path: pathlib.Path) -> Clip | Unreadable:
 
 
 def first_windows(paths: Sequence[pathlib.Path], count: int) -> np.ndarray:
-    """(count, 160000) samples, the first 10 s of as many recordings; from the first on again where there are fewer."""
-    found = []
+    """(count, 160000) samples, the first 10 s of `count` recordings, repeated if there are fewer."""
+    windows = []
     for path in paths:
-        if len(found) == count:
+        if len(windows) == count:
             break
         try:
-            found.append(next(reader.windows(reader.blocks(path), WINDOW_SAMPLES, WINDOW_SAMPLES))[0])
+            windows.append(next(reader.windows(reader.blocks(path), WINDOW_SAMPLES, WINDOW_SAMPLES))[0])
         except UserError:
             continue
-    return np.stack(list(itertools.islice(itertools.cycle(found), count)))
+    return np.stack(list(itertools.islice(itertools.cycle(windows), count)))
 
 
 def speeds(contestants: dict[str, Callable], inputs: np.ndarray, turns: int) -> dict[str, dict[str, float]]:
-    """Seconds of audio per second of functions of clips of 10 s, after a run that also compares their results."""
+    """Seconds of audio per second of functions of 10 s clips, after a first run that also compares their results."""
     results = [np.asarray(run(inputs)) for run in contestants.values()]
-    assert all(np.abs(found - results[0]).mean() < SAME for found in results)
+    assert all(np.abs(result - results[0]).mean() < TOLERANCE for result in results)
 
     def timed(run: Callable, inputs: np.ndarray | jax.Array) -> float:
         began, calls, seconds = time.perf_counter(), 0, 0.0
-        while seconds < TURN_SECONDS:  # a turn of milliseconds would time how cold the other left the caches
-            np.asarray(run(inputs))  # and on the host, for all
+        while seconds < TURN_SECONDS:  # shorter turns would measure the caches that the previous contestant left
+            np.asarray(run(inputs))  # includes the copy to the host, for all contestants
             calls, seconds = calls + 1, time.perf_counter() - began
         return calls * len(inputs) * WINDOW_SAMPLES / SAMPLE_RATE_HZ / seconds
 
-    # Each finds its inputs where it works: sedjax on the device, the others in arrays of numpy.
-    each = {name: functools.partial(timed, run, jnp.asarray(inputs) if name == "sedjax" else inputs)
+    # Each gets its inputs where it works: sedjax on the device, the others as numpy arrays.
+    runs = {name: functools.partial(timed, run, jnp.asarray(inputs) if name == "sedjax" else inputs)
             for name, run in contestants.items()}
-    return ratios(take_turns(each, turns), "sedjax", UNIT)
+    return ratios(take_turns(runs, turns), "sedjax", UNIT)
 
 
 def front_ends() -> dict[str, dict[str, Callable]]:
     """Functions of clips (clip, sample) by definition and contestant: the level in bands; librosa's clip by clip."""
-    import librosa
+    try:
+        import librosa
+    except ModuleNotFoundError as error:
+        raise UserError("bench --audio compares with librosa, which is not installed: pip install 'sedjax[train]'."
+                        ) from error
 
     @jax.jit
     def levels(clips: jax.Array) -> jax.Array:
@@ -126,53 +131,53 @@ def front_ends() -> dict[str, dict[str, Callable]]:
     def mlpc(clip: np.ndarray) -> np.ndarray:
         windows = mel.MLPC.num_frames(len(clip)) * mel.MLPC.windows_per_frame
         missing = (windows - 1) * mel.MLPC.hop_samples + mel.MLPC.window_samples - mel.MLPC.samples_before - len(clip)
-        found = power(np.pad(clip, (mel.MLPC.samples_before, max(missing, 0))), mel.MLPC)[:, :windows]
-        frames = found.reshape(mel.MLPC.bands, -1, mel.MLPC.windows_per_frame).mean(axis=2)
+        bands = power(np.pad(clip, (mel.MLPC.samples_before, max(missing, 0))), mel.MLPC)[:, :windows]
+        frames = bands.reshape(mel.MLPC.bands, -1, mel.MLPC.windows_per_frame).mean(axis=2)
         return librosa.power_to_db(frames, amin=1e-10, ref=1.0, top_db=None).T
 
-    def each(run: Callable) -> Callable:
+    def by_clip(run: Callable) -> Callable:
         return lambda clips: np.stack([run(clip) for clip in clips])
 
-    return {"log-mel of ATST-Frame": {"sedjax": log_mel, "librosa": each(atst)},
-            "mel bands of 120 ms": {"sedjax": levels, "librosa": each(mlpc)}}
+    return {"log-mel of ATST-Frame": {"sedjax": log_mel, "librosa": by_clip(atst)},
+            "mel bands of 120 ms": {"sedjax": levels, "librosa": by_clip(mlpc)}}
 
 
 @jax.jit
 def log_mel(clips: jax.Array) -> jax.Array:
-    """The input of ATST-Frame for whole clips."""
+    """The log-mel input of ATST-Frame for clips without padding."""
     return frontend.atst_log_mel(clips, jnp.ones(clips.shape, bool))[0]
 
 
 def encoders(model: AtstFrame, against: str | None) -> dict[str, Callable]:
-    """Functions of log-mel (clip, frame, band) by contestant: the tokens, by one set of random weights."""
+    """Functions (clip, frame, band) log-mel -> tokens by contestant, with the same random weights."""
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 5, mel.ATST.bands)))["params"]
     encode = jax.jit(model.apply)
-    found: dict[str, Callable] = {"sedjax": lambda x: encode({"params": params}, x)}
+    functions: dict[str, Callable] = {"sedjax": lambda x: encode({"params": params}, x)}
     if against:
         from sedjax.benchmarks import torch_atst
 
-        found["PyTorch"] = torch_atst.encoder(model, params)
-    return found
+        functions["PyTorch"] = torch_atst.encoder(model, params)
+    return functions
 
 
 def format_result(result: dict) -> str:
-    """A short table: each figure with a line that says what it is."""
-    device, found = result["device"], result["extraction"]
+    """A short table: each figure with an explanation."""
+    device, extracted = result["device"], result["extraction"]
     lines = [f"audio to features, on {device['kind']} ({device['platform']})", ""]
 
     def row(value: str, text: str) -> None:
         lines.append(f"{value:>20}  {text}")
 
-    row(f"{found[UNIT]:,.0f} h/h", f"reading, resampling, mel and MFCC: {found['recordings']:,} recordings of "
-        f"{found['hours']:.2f} h, {found['damaged']} damaged, one at a time")
-    for what, contestants in (*result["frontend"].items(),
-                              *((f"encoder of ATST-Frame, {name}", each) for name, each in result["encoder"].items())):
+    row(f"{extracted[UNIT]:,.0f} h/h", f"reading, resampling, mel and MFCC: {extracted['recordings']:,} recordings of "
+        f"{extracted['hours']:.2f} h, {extracted['damaged']} damaged, one at a time")
+    for title, contestants in (*result["frontend"].items(),
+                               *((f"encoder of ATST-Frame, {name}", runs) for name, runs in result["encoder"].items())):
         speed = contestants["sedjax"][UNIT]
-        row(f"{speed:,.1f} x real time", f"{what}: {1 / speed:.4f} s for a second of audio")
-        for name, each in contestants.items():
+        row(f"{speed:,.1f} x real time", f"{title}: {1 / speed:.4f} s per second of audio")
+        for name, figures in contestants.items():
             if name != "sedjax":
-                row(f"{each['ratio']:.2f} x", f"as fast as {name}, which takes {1 / each[UNIT]:.4f} s "
-                    f"({each['lowest_ratio']:.2f} to {each['highest_ratio']:.2f} in {result['turns']} turns)")
+                row(f"{figures['ratio']:.2f} x", f"as fast as {name}, which takes {1 / figures[UNIT]:.4f} s "
+                    f"({figures['lowest_ratio']:.2f} to {figures['highest_ratio']:.2f} in {result['turns']} turns)")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Accelerators: what their makers publish, and descriptions from which XLA compiles for them without one."""
+"""Accelerators: published figures, and descriptions from which XLA compiles for them without the hardware."""
 
 import dataclasses
 import math
@@ -21,12 +21,12 @@ class Chip:
     """Published figures of an accelerator.
 
     Attributes:
-      flops: a second, with bfloat16 operands and without sparsity.
-      float32_flops: the same for float32 operands. A TPU rounds them to bfloat16 by default; a GPU to TensorFloat-32.
-      memory: bytes.
-      bandwidth: of the memory, bytes a second.
-      interconnect: bytes a second that a chip sends to others, over all of its links.
-      source: where they are published.
+      flops: operations per second with bfloat16 operands, without sparsity.
+      float32_flops: the same with float32 operands, which TPUs round to bfloat16 and GPUs to TensorFloat-32 by default.
+      memory: memory size in bytes.
+      bandwidth: memory bandwidth in bytes per second.
+      interconnect: bytes per second that a chip sends to others, over all its links.
+      source: URL of the figures.
     """
 
     flops: float
@@ -48,16 +48,16 @@ GPUS = {
     "h100": Chip(989e12, 494e12, 80e9, 3350e9, 450e9, "https://www.nvidia.com/en-us/data-center/h100/"),
     "h200": Chip(989e12, 494e12, 141e9, 4800e9, 450e9, "https://www.nvidia.com/en-us/data-center/h200/"),
 }
-# What XLA asks of a GPU beside these: compute capability, multiprocessors, bytes of level-2 cache, of shared memory of
-# a multiprocessor and of a block, GHz.
+# Further figures that XLA needs for a GPU: compute capability, multiprocessors, bytes of level-2 cache, bytes of shared
+# memory per multiprocessor and per block, GHz.
 ARCHITECTURES = {
     "a100": ((8, 0), 108, 40 << 20, 164 << 10, 163 << 10, 1.41),
     "h100": ((9, 0), 132, 50 << 20, 228 << 10, 227 << 10, 1.98),
     "h200": ((9, 0), 132, 60 << 20, 228 << 10, 227 << 10, 1.98),
 }
-# Without the device nothing can be timed, so the compiler must not try.
+# The compiler must not autotune: without the device nothing can be timed.
 GPU_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
-GPU_COUNTS = 8  # of one host
+MAX_GPUS = 8  # in one host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +65,10 @@ class Machine:
     """Chips of one kind, to compile for.
 
     Attributes:
-      name: as --compile_for takes it.
-      chip: the published figures, of what JAX sees as one device.
-      mesh: its devices.
-      options: of the compiler.
+      name: value of --compile_for.
+      chip: published figures per JAX device.
+      mesh: mesh of the devices.
+      options: compiler options.
     """
 
     name: str
@@ -78,9 +78,9 @@ class Machine:
 
 
 def machine(name: str) -> Machine:
-    """The machine of a name: `v5e:2x4` (a TPU and its topology), `h100` or `h100x8` (GPUs of a host).
+    """The machine called `name`: `v5e:2x4` (a TPU and its topology), `h100` or `h100x8` (GPUs of a host).
 
-    Raises UserError for an unknown chip or topology, or where the compiler for it is not installed.
+    Raises UserError for an unknown chip or topology, or if its compiler is not installed.
     """
     kind, layout = _parts(name)
     if kind in GPUS:
@@ -90,11 +90,11 @@ def machine(name: str) -> Machine:
     try:
         described = (topologies.get_topology_desc(kind, "cuda", target_config=_gpu(kind), topology=f"1x1x{count}")
                      if kind in GPUS else _tpu(name, layout))
-    except Exception as error:  # what plugins raise is not documented
+    except Exception as error:  # the exceptions of plugins are undocumented
         reason = " ".join(str(error).split())[:300].rstrip(".")
-        raise UserError(f"--compile_for={name}: {reason}. It takes {needed}, and a topology that this knows."
+        raise UserError(f"--compile_for={name}: {reason}. It needs {needed}, and a topology that this version knows."
                         ) from error
-    share = count / len(described.devices)  # below 1 where a chip is several devices
+    share = count / len(described.devices)  # below 1 if a chip has several devices
     figures = {field.name: getattr(chip, field.name) * share for field in dataclasses.fields(chip)
                if field.name != "source"}
     mesh = Mesh(np.array(described.devices), (AXIS,), axis_types=(AxisType.Auto,))
@@ -102,7 +102,7 @@ def machine(name: str) -> Machine:
 
 
 def smaller(name: str) -> list[str]:
-    """The machines of a name with 1, 2, 4, ... chips, and itself at last."""
+    """Names of machines with 1, 2, 4, ... of the chips of `name`, ending with itself."""
     kind, layout = _parts(name)
     names = [name]
     while math.prod(layout) > 1:
@@ -115,19 +115,19 @@ def smaller(name: str) -> list[str]:
 def _parts(name: str) -> tuple[str, list[int]]:
     match = re.fullmatch(rf"({'|'.join(TPUS)}):([1-9]\d*(?:x[1-9]\d*)*)|({'|'.join(GPUS)})(?:x([1-9]\d*))?", name)
     if not match:
-        raise UserError(f"--compile_for={name}: it must be one of {', '.join(TPUS)} with a topology, as v5e:2x4, or "
-                        f"one of {', '.join(GPUS)}, as h100 or h100x8.")
+        raise UserError(f"--compile_for={name}: it must be one of {', '.join(TPUS)} with a topology, such as v5e:2x4, "
+                        f"or one of {', '.join(GPUS)}, such as h100 or h100x8.")
     layout = [int(n) for n in (match[2] or match[4] or "1").split("x")]
-    if match[3] and layout[0] > GPU_COUNTS:
-        raise UserError(f"--compile_for={name}: {GPU_COUNTS} GPUs of a host are the most that can be compiled for.")
+    if match[3] and layout[0] > MAX_GPUS:
+        raise UserError(f"--compile_for={name}: at most {MAX_GPUS} GPUs of one host can be compiled for.")
     return match[1] or match[3], layout
 
 
 def _tpu(name: str, layout: list[int]):
     for key, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8",
                        "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}.items():
-        os.environ.setdefault(key, value)  # libtpu asks the network otherwise
-    # By default a host has four chips, which is too many for these.
+        os.environ.setdefault(key, value)  # otherwise libtpu queries the network
+    # libtpu assumes four chips per host by default, which is too many here.
     small = {"chips_per_host_bounds": [*layout, 1, 1][:3]} if math.prod(layout) < 4 else {}
     return topologies.get_topology_desc(platform="tpu", topology_name=name, **small)
 

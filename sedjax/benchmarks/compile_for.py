@@ -1,9 +1,9 @@
-"""What a config asks of a machine that is not there: XLA compiles its steps for TPUs and GPUs on any computer.
+"""The cost of a config on a machine that is not present: XLA compiles for TPUs and GPUs on any computer.
 
     sedjax bench --config=embedding_transformer --compile_for=v5e:2x4
 
-The compiler tells arithmetic, memory, memory traffic and collectives of each chip. With the chip's published speeds
-these give the least time that a step can take, and what binds it. Nothing is run.
+The compiler reports arithmetic, memory, memory traffic and collectives per chip. With the chip's published speeds, they
+give a lower bound on the time of a step, and its bottleneck. Nothing is run.
 """
 
 import dataclasses
@@ -34,12 +34,12 @@ from sedjax.training import optimizer as optimizer_lib
 DIMENSIONS = ("batch_size", "chips")
 STEPS = ("training", "evaluation", "prediction")
 KINDS = ("arithmetic", "memory", "interconnect")
-BATCH_SIZES = 4  # of a sweep: the config's, and twice, four and eight times as many clips
+BATCH_SIZES = 4  # in a sweep: 1, 2, 4 and 8 times the config's
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What records look like: task, columns of each feature, recordings of the training split; "" for no path."""
+    """Shape of records: task, columns of each feature, number of training recordings, and path ("" for none)."""
 
     task: Task
     widths: dict[str, int]
@@ -47,24 +47,24 @@ class Data:
     path: str = ""
 
 
-# What the challenge's records have, where there are none.
+# The records of the challenge, assumed if there are none.
 MLPC = Data(MLPC_2025, {"embeddings": 768, "melspectrogram": 64, "mfcc": 32, "audio": 1920}, recordings=4938)
 
 
 def bench(config: Config, name: str, sweep: Sequence[str] = ()) -> dict:
-    """What the steps of a config cost each chip of a machine, as JSON can hold it.
+    """The cost of the steps of a config per chip of a machine, in a form that can be written as JSON.
 
     Args:
-      config: the experiment; task and widths are those of its records, or of MLPC 2025 where there are none.
-      name: of the machine, see chips.machine.
-      sweep: of "batch_size" and "chips", what to vary for the training step.
+      config: experiment; task and widths are those of its records, or of MLPC 2025 if there are none.
+      name: name of the machine, see chips.machine.
+      sweep: dimensions to vary for the training step: "batch_size", "chips".
 
     Raises:
       UserError: the machine is unknown, its compiler is missing, or the chips cannot share a batch.
     """
     for dimension in sweep:
         if dimension not in DIMENSIONS:
-            raise UserError(f"--sweep with --compile_for knows {' and '.join(DIMENSIONS)}, not {dimension!r}.")
+            raise UserError(f"--sweep with --compile_for takes {' and '.join(DIMENSIONS)}, not {dimension!r}.")
     data = _data_of(config)
     machine = chips.machine(name)
     parallel.require_divisible(config.data.batch_size, machine.mesh, "data.batch_size")
@@ -82,26 +82,26 @@ def bench(config: Config, name: str, sweep: Sequence[str] = ()) -> dict:
 
 
 def cost(config: Config, data: Data, machine: chips.Machine, step: str) -> dict:
-    """What a step costs each chip.
+    """The cost of a step per chip.
 
     Returns:
-      `flops`; `bytes`, to and from main memory; `xla_bytes`, its own count of them, see compiled; `memory` that is
-      held, in bytes by kind, and whether it `fits`; `collectives`, number and bytes by kind; `seconds` that arithmetic,
-      memory and interconnect take at least; which of them `binds`; `frames_per_second` at best.
+      `flops`; `bytes` to and from main memory; `xla_bytes`, XLA's own count of them (see compiled); `memory` in use, in
+      bytes by kind, and whether it `fits`; `collectives`, number and bytes by kind; `seconds`, lower bounds for
+      arithmetic, memory and interconnect; which of them `binds`; `frames_per_second`, an upper bound.
     """
     function, arguments = step_of(config, data, machine.mesh, step)
     program = function.lower(*arguments).compile(machine.options)
-    analysis, held = program.cost_analysis() or {}, program.memory_analysis()
+    analysis, sizes = program.cost_analysis() or {}, program.memory_analysis()
     text = compiled.parse(program.as_text())
-    memory = {"arguments": held.argument_size_in_bytes,
-              "results": held.output_size_in_bytes - held.alias_size_in_bytes,  # that do not replace arguments
-              "temporary": held.temp_size_in_bytes, "program": held.generated_code_size_in_bytes}
+    memory = {"arguments": sizes.argument_size_in_bytes,
+              "results": sizes.output_size_in_bytes - sizes.alias_size_in_bytes,  # those that reuse no argument
+              "temporary": sizes.temp_size_in_bytes, "program": sizes.generated_code_size_in_bytes}
     chip, count = machine.chip, machine.mesh.size
     flops, moved, exchanged = float(analysis.get("flops", 0)), compiled.traffic(text), compiled.collectives(text)
-    if not flops:  # for a GPU nothing is counted: what libraries do is not known to XLA
+    if not flops:  # for GPUs XLA counts nothing, since library calls are opaque to it
         function, arguments = step_of(config, data, parallel.make_mesh(1), step)
         flops = float((function.lower(*arguments).cost_analysis() or {}).get("flops", 0)) / count
-    # In a ring each chip sends all but its own part; twice to add up, the second time the sums.
+    # In a ring each chip sends all but its own part; an all-reduce does so twice, for the sums and their copies.
     sent = sum(size * (2 if kind == "all-reduce" else 1) for kind, (_, size) in exchanged.items()) * (count - 1) / count
     rate = chip.flops if config.precision == "bfloat16" else chip.float32_flops
     seconds = {"arithmetic": flops / rate, "memory": moved / chip.bandwidth, "interconnect": sent / chip.interconnect}
@@ -113,9 +113,9 @@ def cost(config: Config, data: Data, machine: chips.Machine, step: str) -> dict:
 
 
 def step_of(config: Config, data: Data, mesh: Mesh, step: str) -> tuple[Callable, tuple]:
-    """A step of a config, "training", "evaluation" or "prediction", and shapes of its arguments on a mesh.
+    """A step of a config ("training", "evaluation" or "prediction") and the shapes of its arguments on a mesh.
 
-    Clips have data.max_frames frames, and features the precision that build_records gives them by default.
+    Clips have data.max_frames frames, and features the default precision of `sedjax records`.
     """
     model = registry.build_from(config, data.task)
     columns = {**{key: data.widths[key] for key in model.inputs}, "labels": len(data.task.classes)}
@@ -157,39 +157,39 @@ def step_of(config: Config, data: Data, mesh: Mesh, step: str) -> tuple[Callable
 
 
 def format_result(result: dict) -> str:
-    """Tables of what `bench` returns, as Markdown."""
+    """The result of `bench` as Markdown tables."""
     lines = [f"{result['model']}, {result['precision']}, for {result['chips']} x {result['machine']}: batches of "
              f"{result['batch_size']} clips of {result['frames']} frames, {result['eval_batch_size']} in evaluation, "
-             f"features of {result['data']}. Compiled, not run; each figure is that of one chip, with the speeds of "
+             f"features of {result['data']}. Compiled, not run; figures are per chip, with the speeds from "
              f"{result['source']}.", "",
              "| | " + " | ".join(result["steps"]) + " |", "|---" * (len(result["steps"]) + 1) + "|"]
 
     def row(name: str, shown: Callable[[dict], str]) -> None:
-        lines.append(f"| {name} | " + " | ".join(shown(found) for found in result["steps"].values()) + " |")
+        lines.append(f"| {name} | " + " | ".join(shown(step) for step in result["steps"].values()) + " |")
 
     for kind in ("arguments", "results", "temporary", "program"):
-        row(f"memory: {kind}", lambda found, kind=kind: readable_bytes(found["memory"][kind]))
-    row(f"fits into {readable_bytes(result['memory'])}", lambda found: "yes" if found["fits"] else "**no**")
-    row("FLOP", lambda found: f"{found['flops']:.3g}")
-    row("to and from memory", lambda found: readable_bytes(found["bytes"]))
-    row("the same by XLA's own count", lambda found: readable_bytes(found["xla_bytes"]))
-    row("collectives", lambda found: ", ".join(f"{count} {kind} of {readable_bytes(moved)}" for kind, (count, moved) in
-                                               found["collectives"].items()) or "none")
+        row(f"memory: {kind}", lambda step, kind=kind: readable_bytes(step["memory"][kind]))
+    row(f"fits into {readable_bytes(result['memory'])}", lambda step: "yes" if step["fits"] else "**no**")
+    row("FLOP", lambda step: f"{step['flops']:.3g}")
+    row("memory traffic", lambda step: readable_bytes(step["bytes"]))
+    row("memory traffic by XLA's own count", lambda step: readable_bytes(step["xla_bytes"]))
+    row("collectives", lambda step: ", ".join(f"{count} {kind} of {readable_bytes(moved)}" for kind, (count, moved) in
+                                              step["collectives"].items()) or "none")
     for kind in KINDS:
-        row(f"at least, for {kind}", lambda found, kind=kind: f"{found['seconds'][kind] * 1e3:.3f} ms")
-    row("what binds", lambda found: found["binds"])
-    row("real frames a second at best", lambda found: f"{found['frames_per_second']:,.0f}")
+        row(f"at least, for {kind}", lambda step, kind=kind: f"{step['seconds'][kind] * 1e3:.3f} ms")
+    row("bottleneck", lambda step: step["binds"])
+    row("real frames/s at best", lambda step: f"{step['frames_per_second']:,.0f}")
     for name, rows in result.get("sweep", {}).items():
-        titles = ("machine", "batch size", "memory held", "FLOP", "traffic", "collectives", "arithmetic", "memory",
-                  "interconnect", "binds", "frames/s at best")
+        titles = ("machine", "batch size", "memory in use", "FLOP", "traffic", "collectives", "arithmetic", "memory",
+                  "interconnect", "bottleneck", "frames/s at best")
         lines += ["", f"Training, by {name}:", "", f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-        for found in rows:
-            held = readable_bytes(sum(found["memory"].values())) + ("" if found["fits"] else " (**no**)")
-            exchanged = readable_bytes(sum(moved for _, moved in found["collectives"].values()))
-            times = [f"{found['seconds'][kind] * 1e3:.3f} ms" for kind in KINDS]
-            cells = [found["machine"], f"{found['batch_size']}", held, f"{found['flops']:.3g}",
-                     readable_bytes(found["bytes"]), exchanged, *times, found["binds"],
-                     f"{found['frames_per_second']:,.0f}"]
+        for case in rows:
+            in_use = readable_bytes(sum(case["memory"].values())) + ("" if case["fits"] else " (**no**)")
+            exchanged = readable_bytes(sum(moved for _, moved in case["collectives"].values()))
+            times = [f"{case['seconds'][kind] * 1e3:.3f} ms" for kind in KINDS]
+            cells = [case["machine"], f"{case['batch_size']}", in_use, f"{case['flops']:.3g}",
+                     readable_bytes(case["bytes"]), exchanged, *times, case["binds"],
+                     f"{case['frames_per_second']:,.0f}"]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -207,11 +207,11 @@ def _data_of(config: Config) -> Data:
         return MLPC
     records = open_records(config.data.path, "train")
     widths = {key: entry["width"] for key, entry in records.features.items()}
-    require_features(widths, registry.build_from(config, records.task).features, None,
+    require_features(widths, registry.build_from(config, records.task).inputs, None,
                                     where=f"The dataset {config.data.path}")
     return Data(records.task, widths, len(records.lengths), config.data.path)
 
 
 def _whole(clips: int, mesh: Mesh) -> int:
-    """As evaluation pads a batch: to a multiple of the devices."""
+    """The size to which evaluation pads a batch: a multiple of the number of devices."""
     return ceil_div(clips, mesh.size) * mesh.size

@@ -1,8 +1,8 @@
-"""What a compiled step moves: XLA's text of it, read for memory traffic, collectives and transfers to the host.
+"""Memory traffic, collectives and host transfers of a compiled step, from XLA's text of it.
 
-XLA's own count, `bytes accessed` of cost_analysis, says too much of a TPU: it takes the memory on the chip for main
-memory, counts a prefetch in four slices as four reads of the whole array, and the join of the slices, which moves
-nothing, once more.
+XLA's own count, `bytes accessed` of cost_analysis, is too high for TPUs: it treats memory on the chip as main memory,
+counts a prefetch in four slices as four reads of the entire array, and also counts the join of the slices, which moves
+nothing.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ TO_HOST = ("infeed", "outfeed", "send", "recv")
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """A line of a compiled program: `kind` is XLA's name of the operation, `attributes` what follows its operands."""
+    """A line of a compiled program: `kind` is XLA's name of the operation, `attributes` the text after its operands."""
 
     name: str
     shape: str
@@ -36,7 +36,7 @@ class Instruction:
     attributes: str
 
 
-Program = dict[str, list[Instruction]]  # by computation; the one where it begins is the last
+Program = dict[str, list[Instruction]]  # by computation; the entry computation comes last
 
 
 def parse(text: str) -> Program:
@@ -57,7 +57,7 @@ def parse(text: str) -> Program:
 def executed(program: Program, computation: str | None = None) -> Iterator[tuple[Instruction, dict[str, str], int]]:
     """Every instruction that runs, the shapes of its computation by name, and how often it runs.
 
-    Of branches it takes the longest; loops of which XLA knows no count run once.
+    Conditionals take the branch with the most traffic; loops with an unknown trip count run once.
     """
     body = program[computation or list(program)[-1]]
     shapes = {instruction.name: instruction.shape for instruction in body}
@@ -72,22 +72,23 @@ def executed(program: Program, computation: str | None = None) -> Iterator[tuple
             called = [max(called, key=lambda name: traffic(program, name))]
         times = int(match[1]) if (match := TRIPS.search(instruction.attributes)) else 1
         for name in called:
-            yield from ((inner, its, times * count) for inner, its, count in executed(program, name))
+            yield from ((inner, inner_shapes, times * count)
+                       for inner, inner_shapes, count in executed(program, name))
 
 
 def traffic(program: Program, computation: str | None = None) -> int:
-    """Bytes that a run reads from main memory and writes to it: what is fused or stays on the chip is not counted."""
+    """Bytes that a run reads from and writes to main memory, without fused values and those on the chip."""
     return sum(_moved(instruction, shapes) * times for instruction, shapes, times in executed(program, computation))
 
 
 def by_instruction(program: Program) -> list[tuple[int, Instruction]]:
-    """The traffic of each instruction, the largest first."""
+    """The traffic of each instruction, largest first."""
     moved = [(_moved(instruction, shapes) * times, instruction) for instruction, shapes, times in executed(program)]
     return sorted(moved, key=lambda pair: -pair[0])
 
 
 def collectives(program: Program) -> dict[str, tuple[int, int]]:
-    """Number and bytes of what devices exchange in a run, by kind."""
+    """Number of collectives in a run and bytes exchanged, by kind."""
     counted: dict[str, tuple[int, int]] = {}
     for instruction, shapes, times in executed(program):
         kind = instruction.kind.removesuffix("-start")
@@ -99,7 +100,7 @@ def collectives(program: Program) -> dict[str, tuple[int, int]]:
 
 
 def host_transfers(program: Program) -> list[str]:
-    """The instructions that exchange data with the host, or call it."""
+    """Names of the instructions that exchange data with the host, or call it."""
     return [instruction.name for instruction, _, _ in executed(program)
             if instruction.kind in TO_HOST or "callback" in instruction.attributes.partition("metadata=")[0]]
 
@@ -110,20 +111,20 @@ def _moved(instruction: Instruction, shapes: dict[str, str]) -> int:
         return 0
     shapes_out = [part[0] for part in re.finditer(SHAPE, instruction.shape)]
     if GPU_LIBRARY.search(instruction.attributes):
-        shapes_out = [shape for shape in shapes_out if not shape.startswith(("s8[", "u8["))]  # room to work in
+        shapes_out = [shape for shape in shapes_out if not shape.startswith(("s8[", "u8["))]  # workspace
     results = [_bytes(shape) for shape in shapes_out]
     if kind in ("copy-start", "slice-start", "async-start") and len(results) > 1:
         source, target = results[:2]
         size = min(sum(source), sum(target))
         return size * sum(bool(main) for main, _ in (source, target))
     read = sum(_bytes(shapes.get(name, ""))[0] for name in instruction.operands)
-    if kind.endswith("-start"):  # its shape names the operands once more
+    if kind.endswith("-start"):  # its shape includes the operands
         return 2 * read
     return read + sum(main for main, _ in results)
 
 
 def _bytes(shape: str) -> tuple[int, int]:
-    """Bytes of all arrays of a shape: in main memory, on the chip."""
+    """Bytes of all arrays of a shape, as (in main memory, on the chip)."""
     main = on_chip = 0
     for kind, sizes, layout in SHAPE.findall(shape):
         size = math.prod(int(n) for n in sizes.split(",") if n) * _bits(kind) // 8
@@ -139,7 +140,7 @@ def _bits(kind: str) -> int:
 
 
 def _closing(text: str) -> int:
-    """Where the parenthesis ends that is open where a text begins."""
+    """Index of the parenthesis that closes one opened before the text."""
     depth = 1
     for i, character in enumerate(text):
         depth += {"(": 1, ")": -1}.get(character, 0)

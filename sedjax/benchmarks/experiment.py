@@ -1,4 +1,4 @@
-"""How fast training, evaluation and scoring of a config are on its records."""
+"""Speed of training, evaluation and scoring of a config on its records."""
 
 import dataclasses
 import time
@@ -19,11 +19,11 @@ SWEEP_VALUES = 4
 
 
 def bench(config: Config, steps: int, against: str | None = None, sweep: Sequence[str] = ()) -> dict:
-    """All figures of a config on its records, as JSON can hold them.
+    """All figures of a config on its records, in a form that can be written as JSON.
 
     Args:
-      config: the experiment.
-      steps: how many are timed, of each thing.
+      config: experiment.
+      steps: number of steps to time in each measurement.
       against: "torch" for the peer in PyTorch.
       sweep: dimensions to double a few times: "batch_size", "devices".
 
@@ -32,7 +32,7 @@ def bench(config: Config, steps: int, against: str | None = None, sweep: Sequenc
     """
     for name in sweep:
         if name not in DIMENSIONS:
-            raise UserError(f"--sweep knows {' and '.join(DIMENSIONS)}, not {name!r}.")
+            raise UserError(f"--sweep takes {' and '.join(DIMENSIONS)}, not {name!r}.")
     peers = torch_peers(config) if against else {}
     steps = _whole_calls(config, steps)
     began = time.perf_counter()
@@ -68,7 +68,7 @@ def bench(config: Config, steps: int, against: str | None = None, sweep: Sequenc
 
 
 def sweep_over(config: Config, name: str, steps: int) -> list[dict[str, float]]:
-    """The figures of training for a few values of a dimension, each twice the one before."""
+    """The figures of training for a few values of a dimension, each twice the previous one."""
     devices = len(jax.devices())
     if name == "devices":
         cases = [(n, config, n) for n in _doubling(1, devices)]
@@ -82,34 +82,34 @@ def sweep_over(config: Config, name: str, steps: int) -> list[dict[str, float]]:
     for value, case, count in cases:
         training = throughput.Training(case, count)
         training.warm_up(steps)
-        found = training.stretch(steps)
-        rows.append({name: value, "frames_per_second": found.frames_per_second,
-                     "seconds_per_step": found.seconds / steps, "padded_share": training.padded_share})
+        stretch = training.stretch(steps)
+        rows.append({name: value, "frames_per_second": stretch.frames_per_second,
+                     "seconds_per_step": stretch.seconds / steps, "padded_share": training.padded_share})
     return rows
 
 
 def format_result(result: dict) -> str:
-    """A short table: each figure with a line that says what it is."""
+    """A short table: each figure with an explanation."""
     training, evaluation, ceiling, scoring = (result[key] for key in ("training", "evaluation", "ceiling", "scoring"))
     memory, device = result["peak_memory"], result["device"]
     lines = [f"{result['model']}, {result['precision']}, batches of {result['batch_size']}, on {device['devices']} x "
              f"{device['kind']} ({device['platform']})",
-             f"data in the memory of the {result['placement']}, {result['steps_per_call']} steps a call at most, "
+             f"data in {result['placement']} memory, at most {result['steps_per_call']} steps per call, "
              f"{result['parallel']}", ""]
 
     def row(value: str, text: str) -> None:
         lines.append(f"{value:>20}  {text}")
 
-    row(f"{training['frames_per_second']:,.0f} frames/s", "training: real frames a second "
+    row(f"{training['frames_per_second']:,.0f} frames/s", "training: real frames per second "
         f"({training['frames_per_second'] * result['frame_seconds']:,.0f} s of audio)")
     row(f"{evaluation['frames_per_second']:,.0f} frames/s", "evaluation: the same, forward pass and counts")
     row(f"{training['padded_share']:.1%}", "of the frames that training computes are padding")
-    row(f"{result['first_step_seconds']:.1f} s", "to the end of the first step: records, initial values, compiling")
+    row(f"{result['first_step_seconds']:.1f} s", "to the end of the first step, including data loading and compilation")
     row(f"{training['flops_per_second'] / 1e9:,.0f} GFLOP/s", "training, padding included, by XLA's cost analysis")
-    row(f"{ceiling['flops_per_second'] / 1e9:,.0f} GFLOP/s", f"ceiling: the fastest matrix product here "
+    row(f"{ceiling['flops_per_second'] / 1e9:,.0f} GFLOP/s", f"ceiling: the fastest matrix product measured "
         f"({ceiling['shape']})")
     row(f"{training['ceiling_share']:.1%}", "of the ceiling is reached in training")
-    row(f"{training['waiting_share']:.1%}", "of the time training waits for input")
+    row(f"{training['waiting_share']:.1%}", "of the training time is spent waiting for input")
     row(f"{memory['bytes'] / 1e9:.2f} GB", f"peak memory ({memory['of']})")
     row(f"{scoring['seconds'] * 1e3:.1f} ms", f"scoring: frame probabilities of {scoring['recordings']} recordings to "
         "cost per class")
@@ -117,16 +117,16 @@ def format_result(result: dict) -> str:
         row("-", "against data frames: pandas is not installed (pip install 'sedjax[bench]')")
     else:
         row(f"{scoring['ratio']:.1f} x", f"as fast as with data frames, which take {scoring['peer_seconds']:.2f} s")
-    for name, found in result.get("against", {}).items():
-        if "error" in found:
-            row("-", f"{name}: {found['error']}")
+    for name, figures in result.get("against", {}).items():
+        if "error" in figures:
+            row("-", f"{name}: {figures['error']}")
         elif name != "sedjax":
-            row(f"{found['ratio']:.2f} x", f"training against {name}, {found['frames_per_second']:,.0f} frames/s "
-                f"({found['lowest_ratio']:.2f} to {found['highest_ratio']:.2f} in {ROUNDS} turns)")
+            row(f"{figures['ratio']:.2f} x", f"training against {name}, {figures['frames_per_second']:,.0f} frames/s "
+                f"({figures['lowest_ratio']:.2f} to {figures['highest_ratio']:.2f} in {ROUNDS} turns)")
     for name, rows in result.get("sweep", {}).items():
-        lines.append(f"\n{name:>20}{'frames/s':>12}{'s a step':>12}{'padding':>10}")
-        lines += [f"{found[name]:20}{found['frames_per_second']:12,.0f}{found['seconds_per_step']:12.3f}"
-                  f"{found['padded_share']:10.1%}" for found in rows]
+        lines.append(f"\n{name:>20}{'frames/s':>12}{'s/step':>12}{'padding':>10}")
+        lines += [f"{case[name]:20}{case['frames_per_second']:12,.0f}{case['seconds_per_step']:12.3f}"
+                  f"{case['padded_share']:10.1%}" for case in rows]
     return "\n".join(lines)
 
 
@@ -138,7 +138,7 @@ def _figures(loop: throughput.Loop, stretch: throughput.Stretch, ceiling: float)
 
 
 def _whole_calls(config: Config, steps: int) -> int:
-    """At least so many steps that the last call of the compiled step is a whole one."""
+    """`steps` rounded up to a multiple of train.steps_per_call, so that every call is complete."""
     return ceil_div(steps, config.train.steps_per_call) * config.train.steps_per_call
 
 
@@ -153,7 +153,7 @@ def _doubling(first: int, last: int) -> list[int]:
 def torch_peers(config: Config) -> dict[str, tuple[bool, str]]:
     """The peer's variants: (compiled, precision) by name. Raises UserError if it cannot be timed."""
     if config.model["name"] != "embedding_transformer" or config.model["stem"] != "linear":
-        raise UserError(f"--against=torch knows the embedding_transformer with a linear stem, not this "
+        raise UserError("--against=torch supports only embedding_transformer with stem=\"linear\", not this "
                         f"{config.model['name']}.")
     try:
         from sedjax.benchmarks import torch_peer
@@ -165,15 +165,15 @@ def torch_peers(config: Config) -> dict[str, tuple[bool, str]]:
 def _against(training: throughput.Training, variants: dict[str, tuple[bool, str]], steps: int) -> dict[str, dict]:
     from sedjax.benchmarks import torch_peer
 
-    each = _turn(training.config, steps)
+    turn_steps = _turn(training.config, steps)
     records = open_records(training.config.data.path, "train")
-    contestants: dict[str, Callable[[], float]] = {"sedjax": lambda: training.stretch(each).frames_per_second}
+    contestants: dict[str, Callable[[], float]] = {"sedjax": lambda: training.stretch(turn_steps).frames_per_second}
     failed = {}
     for name, (compiled, precision) in variants.items():
         try:
             peer = torch_peer.Peer(training.config, records, compiled, precision)
             peer.warm_up()
-            contestants[name] = lambda peer=peer: peer.stretch(each).frames_per_second
+            contestants[name] = lambda peer=peer: peer.stretch(turn_steps).frames_per_second
         except Exception as error:  # torch.compile needs a C++ compiler, and fails in many ways without one
             failed[name] = {"error": (str(error).strip() or type(error).__name__).splitlines()[0]}
     return {**ratios(take_turns(contestants, ROUNDS), "sedjax", "frames_per_second"), **failed}

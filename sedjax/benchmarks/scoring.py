@@ -1,4 +1,4 @@
-"""Scoring as sedjax does it, and as the course's scripts do it, with data frames."""
+"""Speed of scoring in sedjax, and with data frames as in the course's scripts."""
 
 import time
 from collections.abc import Callable
@@ -19,24 +19,24 @@ REPEATS = 5
 def scoring(config: Config, repeats: int = REPEATS) -> dict:
     """Seconds from frame probabilities of the test split to cost per class: ours, with data frames, and the ratio.
 
-    The probabilities are random: what they are costs no time. The ratio is None without pandas.
+    The probabilities are random, since their values do not affect the time. The ratio is None without pandas.
     """
     records = open_records(config.data.path, "test")
     rng = np.random.default_rng(0)
     truth = [records.read(i, ())[1] > 0 for i in range(len(records.lengths))]
-    probabilities = [rng.random(one.shape, np.float32) for one in truth]
+    probabilities = [rng.random(active.shape, np.float32) for active in truth]
     fast, costs = _best_time(with_arrays(records.task), probabilities, truth, repeats)
-    found = {"recordings": len(truth), "seconds": fast, "peer_seconds": None, "ratio": None}
+    result = {"recordings": len(truth), "seconds": fast, "peer_seconds": None, "ratio": None}
     try:
         slow, theirs = _best_time(with_data_frames(records.task), probabilities, truth, repeats)
     except ImportError:
-        return found
+        return result
     np.testing.assert_allclose(costs, theirs, atol=1e-9)
-    return {**found, "peer_seconds": slow, "ratio": slow / fast}
+    return {**result, "peer_seconds": slow, "ratio": slow / fast}
 
 
 def with_arrays(task: Task, threshold: float = 0.5) -> Callable:
-    """(frame probabilities, true frames) of each recording -> cost per class, as evaluation does it."""
+    """A function (frame probabilities, true frames) of all recordings -> cost per class, as in evaluation."""
     thresholds = np.full((1, len(task.classes)), threshold, np.float32)
 
     @jax.jit
@@ -47,7 +47,7 @@ def with_arrays(task: Task, threshold: float = 0.5) -> Callable:
             grid.any_frame(mask[..., None], task)[:, None, :, 0]).sum((0, 1))
 
     def cost(probabilities: list[np.ndarray], truth: list[np.ndarray]) -> np.ndarray:
-        lengths = np.array([len(one) for one in truth])
+        lengths = np.array([len(active) for active in truth])
         frames = grid.num_segments(int(lengths.max()), task) * task.frames_per_segment
         mask = np.arange(frames)[None] < lengths[:, None]
         padded = np.zeros((*mask.shape, len(task.classes)), np.float32)
@@ -60,7 +60,7 @@ def with_arrays(task: Task, threshold: float = 0.5) -> Callable:
 
 
 def with_data_frames(task: Task, threshold: float = 0.5) -> Callable:
-    """The same with pandas, the plain way: a frame per recording, grouped by segment, joined, compared by class."""
+    """The same in plain pandas: a data frame per recording, grouped by segment, joined, compared by class."""
     import pandas as pd
 
     classes = list(task.classes)
@@ -76,12 +76,12 @@ def with_data_frames(task: Task, threshold: float = 0.5) -> Callable:
         return pd.concat(parts, ignore_index=True)
 
     def cost(probabilities: list[np.ndarray], truth: list[np.ndarray]) -> np.ndarray:
-        predicted, actual = segments([one > threshold for one in probabilities]), segments(truth)
+        predicted, actual = segments([array > threshold for array in probabilities]), segments(truth)
         both = actual.merge(predicted, on=["filename", "onset"], suffixes=("", " predicted"))
         costs = []
         for name, prices in zip(classes, task.cost_matrix):
-            true, said = both[name] == 1, both[f"{name} predicted"] == 1
-            rates = [(said & true).mean(), (said & ~true).mean(), (~said & ~true).mean(), (~said & true).mean()]
+            true, active = both[name] == 1, both[f"{name} predicted"] == 1
+            rates = [(active & true).mean(), (active & ~true).mean(), (~active & ~true).mean(), (~active & true).mean()]
             costs.append(float(np.dot(rates, prices)) * task.segments_per_minute)
         return np.array(costs)
 
@@ -90,10 +90,10 @@ def with_data_frames(task: Task, threshold: float = 0.5) -> Callable:
 
 def _best_time(cost: Callable, probabilities: list[np.ndarray], truth: list[np.ndarray],
                repeats: int) -> tuple[float, np.ndarray]:
-    found = cost(probabilities, truth)
+    costs = cost(probabilities, truth)
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
         cost(probabilities, truth)
         seconds.append(time.perf_counter() - began)
-    return float(np.median(seconds)), found
+    return float(np.median(seconds)), costs

@@ -1,8 +1,8 @@
-"""All figures of a config on an accelerator, in one go: batch sizes, placements, PyTorch, a whole training, evaluation.
+"""All figures of a config on an accelerator: batch sizes, placements, PyTorch, a complete training, evaluation.
 
     sedjax bench --config=embedding_transformer --config.precision=bfloat16 --suite
 
-It takes random records of the size of MLPC 2025: what they hold costs no time.
+The records are random and of the size of MLPC 2025, since their values do not affect the time.
 """
 
 import dataclasses
@@ -22,17 +22,17 @@ from sedjax.core.task import Task
 from sedjax.models import attention, registry
 
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024)
-PLACEMENTS = (("host", 1), ("device", 1), ("device", 50))  # and steps a call
-EPOCHS = 16  # of the winner's training
+PLACEMENTS = (("host", 1), ("device", 1), ("device", 50))  # with steps per call
+EPOCHS = 16  # the length of the winning system's training
 FRAMES = 250
 ROUNDS = 5
 KINDS = {"A100": "a100", "H100": "h100", "H200": "h200", "v4": "v4", "v5 lite": "v5e", "v5e": "v5e", "v5p": "v5p",
-         "v6 lite": "v6e", "v6e": "v6e"}  # in what JAX calls a device
+         "v6 lite": "v6e", "v6e": "v6e"}  # parts of JAX's device kinds
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomRecords:
-    """Recordings of `FRAMES` frames that are drawn, not read, see input_pipeline.Records."""
+    """A plan.Source of random recordings of `FRAMES` frames."""
 
     task: Task
     widths: dict[str, int]
@@ -49,8 +49,8 @@ class RandomRecords:
 
     def read(self, index: int, keys: tuple[str, ...]) -> tuple[dict[str, np.ndarray], np.ndarray]:
         rng = np.random.default_rng(index % 8)
-        drawn = {key: rng.random((FRAMES, self.widths[key]), np.float32).astype(np.float16) for key in keys}
-        return drawn, (rng.random((FRAMES, len(self.task.classes)), np.float32) < 0.1).astype(np.float16)
+        features = {key: rng.random((FRAMES, self.widths[key]), np.float32).astype(np.float16) for key in keys}
+        return features, (rng.random((FRAMES, len(self.task.classes)), np.float32) < 0.1).astype(np.float16)
 
     @staticmethod
     def _entry(width: int) -> dict:
@@ -60,13 +60,13 @@ class RandomRecords:
 
 def bench(config: Config, steps: int, against: dict[str, tuple[bool, str]],
           recordings: int = compile_for.MLPC.recordings) -> dict:
-    """The whole table, as JSON can hold it. What fails, for want of memory for example, is a row with the `error`.
+    """All figures, in a form that can be written as JSON; a failed one, for example for lack of memory, is an `error`.
 
     Args:
-      config: the experiment; batch size, placement and steps a call are replaced.
-      steps: that are timed, of each thing.
+      config: experiment; batch size, placement and steps per call are replaced.
+      steps: number of steps to time in each measurement.
       against: peers in PyTorch, see torch_peer.VARIANTS; none if empty.
-      recordings: of the training split.
+      recordings: size of the training split.
     """
     device, count = jax.devices()[0], len(jax.devices())
     records = RandomRecords(compile_for.MLPC.task, compile_for.MLPC.widths, np.full(recordings, FRAMES, np.int32))
@@ -82,7 +82,7 @@ def bench(config: Config, steps: int, against: dict[str, tuple[bool, str]],
                 ceiling = throughput.matmul_ceiling(parallel.make_mesh(), config.precision,
                                                     [(size * FRAMES, 1024, 3072)])
     if not rows:
-        raise UserError(f"--suite: {count} devices can share none of the batch sizes {BATCH_SIZES}.")
+        raise UserError(f"--suite: none of the batch sizes {BATCH_SIZES} is divisible by {count} devices.")
     return {"device": {"platform": device.platform, "kind": device.device_kind, "devices": count},
             "model": config.model["name"], "precision": config.precision, "steps": steps, "ceiling": ceiling,
             "training": rows, "evaluation": _or_error(lambda: _evaluation(config, records, steps)),
@@ -95,12 +95,12 @@ def bench(config: Config, steps: int, against: dict[str, tuple[bool, str]],
 
 
 def format_result(result: dict) -> str:
-    """Tables of what `bench` returns, as Markdown."""
+    """The result of `bench` as Markdown."""
     device, ceiling = result["device"], result["ceiling"]
     lines = [f"{result['model']}, {result['precision']}, on {device['devices']} x {device['kind']} "
              f"({device['platform']}); the fastest matrix product: {ceiling['flops_per_second'] / 1e12:.3g} TFLOP/s "
              f"({ceiling['shape']}).", "",
-             "| batch size | data | steps a call | frames/s | ms a step | of the ceiling | to the first step |",
+             "| batch size | data | steps per call | frames/s | ms/step | of the ceiling | to the first step |",
              "|---" * 7 + "|"]
     for row in result["training"]:
         lines.append(f"| {row['batch_size']} | {row['placement']} | {row['steps_per_call']} | " + (
@@ -109,30 +109,30 @@ def format_result(result: dict) -> str:
             f"{row['flops_per_second'] / ceiling['flops_per_second']:.1%} | {row['first_step_seconds']:.1f} s |"))
     lines.append("")
 
-    def line(name: str, shown: Callable[[dict], str], found: dict) -> None:
-        lines.append(f"- {name}: {found['error'] if 'error' in found else shown(found)}")
+    def line(name: str, shown: Callable[[dict], str], figures: dict) -> None:
+        lines.append(f"- {name}: {figures['error'] if 'error' in figures else shown(figures)}")
 
-    line("evaluation, batches of 512", lambda found: f"{found['frames_per_second']:,.0f} frames/s",
+    line("evaluation, batches of 512", lambda figures: f"{figures['frames_per_second']:,.0f} frames/s",
          result["evaluation"])
-    line(f"{EPOCHS} epochs in batches of 32, from device memory, 50 steps a call",
-         lambda found: f"{found['seconds']:.1f} s for {found['steps']:,} steps, compilation included; "
-                       f"{found['first_step_seconds']:.1f} s of it to the first step", result["whole_training"])
+    line(f"{EPOCHS} epochs in batches of 32, from device memory, 50 steps per call",
+         lambda figures: f"{figures['seconds']:.1f} s for {figures['steps']:,} steps, including compilation; "
+                         f"{figures['first_step_seconds']:.1f} s of it to the first step", result["whole_training"])
     for size, peers in result["against"].items():
         if "error" in peers:
             lines.append(f"- PyTorch, batches of {size}: {peers['error']}")
-        lines += [f"- {name}, batches of {size}: {found['frames_per_second']:,.0f} frames/s; sedjax is "
-                  f"{found['ratio']:.2f} x as fast ({found['lowest_ratio']:.2f} to {found['highest_ratio']:.2f} in "
-                  f"{ROUNDS} turns)"
-                  for name, found in peers.items() if name not in ("sedjax", "error")]
-    line("attention that drops nothing, of this platform against XLA's",
-         lambda found: f"{found['ratio']:.2f} x ({found['lowest_ratio']:.2f} to {found['highest_ratio']:.2f})",
+        lines += [f"- {name}, batches of {size}: {figures['frames_per_second']:,.0f} frames/s; sedjax is "
+                  f"{figures['ratio']:.2f} x as fast ({figures['lowest_ratio']:.2f} to "
+                  f"{figures['highest_ratio']:.2f} in {ROUNDS} turns)"
+                  for name, figures in peers.items() if name not in ("sedjax", "error")]
+    line("attention without dropout, this platform's kernel against XLA's",
+         lambda figures: f"{figures['ratio']:.2f} x ({figures['lowest_ratio']:.2f} to {figures['highest_ratio']:.2f})",
          result["attention"])
-    line("at least, for a step of batch size 32, by what the compiler says",
-         lambda found: ", ".join(f"{kind} {found['seconds'][kind] * 1e3:.2f} ms" for kind in compile_for.KINDS),
+    line("lower bounds for a step of batch size 32, from the compiler",
+         lambda figures: ", ".join(f"{kind} {figures['seconds'][kind] * 1e3:.2f} ms" for kind in compile_for.KINDS),
          result["predicted"])
-    held = result["memory_stats"]
-    lines.append(f"- memory of the first device: peak {held.get('peak_bytes_in_use', 0) / 1e9:.2f} of "
-                 f"{held.get('bytes_limit', 0) / 1e9:.2f} GB" if held else "- memory of the device: not told")
+    stats = result["memory_stats"]
+    lines.append(f"- memory of the first device: peak {stats.get('peak_bytes_in_use', 0) / 1e9:.2f} of "
+                 f"{stats.get('bytes_limit', 0) / 1e9:.2f} GB" if stats else "- memory of the device: unknown")
     return "\n".join(lines)
 
 
@@ -181,20 +181,20 @@ def _whole_training(config: Config, records: RandomRecords) -> dict:
 def _against(config: Config, records: RandomRecords, steps: int, variants: dict[str, tuple[bool, str]]) -> dict:
     from sedjax.benchmarks import torch_peer
 
-    each = max(1, steps // ROUNDS)
+    turn_steps = max(1, steps // ROUNDS)
     training = throughput.Training(config, records=records)
-    training.warm_up(each)
-    contestants: dict[str, Callable[[], float]] = {"sedjax": lambda: training.stretch(each).frames_per_second}
+    training.warm_up(turn_steps)
+    contestants: dict[str, Callable[[], float]] = {"sedjax": lambda: training.stretch(turn_steps).frames_per_second}
     for name, (compiled, precision) in variants.items():
         if precision == config.precision:
             peer = torch_peer.Peer(config, records, compiled, precision)
             peer.warm_up()
-            contestants[name] = lambda peer=peer: peer.stretch(each).frames_per_second
+            contestants[name] = lambda peer=peer: peer.stretch(turn_steps).frames_per_second
     return timing.ratios(timing.take_turns(contestants, ROUNDS), "sedjax", "frames_per_second")
 
 
 def _attention() -> dict:
-    """The attention of this platform and XLA's, on 32 clips in bfloat16: how many times as fast."""
+    """Speed of this platform's attention relative to XLA's, on 32 clips in bfloat16."""
     qkv = jax.random.normal(jax.random.key(0), (32, FRAMES, 3072), registry.DTYPES["bfloat16"])
     mask = jnp.ones((32, FRAMES), bool)
     contestants = {}
@@ -212,10 +212,10 @@ def _attention() -> dict:
 
 
 def _predicted(config: Config, kind: str) -> dict:
-    """What compile_for says of the devices that are here."""
+    """The cost from compile_for on the devices present."""
     name = next((chip for part, chip in KINDS.items() if part in kind), None)
     if name is None:
-        raise UserError(f"there are no published figures of {kind}")
+        raise UserError(f"there are no published figures for {kind}")
     machine = chips.Machine(name, (chips.TPUS | chips.GPUS)[name], parallel.make_mesh(), {})
     return compile_for.cost(_case(config, 32, "host", 1), compile_for.MLPC, machine, "training")
 

@@ -1,4 +1,4 @@
-"""How many real frames a second training and evaluation take, and what the device could do at best."""
+"""Throughput of training and evaluation in real frames per second, and the ceiling of the device."""
 
 import abc
 import dataclasses
@@ -29,13 +29,13 @@ PRODUCT_REPEATS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Stretch:
-    """Some steps in a row.
+    """Timing of consecutive steps.
 
     Attributes:
       seconds: wall time.
-      real_frames, padded_frames: without and with the padding, of clips and to full batches.
-      waiting: seconds in which the device had nothing to do because the next batch was not there.
-      flops: floating-point operations by XLA's cost analysis, padding included; 0 where it is not known.
+      real_frames, padded_frames: frame counts without and with the padding of clips and batches.
+      waiting: seconds in which the device was idle because the next batch was not ready.
+      flops: floating-point operations by XLA's cost analysis, including padding; 0 if unknown.
     """
 
     seconds: float
@@ -50,10 +50,10 @@ class Stretch:
 
 
 class Loop(abc.ABC):
-    """Steps over the batches of a split, as the commands take them.
+    """Steps over the batches of a split, as in the commands.
 
-    A subclass sets `config`, `clips` and `batches`, the number of batches before all clips have been seen, and says
-    which clips a batch holds, what each call of the compiled step takes, and what a step is.
+    A subclass sets `config`, `clips` and `batches`, the number of batches that cover all clips, and implements the
+    abstract methods.
     """
 
     config: Config
@@ -70,11 +70,11 @@ class Loop(abc.ABC):
 
     @abc.abstractmethod
     def calls(self, first: int, last: int) -> Iterator[tuple]:
-        """The inputs of each call that it takes to get from step `first` to `last`."""
+        """The inputs of each call from step `first` to `last`."""
 
     @abc.abstractmethod
     def run(self, inputs: tuple) -> jax.Array:
-        """Makes a call; returns something small that is ready when its steps are done."""
+        """Makes a call; returns a small array that is ready when its steps are done."""
 
     @abc.abstractmethod
     def read(self, number: int) -> Batch:
@@ -82,16 +82,16 @@ class Loop(abc.ABC):
 
     @abc.abstractmethod
     def lower(self, batch: Batch) -> jax.stages.Lowered:
-        """A single step, not in parts, on a batch of this shape."""
+        """A single step, without accumulation, on a batch of this shape."""
 
     @property
     def padded_share(self) -> float:
-        """Of the frames that are computed while every clip is seen once: padding of clips, and of the last batch."""
+        """Share of padding, of clips and of the last batch, in the frames computed for one pass over all clips."""
         computed = sum(len(self.ids(number)) * self._frames(number) for number in range(self.batches))
         return 1 - int(self.clips.frames.sum()) / computed
 
     def warm_up(self, count: int) -> None:
-        """Compiles what the next `count` steps need, and takes a step of each shape."""
+        """Compiles the next `count` steps by running one step of each shape."""
         first = self._next
         lengths = {self._frames(number): number for number in range(first, first + count)}
         for number in sorted(lengths.values()):
@@ -100,7 +100,7 @@ class Loop(abc.ABC):
         self._next = first
 
     def stretch(self, count: int) -> Stretch:
-        """Times the next `count` steps, from where the last stretch ended, once the first batch is there."""
+        """Times the next `count` steps after the last stretch, once the first batch is ready."""
         numbers = range(self._next, self._next + count)
         seconds, waiting = self._run(count)
         real = sum(int(self.clips.frames[ids[ids >= 0]].sum()) for ids in map(self.ids, numbers))
@@ -109,7 +109,7 @@ class Loop(abc.ABC):
         return Stretch(seconds, real, padded, waiting, sum(map(self._flops_of, lengths)))
 
     def _run(self, count: int) -> tuple[float, float]:
-        """Takes the next `count` steps; seconds from the first batch on, and those waited for further ones."""
+        """Runs the next `count` steps; returns seconds from the first batch on, and seconds waiting for later ones."""
         waiting, running = 0.0, None
         began = before = 0.0
         for inputs in self.calls(self._next, self._next + count):
@@ -118,7 +118,7 @@ class Loop(abc.ABC):
             elif running.is_ready():
                 waiting += time.perf_counter() - before
             previous, running = running, self.run(inputs)
-            # As in training, the host is one call ahead of the device, and no more.
+            # As in training, the host runs at most one call ahead of the device.
             jax.block_until_ready(previous)
             before = time.perf_counter()
         jax.block_until_ready(running)
@@ -131,9 +131,10 @@ class Loop(abc.ABC):
                                             self.config.data)
 
     def _flops_of(self, frames: int) -> float:
-        """What XLA counts of one step of this length, before it splits it over devices and calls libraries.
+        """XLA's count for one step of this length, before partitioning and library calls.
 
-        In what runs, steps and parts of a batch are loops, whose body it counts once, and lengths are branches.
+        The program that runs has loops over steps and parts of a batch, whose body XLA counts once, and a branch for
+        each length.
         """
         if frames not in self._flops:
             batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
@@ -144,7 +145,7 @@ class Loop(abc.ABC):
 
 
 class Training(Loop):
-    """Training as the command `train` does it, from records to parameters, without saving anything."""
+    """Training as in the command `train`, from records to parameters, without saving."""
 
     def __init__(self, config: Config, devices: int | None = None, records: Source | None = None):
         super().__init__()
@@ -180,17 +181,17 @@ class Training(Loop):
         return self.experiment.read(number)
 
     def product_shapes(self) -> list[tuple[int, int, int]]:
-        """The largest matrix products (m, k, n) of a transformer's step; none for other models."""
+        """Sizes (m, k, n) of the largest matrix products of a transformer's step; none for other models."""
         width, feed_forward = (self.config.model.get(key, 0) for key in ("width", "feed_forward"))
         rows = self.config.data.batch_size * self._frames(0)
         return [(rows, width, n) for n in (width, 3 * width, feed_forward) if width and feed_forward]
 
 
 class Evaluation(Loop):
-    """Evaluation on the validation split, as after an epoch of a training; once over it, and no further."""
+    """A single evaluation on the validation split, as after a training epoch."""
 
     def __init__(self, training: Training, source: Source | None = None, config: Config | None = None):
-        """On other recordings, or by another config, where these are given."""
+        """`source` and `config` replace the validation records and the config of the training."""
         super().__init__()
         self.config = config = config or training.config
         setup = training.experiment
@@ -218,15 +219,15 @@ class Evaluation(Loop):
 
 
 def matmul_ceiling(mesh: Mesh, precision: str, shapes: Iterable[tuple[int, int, int]] = ()) -> dict:
-    """The fastest matrix product on the devices of a mesh, their rows shared by the devices.
+    """The fastest matrix product on a mesh, with rows split over its devices.
 
     Args:
-      mesh: the devices.
+      mesh: mesh of devices.
       precision: "float32" or "bfloat16".
-      shapes: (m, k, n) to try besides squares, which double until one takes long.
+      shapes: (m, k, n) to try besides squares, which double until one takes LONG_PRODUCT_SECONDS.
 
     Returns:
-      `flops_per_second`, best of several runs of several sizes, and the `shape` that reached it.
+      `flops_per_second`, the best of several runs of several sizes, its `shape`, and the `precision`.
     """
     best = (0.0, "")
     squares = [(n * mesh.size, n, n) for n in (1024 << i for i in range(5))]
@@ -241,10 +242,10 @@ def matmul_ceiling(mesh: Mesh, precision: str, shapes: Iterable[tuple[int, int, 
         for _ in range(PRODUCT_REPEATS):
             began = time.perf_counter()
             for _ in range(times):
-                found = product(a, b)
-            jax.block_until_ready(found)
+                result = product(a, b)
+            jax.block_until_ready(result)
             seconds.append((time.perf_counter() - began) / times)
-            times = max(1, int(LONG_PRODUCT_SECONDS / 2 / min(seconds)))  # no burst of a millisecond is a ceiling
+            times = max(1, int(LONG_PRODUCT_SECONDS / 2 / min(seconds)))  # shorter bursts are no ceiling
         best = max(best, (2 * m * k * n / min(seconds[1:]), f"{m} x {k} x {n}"))
         if m == k * mesh.size == n * mesh.size and min(seconds) > LONG_PRODUCT_SECONDS:
             break
@@ -252,7 +253,7 @@ def matmul_ceiling(mesh: Mesh, precision: str, shapes: Iterable[tuple[int, int, 
 
 
 def peak_memory() -> dict:
-    """`bytes`, the most that was in use so far, and `of` what: a device where it tells, else this process."""
+    """Peak memory in `bytes`, `of` the fullest device if devices report it, else of this process."""
     counts = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
     if max(counts):
         return {"bytes": max(counts), "of": "the fullest device"}

@@ -1,4 +1,4 @@
-"""The encoder of ATST-Frame in PyTorch: what `bench --audio --against=torch` times."""
+"""The encoder of ATST-Frame in PyTorch, timed by `bench --audio --against=torch`."""
 
 from collections.abc import Callable
 
@@ -29,7 +29,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The architecture of sedjax.models.atst_frame.AtstFrame from PyTorch's own layers."""
+    """The architecture of sedjax.models.atst_frame.AtstFrame, built from PyTorch's own layers."""
 
     def __init__(self, model: AtstFrame, bands: int):
         super().__init__()
@@ -50,7 +50,7 @@ class Encoder(nn.Module):
 
 
 def encoder(model: AtstFrame, params: dict) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of log-mel (clip, frame, band) that gives the tokens, with the weights of sedjax's encoder."""
+    """A function from log-mel (clip, frame, band) to tokens, with the weights of sedjax's encoder."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     peer = Encoder(model, params["patch_embed"]["kernel"].shape[0] // PATCH_FRAMES).to(device).eval()
     peer.load_state_dict({name: torch.tensor(value) for name, value in _state(params).items()})
@@ -63,8 +63,8 @@ def encoder(model: AtstFrame, params: dict) -> Callable[[np.ndarray], np.ndarray
 
 
 def _state(params: dict) -> dict[str, np.ndarray]:
-    """PyTorch's names and layouts of sedjax's weights."""
-    found = {}
+    """sedjax's weights in PyTorch's names and layouts."""
+    state = {}
     for path, leaf in jax.tree.leaves_with_path(params):
         names = [str(key.key) for key in path]
         value = np.asarray(leaf)
@@ -72,5 +72,5 @@ def _state(params: dict) -> dict[str, np.ndarray]:
             continue
         if names[-1] in ("kernel", "scale"):
             value, names[-1] = value.T, "weight"
-        found[".".join(names).replace("block_", "blocks.")] = value
-    return found
+        state[".".join(names).replace("block_", "blocks.")] = value
+    return state

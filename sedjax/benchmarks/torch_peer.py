@@ -1,4 +1,4 @@
-"""The embedding-transformer in PyTorch, trained as the report trained it: what `bench --against=torch` times."""
+"""The embedding-transformer in PyTorch, trained as in the report, timed by `bench --against=torch`."""
 
 import contextlib
 import time
@@ -19,9 +19,9 @@ WARM_UP_STEPS = 3
 
 
 class EmbeddingTransformer(nn.Module):
-    """The architecture of sedjax.models.registry.EmbeddingTransformer from PyTorch's own layers.
+    """The architecture of sedjax.models.registry.EmbeddingTransformer, built from PyTorch's own layers.
 
-    As in the report's program attention sees padding, which spares it the mask.
+    As in the report's program, attention includes padding, so that it needs no mask.
     """
 
     def __init__(self, fields: dict, width_in: int, num_classes: int):
@@ -45,16 +45,16 @@ class EmbeddingTransformer(nn.Module):
 
 
 class Peer:
-    """Training steps of PyTorch on the training split, its batches padded to their longest and in memory beforehand."""
+    """PyTorch training steps on the training split; batches are padded to the longest clip and loaded beforehand."""
 
     def __init__(self, config: Config, records: Source, compiled: bool, precision: str):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(config.train.seed)
         width = records.features["embeddings"]["width"]
         model = EmbeddingTransformer(config.model, width, len(records.task.classes)).to(self.device)
-        self.parameters = sum(one.numel() for one in model.parameters())
-        decay = [one for one in model.parameters() if one.ndim > 1]
-        rest = [one for one in model.parameters() if one.ndim <= 1]
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        decay = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+        rest = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
         self._optimizer = torch.optim.AdamW(
             [{"params": decay, "weight_decay": config.optimizer.weight_decay}, {"params": rest, "weight_decay": 0.0}],
             lr=config.optimizer.learning_rate, betas=(config.optimizer.beta1, config.optimizer.beta2))
@@ -68,7 +68,7 @@ class Peer:
         self._order = np.empty(0, int)
 
     def warm_up(self) -> None:
-        """Takes some steps, of different lengths, so that what is compiled is compiled."""
+        """Takes some steps of different lengths, to compile."""
         self.stretch(WARM_UP_STEPS)
 
     def stretch(self, count: int) -> Stretch:
@@ -96,7 +96,7 @@ class Peer:
         return loss.detach()
 
     def _batch(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The next recordings of an order that is shuffled each epoch, padded to the longest of them."""
+        """The next recordings, shuffled each epoch and padded to the longest of the batch."""
         if not len(self._order):
             self._order = self._rng.permutation(len(self._clips))
         ids, self._order = np.split(self._order, [self._batch_size])
@@ -105,7 +105,7 @@ class Peer:
         mask = torch.arange(int(lengths.max()))[None] < torch.tensor(lengths)[:, None]
         features = torch.zeros((*mask.shape, read[0][0]["embeddings"].shape[1]))
         targets = torch.zeros((*mask.shape, read[0][1].shape[1]))
-        for row, ((found, votes), start, length) in enumerate(zip(read, starts, lengths)):
-            features[row, :length] = torch.tensor(found["embeddings"][start : start + length], dtype=torch.float32)
+        for row, ((inputs, votes), start, length) in enumerate(zip(read, starts, lengths)):
+            features[row, :length] = torch.tensor(inputs["embeddings"][start : start + length], dtype=torch.float32)
             targets[row, :length] = torch.tensor(votes[start : start + length] > 0, dtype=torch.float32)
         return features, targets, mask

@@ -1,6 +1,6 @@
-"""`sedjax bench`: how fast training, evaluation, scoring, or audio to features are here, and against what.
+"""`sedjax bench`: measures the speed of training, evaluation, scoring or feature extraction on this machine.
 
-A ratio says more than a speed: the ceiling and the peers are measured on the same device in the same run.
+Speeds are compared with a ceiling and with peers, measured on the same device in the same run.
 """
 
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ from sedjax.core.files import require_writable, write_json
 
 def define_flags() -> None:
     config_flag.define_flag(required=False)
-    flags.DEFINE_string("audio", None, "Folder of recordings: time what makes features of audio instead of a config.")
-    flags.DEFINE_integer("steps", 10, "Steps that are timed, of each thing: as many more as fill the last of the "
-                                      "config's train.steps_per_call; with --audio the turns of each.", lower_bound=1)
-    flags.DEFINE_enum("against", None, ["torch"], "Time this peer on the same recordings, taking turns.")
+    flags.DEFINE_string("audio", None, "Folder of recordings: time feature extraction instead of a config.")
+    flags.DEFINE_integer("steps", 10, "Steps to time in each measurement, rounded up to a multiple of the config's "
+                                      "train.steps_per_call; with --audio, turns per contestant.", lower_bound=1)
+    flags.DEFINE_enum("against", None, ["torch"], "Also time this peer on the same recordings, in turns.")
     flags.DEFINE_string("compile_for", None, "Run nothing: compile the steps of the config for this machine, such as "
-                                             "v5e:2x4 or h100x8, and say what they need and what binds them.")
-    flags.DEFINE_bool("suite", False, "Time everything that an accelerator is chosen by, on random recordings: batch "
+                                             "v5e:2x4 or h100x8, and report their cost and bottleneck.")
+    flags.DEFINE_bool("suite", False, "Measure what decides between accelerators, on random recordings: batch "
                                       "sizes, placements, a whole training, evaluation; --against=torch too if given.")
-    flags.DEFINE_list("sweep", [], f"Show how the cost grows with these: {', '.join(experiment.DIMENSIONS)}; with "
+    flags.DEFINE_list("sweep", [], f"Show how the cost scales with: {', '.join(experiment.DIMENSIONS)}; with "
                                    f"--compile_for: {', '.join(compile_for.DIMENSIONS)}.")
-    flags.DEFINE_string("json", None, "Write the result to this file too.")
+    flags.DEFINE_string("json", None, "Also write the result to this file.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -34,17 +34,17 @@ def main(argv: Sequence[str]) -> None:
     options = flags.FLAGS
     if bool(options.audio) == bool(options["config"].present):
         raise UserError("Give either --config=FILE, to time an experiment on its records, or --audio=FOLDER, to time "
-                        "what makes features of recordings.")
+                        "feature extraction from recordings.")
     if options.json:
         require_writable(options.json)
     if options.compile_for:
         if options.audio or options.against:
-            raise UserError("--compile_for runs nothing: it goes with neither --audio nor --against.")
+            raise UserError("--compile_for runs nothing: it cannot be combined with --audio or --against.")
         result = compile_for.bench(config_flag.from_flag(), options.compile_for, options.sweep)
         print(compile_for.format_result(result))
     elif options.suite:
         if options.audio or options.sweep:
-            raise UserError("--suite goes with neither --audio nor --sweep.")
+            raise UserError("--suite cannot be combined with --audio or --sweep.")
         config = config_flag.from_flag()
         result = suite.bench(config, options.steps, experiment.torch_peers(config) if options.against else {})
         print(suite.format_result(result))

@@ -1,4 +1,4 @@
-"""What all commands share: flags, errors that a person can cause, outputs that are whole or not there."""
+"""Shared by all commands: flags, logging, user errors, signals, and the list of unreadable recordings."""
 
 import contextlib
 import csv
@@ -25,8 +25,8 @@ from sedjax.core.files import atomic_output, remove_output
 
 USER_ERROR_STATUS = 2
 SOME_BAD_STATUS = 1
-BROKEN_PIPE_STATUS = 141  # as of what SIGPIPE ends
-MAY_BE_EMPTY = {"beam_options"}  # a text, which is neither a path nor a name
+BROKEN_PIPE_STATUS = 141  # 128 + SIGPIPE
+MAY_BE_EMPTY = {"beam_options"}  # free text, neither a path nor a name
 SHOWN_CHARACTERS = 300
 TERMINATED_STATUS = 128 + signal.SIGTERM
 BAD_LIST = "bad_recordings.csv"
@@ -35,20 +35,20 @@ log = logging.getLogger("sedjax")
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None,
         define_flags: Callable[[], None] | None = None) -> None:
-    """Defines flags, if they are not, parses them, runs `main(remaining arguments)` and ends the process.
+    """Defines flags (if given), parses them, runs `main(remaining arguments)`, and exits on errors.
 
-    What a person can cause, such as a UserError, an unknown flag or a full disk, ends in one sentence on standard error
-    and exit status 2; Ctrl-C ends in one line and status 130.
+    Errors that a user can cause, such as a UserError, an unknown flag or a full disk, print one sentence to standard
+    error and exit with status 2; Ctrl-C prints one line and exits with status 130.
     """
     argv = list(sys.argv if argv is None else argv)
     interrupts.raise_first()
     try:
         _log_to_stderr()
-        if hasattr(sys.stdout, "reconfigure"):  # names of files and classes may hold what a terminal cannot show
+        if hasattr(sys.stdout, "reconfigure"):  # file and class names may not be printable
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
             if define_flags:
-                define_flags()  # here, as the flag --config reads files that --flagfile names
+                define_flags()  # defining --config reads the files that --flagfile names
             if {"--help", "-h"} & set(argv[: argv.index("--")] if "--" in argv else argv):
                 print(help_text(main))
             else:
@@ -56,12 +56,12 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         finally:
             if sys.stdout:
                 sys.stdout.flush()
-    except BrokenPipeError:  # who read the output, such as `head`, has enough
+    except BrokenPipeError:  # the reader, such as `head`, closed the pipe
         _drop_output()
         sys.exit(BROKEN_PIPE_STATUS)
     except KeyboardInterrupt as error:
         traceback.clear_frames(error.__traceback__)
-        gc.collect()  # what was in use, such as the locks of worker processes, is given back
+        gc.collect()  # releases resources such as the locks of worker processes
         interrupts.end()
     except Exception as error:
         text = _sentence(error)
@@ -69,34 +69,37 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
             raise
         print(f"Error: {printable(text)}", file=sys.stderr)
         if isinstance(error, OSError):
-            _drop_output()  # Python would try to write it once more at its end
+            _drop_output()  # Python would try to flush it again at exit
         sys.exit(USER_ERROR_STATUS)
 
 
 def help_text(main: Callable) -> str:
-    """What a command is for, and every flag that it has."""
+    """The purpose of a command, and all its flags."""
     lines = [(sys.modules[main.__module__].__doc__ or "").strip(), "", "flags:"]
     for name, flag in sorted(own_flags().items()):
         default = "" if flag.default in (None, [], False) else f" (default: {flag.default_as_str})"
         lines.append(textwrap.fill(f"--{'[no]' if flag.boolean else ''}{name}: {flag.help}{default}", 100,
                                    initial_indent="  ", subsequent_indent="      "))
+    config = own_flags().get("config")
+    if config is not None:
+        lines += ["", config.parser.keys_help()]
     return "\n".join(lines)
 
 
 def own_flags() -> dict[str, flags.Flag]:
-    """The flags of this command, without those of libraries."""
+    """The flags of this command by name, without those of libraries."""
     modules = flags.FLAGS.flags_by_module_dict()
     return {flag.name: flag for module, defined in modules.items() for flag in defined
             if module.startswith(("sedjax.", "data_prep.")) or module == sys.argv[0]}
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """What remains of the arguments beside flags. Raises UserError for flags that are wrong."""
+    """The arguments that are not flags. Raises UserError for invalid flags."""
     known = own_flags()
     command = pathlib.PurePath(argv[0]).stem.removeprefix("sedjax ")
     for flag in known.values():
-        flag.allow_overwrite = False  # one of two values would be ignored
-    # Of two values of a config key the last one counts; ml_collections would join those of a tuple.
+        flag.allow_overwrite = False  # otherwise the first value would be silently ignored
+    # The last value of a repeated config key wins; ml_collections would concatenate tuples.
     last = {arg.partition("=")[0]: i for i, arg in enumerate(argv)}
     argv = [arg for i, arg in enumerate(argv)
             if not re.match(r"--config\.[^=]*=", arg) or last[arg.partition("=")[0]] == i]
@@ -106,7 +109,7 @@ def _parse(argv: list[str]) -> list[str]:
         if error.flagname.startswith("config.") and "config" in known:
             raise UserError(f"--{error.flagname} needs --config before it: {known['config'].help}") from error
         raise UserError(f"{command} has no flag --{error.flagname}{unknown(error.flagname, known, '--')}") from error
-    except (AttributeError, KeyError) as error:  # ml_collections quotes its own text
+    except (AttributeError, KeyError) as error:  # ml_collections repr-quotes its message
         text = str(error.args[0]).replace("\\n", " ").replace("\\'", "'").strip("'\"")
         raise UserError(f"There is no such config key: {' '.join(text.split())}") from error
     except (flags.Error, TypeError, ValueError, OSError, SyntaxError, MemoryError, RecursionError) as error:
@@ -121,12 +124,12 @@ def _parse(argv: list[str]) -> list[str]:
         if flag.present and flag.value in ("", [], [""]) and name not in MAY_BE_EMPTY:
             raise UserError(f"--{name} is given without a value: {flag.help}")
         if "\0" in str(flag.value if isinstance(flag.value, str) else ""):
-            raise UserError(f"--{name} holds a zero byte.")
+            raise UserError(f"--{name} contains a zero byte.")
     return remaining
 
 
 def _drop_output() -> None:
-    """What is still to be written to standard output is not."""
+    """Discards what has not been written to standard output yet."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -140,37 +143,37 @@ def require_no_arguments(argv: Sequence[str]) -> None:
 def file_path(text: str) -> pathlib.Path:
     """The path that a flag names. Raises UserError for an address such as gs://bucket/folder."""
     if "://" in text:
-        raise UserError(f"{text} is not a path: mount what it names, on every machine that works on it, and name the "
-                        "folder where it is mounted.")
+        raise UserError(f"{text} is not a path: mount it on every machine that takes part, and pass the folder where "
+                        "it is mounted.")
     return pathlib.Path(text)
 
 
 def _sentence(error: Exception) -> str | None:
-    """What to tell the user, or None if the error is not one that a person can cause."""
+    """The message for the user, or None if the error is a bug rather than a user error."""
     if isinstance(error, UserError):
         return str(error)
     text = " ".join(str(error).split())
     if isinstance(error, flags.Error):
         return text
-    # A disk fills up at any write; what writes checkpoints wraps the system's error in one of its own.
+    # Any write can fill the disk; the checkpoint writer wraps the system's error in one of its own.
     if "No space left on device" in text:
-        return "The disk is full: make room and start again; what was saved whole is still there."
+        return "The disk is full: free some space and run the command again; completed files are intact."
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         return ("There is not enough memory: lower data.batch_size, data.max_frames or the sizes of the model "
-                f"({text[:200] or 'no size is known'}).")
+                f"({text[:200] or 'size unknown'}).")
     if isinstance(error, RecursionError):
-        return f"Something that was read is nested too deeply ({text})."
+        return f"An input is nested too deeply ({text})."
     if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EDQUOT):
         return f"Cannot write {error.filename}: {error.strerror}."
-    if isinstance(error, OSError) and error.errno and error.filename is not None:  # reading or writing, it does not say
+    if isinstance(error, OSError) and error.errno and error.filename is not None:  # reading or writing: unknown
         return f"Cannot access {error.filename}: {error.strerror}."
     return None
 
 
 def _log_to_stderr() -> None:
-    """Shows what sedjax and data_prep say, and of the libraries only what is a warning."""
+    """Shows the logs of sedjax and data_prep, and only the warnings of libraries."""
     absl_logging.set_verbosity(absl_logging.WARNING)
-    # Orbax raises what its threads fail with; the traceback of each thread before it says nothing more.
+    # Orbax re-raises the errors of its threads; the tracebacks that they log first add nothing.
     absl_logging.get_absl_logger().addFilter(_is_not_of_an_orbax_thread)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
@@ -186,7 +189,7 @@ def _is_not_of_an_orbax_thread(record: logging.LogRecord) -> bool:
 
 
 def _unraisable(event: "sys.UnraisableHookArgs") -> None:
-    """Takes what is raised in callbacks, of JAX after each garbage collection, for example."""
+    """Handles exceptions raised in callbacks, for example those that JAX runs after garbage collection."""
     if issubclass(event.exc_type, KeyboardInterrupt):
         interrupts.again()
     else:
@@ -194,7 +197,7 @@ def _unraisable(event: "sys.UnraisableHookArgs") -> None:
 
 
 def write_bad(folder: pathlib.Path, bad: dict[str, str]) -> None:
-    """Says which recordings cannot be read and why, also in the BAD_LIST of a folder; there is none if all can be."""
+    """Logs unreadable recordings with reasons and lists them in BAD_LIST; removes that file if there are none."""
     path = folder / BAD_LIST
     rows = sorted((printable(name), printable(reason)) for name, reason in bad.items())
     for name, reason in rows:
@@ -208,7 +211,7 @@ def write_bad(folder: pathlib.Path, bad: dict[str, str]) -> None:
 
 @contextlib.contextmanager
 def tidy_sigterm() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that nothing half-written stays, and the process with status 143."""
+    """Makes SIGTERM unwind the block as Ctrl-C does, leaving nothing half-written, and exit with status 143."""
     def stop(number: int, frame) -> None:
         sys.exit(TERMINATED_STATUS)
 
@@ -220,7 +223,7 @@ def tidy_sigterm() -> Iterator[None]:
         yield
     except SystemExit as end:
         if end.code == TERMINATED_STATUS:
-            log.warning("Terminated; what has been written is whole.")
+            log.warning("Terminated; all files written so far are complete.")
         raise
     finally:
         signal.signal(signal.SIGTERM, before)

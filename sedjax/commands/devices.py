@@ -1,4 +1,4 @@
-"""`sedjax devices`: what JAX computes on here; status 1 if it overlooks the accelerator of the machine."""
+"""`sedjax devices`: the devices JAX computes on; status 1 if it overlooks an accelerator of this machine."""
 
 import sys
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ def define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
     require_no_arguments(argv)
-    parallel.start()  # warns of what it overlooks
+    parallel.start()  # warns of overlooked accelerators
     if parallel.is_process_zero():
         print(f"JAX sees {parallel.describe_devices()}.")
     if parallel.overlooked():

@@ -1,4 +1,4 @@
-"""`sedjax evaluate`: cost per minute and the figures of each class on one split."""
+"""`sedjax evaluate`: cost per minute and detection figures of each class on one split."""
 
 import pathlib
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from sedjax.studies.results import evaluate_workdir
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("workdir", None, "Folder of a training.", required=True)
-    flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which recordings.")
-    flags.DEFINE_string("data", None, "Records to evaluate on; those of the training if not given.")
+    flags.DEFINE_string("workdir", None, "Run directory of the training.", required=True)
+    flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Split to evaluate.")
+    flags.DEFINE_string("data", None, "Records to evaluate on. Default: those of the training.")
     flags.DEFINE_string("checkpoint", "best", "'best' (lowest validation cost), 'last', or a step.")
-    flags.DEFINE_string("json", None, "Write the result to this file too.")
+    flags.DEFINE_string("json", None, "Also write the result to this file.")
     parallel.define_flags()
     flags.adopt_module_key_flags(parallel)
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def format_figures(frames: dict[str, dict[str, float | None]]) -> str:
-    """The figures of each class as a table, then their mean over the classes that have them."""
+    """A table of the figures of each class, and their mean over the classes that have them."""
     names = list(next(iter(frames.values())))
     means = {name: [row[name] for row in frames.values() if row[name] is not None] for name in names}
     rows = {**frames, "mean": {name: float(np.mean(values)) if values else None for name, values in means.items()}}

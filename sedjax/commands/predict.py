@@ -1,13 +1,13 @@
-"""`sedjax predict`: what a trained model hears in recordings.
+"""`sedjax predict`: detects events in recordings with a trained model.
 
     sedjax predict --workdir=W street.mp3 FOLDER --output=OUT
     sedjax predict --workdir=W --source=DIR --output=PREDICTIONS.csv
 
-The first form takes any audio files and folders of them, computes what the model needs, and writes into the folder
-OUT: predictions.csv (segments of all recordings in the form of a submission), events.tsv (events of all in the form of
-DCASE) and files of each. What cannot be read is listed in bad_recordings.csv. Files of an earlier run in OUT are
-replaced if they have the same names, and stay otherwise; files that sedjax did not write are never replaced. The second
-form takes the features in a directory in MLPC layout, and writes the submission only.
+The first form takes audio files and folders of them, computes the features that the model needs, and writes to the
+folder OUT: predictions.csv (segments of all recordings, in submission format), events.tsv (events of all recordings, in
+DCASE format) and files for each recording. Unreadable recordings are listed in bad_recordings.csv. Files of an earlier
+run in OUT are replaced if they have the same names and kept otherwise; files that sedjax did not write are never
+replaced. The second form takes the features in a directory in MLPC layout, and writes only the submission.
 """
 
 import contextlib
@@ -45,26 +45,26 @@ DEFAULT_FORMATS = ("csv", "tsv", "json")
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("workdir", None, "Folder of a training.", required=True)
-    flags.DEFINE_string("output", None, "Folder for what is found in recordings; with --source the submission CSV.",
+    flags.DEFINE_string("workdir", None, "Run directory of the training.", required=True)
+    flags.DEFINE_string("output", None, "Folder for the detections; with --source, the submission CSV.",
                         required=True)
-    flags.DEFINE_list("formats", None, "What to write of recordings: any of "
-                      + ", ".join(f"{name} ({what})" for name, what in FORMATS.items())
+    flags.DEFINE_list("formats", None, "What to write for recordings: any of "
+                      + ", ".join(f"{name} ({text})" for name, text in FORMATS.items())
                       + f". Default: {','.join(DEFAULT_FORMATS)}.")
-    flags.DEFINE_bool("frames", False, "Write the probabilities of all frames of each recording too (npz).")
-    flags.DEFINE_string("embeddings_from", None, "Extractor of the embeddings that the model takes, if it is not where "
-                        "the workdir says, or that does not say: a workdir, or the npz file of an ATST-Frame.")
+    flags.DEFINE_bool("frames", False, "Also write the frame probabilities of each recording (npz).")
+    flags.DEFINE_string("embeddings_from", None, "Extractor of the embeddings that the model takes, if the workdir "
+                        "does not name it or it has moved: a workdir, or the npz file of an ATST-Frame.")
     flags.DEFINE_string("source", None, "Directory in MLPC layout, with or without labels, instead of recordings.")
-    flags.DEFINE_enum("split", None, SPLITS, "Only the recordings of this split of --source; all if not given.")
+    flags.DEFINE_enum("split", None, SPLITS, "Only the recordings of this split of --source. Default: all.")
     flags.DEFINE_string("checkpoint", "best", "'best' (lowest validation cost), 'last', or a step.")
     parallel.define_flags()
     flags.adopt_module_key_flags(parallel)
 
 
 def main(argv: Sequence[str]) -> None:
-    options, places = flags.FLAGS, argv[1:]
-    if bool(options.source) == bool(places):
-        raise UserError("Name either recordings and folders of them, or --source=DIR, a directory in MLPC layout.")
+    options, arguments = flags.FLAGS, argv[1:]
+    if bool(options.source) == bool(arguments):
+        raise UserError("Give either recordings and folders of them, or --source=DIR, a directory in MLPC layout.")
     for flag in ("formats", "frames", "embeddings_from") if options.source else ("split",):
         if options[flag].present:
             raise UserError(f"--{flag} is for {'recordings, not for --source' if options.source else '--source'}.")
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
             of_directory(load_model(options.workdir, options.checkpoint), options.source, options.split, options.output)
             return
         with parallel.all_or_none():
-            paths = reader.find(places)
+            paths = reader.find(arguments)
         detector = load(options.workdir, options.checkpoint, options.embeddings_from)
         bad = of_recordings(detector, paths, pathlib.Path(options.output), (*formats, *["frames"] * options.frames))
     if bad:
@@ -87,26 +87,26 @@ def main(argv: Sequence[str]) -> None:
 
 def of_recordings(detector: Detector, paths: Sequence[pathlib.Path], folder: pathlib.Path,
                   kinds: Iterable[str]) -> dict[str, str]:
-    """Writes what a detector hears in recordings into a folder.
+    """Writes the detections in recordings to a folder.
 
     Args:
       detector: from `load`.
-      paths: files, each once.
-      folder: made if it is not there.
-      kinds: of outputs.TABLES and outputs.FILES.
+      paths: distinct files.
+      folder: output folder, created if missing.
+      kinds: keys of outputs.TABLES and outputs.FILES.
 
     Returns:
-      why some recordings cannot be read, by their name.
+      The reason why a recording cannot be read, by its name.
 
     Raises:
-      UserError: the model takes what cannot be computed, or an output cannot be written.
+      UserError: the model takes features that cannot be computed, or an output cannot be written.
     """
     with parallel.all_or_none():
         names = dict(zip(map(str, paths), distinct_names(paths)))
         stems = dict(zip(names, outputs.stems(list(names.values()))))
     kinds, bad, active, events = set(kinds), {}, {}, {}
     results = detector.detect(paths, keep=("melspectrogram",) if "png" in kinds else ())
-    parallel.on_process_zero(lambda: _begin(detector, folder, paths, stems.values(), kinds))
+    parallel.on_process_zero(lambda: _prepare(detector, folder, paths, stems.values(), kinds))
     with (contextlib.closing(results),
           tqdm(total=len(paths), unit="recording", disable=None if parallel.is_process_zero() else True) as progress):
         for result in results:
@@ -120,26 +120,26 @@ def of_recordings(detector: Detector, paths: Sequence[pathlib.Path], folder: pat
                     [kind for kind in outputs.FILES if kind in kinds]))
             progress.update()
 
-    def end() -> None:
+    def finish() -> None:
         outputs.write_tables(folder, detector.task, active, events, kinds)
         write_bad(folder, bad)
-        listed = f"; {len(bad):,} cannot be read, listed in {folder / BAD_LIST}" if bad else ""
+        unreadable = f"; {len(bad):,} cannot be read, listed in {folder / BAD_LIST}" if bad else ""
         print(printable(f"Found {sum(map(len, events.values())):,} events in {len(active):,} recordings, written to "
-                        f"{folder}{listed}."))
+                        f"{folder}{unreadable}."))
 
-    parallel.on_process_zero(end)
+    parallel.on_process_zero(finish)
     return bad
 
 
-def _begin(detector: Detector, folder: pathlib.Path, paths: Sequence[pathlib.Path], stems: Iterable[str],
-           kinds: Collection[str]) -> None:
+def _prepare(detector: Detector, folder: pathlib.Path, paths: Sequence[pathlib.Path], stems: Iterable[str],
+             kinds: Collection[str]) -> None:
     warn_of_other_features(detector)
     make_folder(folder)
     outputs.require_writable(folder, stems, kinds, paths)
     require_replaceable(folder / BAD_LIST)
     for kind, name in outputs.TABLES.items():
         if kind not in kinds and os.path.lexists(folder / name):
-            log.info("%s is of an earlier run: this one leaves it as it is.", printable(folder / name))
+            log.info("%s is from an earlier run and is left unchanged.", printable(folder / name))
 
 
 def of_directory(model: TrainedModel, source: str, split: str | None, output: str) -> None:
@@ -152,15 +152,15 @@ def of_directory(model: TrainedModel, source: str, split: str | None, output: st
 
 
 def predict_directory(model: TrainedModel, path: str | os.PathLike, split: str | None = None) -> dict[str, Detection]:
-    """What a model detects in the recordings of a directory in MLPC layout, by filename.
+    """The detections in the recordings of a directory in MLPC layout, by filename.
 
     Args:
       model: from `load_model`.
-      path: the directory, with or without labels, with the features that the model needs.
-      split: only the recordings of this split; all if None.
+      path: directory with the features that the model needs, with or without labels.
+      split: split whose recordings to use; all if None.
 
     Raises:
-      UserError: the directory is damaged, or of another task, feature width or extractor than the model.
+      UserError: the directory is damaged, or its task, feature widths or extractors are not the model's.
     """
     with parallel.all_or_none():
         layout = read_layout(path)

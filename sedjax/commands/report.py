@@ -12,14 +12,14 @@ from sedjax.studies.results import collect
 
 
 def define_flags() -> None:
-    flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which recordings the results are of.")
-    flags.DEFINE_string("output", None, "Folder for index.md and the figures; `report` in the first workdir if not "
-                                        "given.")
+    flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Split to report results on.")
+    flags.DEFINE_string("output", None, "Folder for index.md and the figures. Default: `report` in the first "
+                                        "workdir.")
 
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) < 2:
-        raise UserError("report needs the workdir of a training, or several: sedjax report WORKDIR...")
+        raise UserError("report needs one or more workdirs: sedjax report WORKDIR...")
     split, folder = flags.FLAGS.split, pathlib.Path(flags.FLAGS.output or pathlib.Path(argv[1]) / "report")
     files.require_makeable(folder)
     for name in (report.PAGE, *report.FIGURES):

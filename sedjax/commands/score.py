@@ -1,4 +1,4 @@
-"""The command `score`: a submission file against the ground truth, as the challenge counts it (SPEC section 2)."""
+"""`sedjax score`: scores a submission against the ground truth by the challenge's metric (SPEC section 2)."""
 
 import os
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ from sedjax.scoring.submission import (
 
 def define_flags() -> None:
     flags.DEFINE_string("predictions", None, "Submission CSV to score: filename, onset, one 0/1 column per class.")
-    flags.DEFINE_string("ground_truth", None, "CSV of the same form with what is true; without it, only the format of "
-                                              "the predictions is checked.")
+    flags.DEFINE_string("ground_truth", None, "CSV in the same format with the true labels; without it, only the "
+                                              "format of the predictions is checked.")
     flags.DEFINE_string("dataset", None, "Directory in MLPC layout: the predictions must have all segments of its "
                                          "recordings and no others.")
-    flags.DEFINE_enum("split", None, SPLITS, "Expect the recordings of this split of --dataset only.")
+    flags.DEFINE_enum("split", None, SPLITS, "Expect only the recordings of this split of --dataset.")
     flags.DEFINE_string("costs", None, "Costs and class order: {class: {TP, FP, TN, FN}} as JSON. Default: those of "
                                        "--dataset, else of MLPC 2025.")
     flags.DEFINE_string("json", None, "Also write the score to this file: cost, interval, classes.")
@@ -34,13 +34,13 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     options = flags.FLAGS
     if len(argv) > 1:
-        raise UserError(f"score knows no argument {argv[1]!r}; files are given as --predictions and --ground_truth.")
+        raise UserError(f"score: unexpected argument {argv[1]!r}; pass files with --predictions and --ground_truth.")
     if not options.predictions:
         raise UserError("score needs --predictions=FILE.csv.")
     if options.json and not options.ground_truth:
         raise UserError("--json needs --ground_truth: without it there is no score to write.")
     if options.split and not options.dataset:
-        raise UserError("--split needs --dataset, the directory that is split.")
+        raise UserError("--split needs --dataset, the directory that has the splits.")
     if options.json:
         _require_output(options.json, (options.predictions, options.ground_truth, options.costs))
 
@@ -66,8 +66,6 @@ def main(argv: Sequence[str]) -> None:
 def _require_output(path: str, inputs: Sequence[str | None]) -> None:
     """Raises UserError if a file cannot be written at `path`, or is one of the inputs."""
     require_writable(path)
-    for given in inputs:
-        if given and os.path.exists(path) and os.path.exists(given) and os.path.samefile(path, given):
-            raise UserError(f"--json={printable(path)} is the input {printable(given)}: choose another name.")
-
-
+    for source in inputs:
+        if source and os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
+            raise UserError(f"--json={printable(path)} is the input {printable(source)}: choose another name.")

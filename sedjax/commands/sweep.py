@@ -1,6 +1,6 @@
-"""`sedjax sweep`: trains the systems of a study with several seeds and compares them; it can be cut off.
+"""`sedjax sweep`: trains the systems of a study with several seeds and compares them; the same command resumes.
 
-A study is a config file: a list of systems, most of them another one with a few keys changed (configs/sweeps/).
+A study is a config file: a list of systems, most of which change a few keys of another one (configs/sweeps/).
 """
 
 import logging
@@ -22,9 +22,9 @@ log = logging.getLogger("sedjax")
 
 def define_flags() -> None:
     config_flag.define_flag()
-    flags.DEFINE_string("workdir", None, "Folder of the sweep: one folder a system, in it one a seed, and report/.",
+    flags.DEFINE_string("workdir", None, "Folder of the sweep: one folder per system with one per seed, and report/.",
                         required=True)
-    flags.DEFINE_list("only", [], "Names of the systems to train, with commas between them; all if not given.")
+    flags.DEFINE_list("only", [], "Comma-separated names of the systems to train. Default: all.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -33,14 +33,14 @@ def main(argv: Sequence[str]) -> None:
     options = flags.FLAGS
     sweep, folder = config_flag.from_flag(sweep_lib.freeze), pathlib.Path(options.workdir)
     if unknown := [name for name in options.only if name not in {row.name for row in sweep.rows}]:
-        raise UserError(f"--only: there is no system {unknown[0]!r}; there are {[row.name for row in sweep.rows]}.")
+        raise UserError(f"--only: there is no system {unknown[0]!r}; choose from {[row.name for row in sweep.rows]}.")
     study.require_replaceable(sweep.figures, folder)
     chosen = [row for row in sweep.rows if not options.only or row.name in options.only]
     with preemption.listen() as stop:
         not_run, failed = sweep_lib.run(chosen, folder, stop)
         failed |= sweep_lib.of_others([row for row in sweep.rows if row not in chosen], folder)
     if stop:
-        log.info("Stopped by %s: the same command goes on from there.", stop.signal)
+        log.info("Stopped by %s: run the same command to resume.", stop.signal)
         return
     page = study.write(sweep.rows, sweep.figures, folder, not_run | failed)
     print(page.read_text(encoding="utf-8") + f"\nWrote {page}.")

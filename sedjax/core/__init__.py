@@ -1,1 +1,1 @@
-"""Words that every room speaks: the task, its grid, configs, files, devices, errors."""
+"""Shared by all subpackages: the task and its time grid, configs, files, devices, errors."""

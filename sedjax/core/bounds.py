@@ -1,4 +1,4 @@
-"""Bounds beside fields: the annotations of a dataclass say which values it takes, and `check` looks at them."""
+"""Bounds next to fields: the annotations of a dataclass state which values it accepts, and `check` enforces them."""
 
 import collections
 import dataclasses
@@ -16,23 +16,23 @@ from sedjax.core.errors import Path, UserError, printable
 
 STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 SHOWN_CHARACTERS = 80
-OUT_OF_BOUNDS = "out_of_bounds"  # of errors of AfterValidator that are about a bound
+OUT_OF_BOUNDS = "out_of_bounds"  # error type that an AfterValidator raises for a violated bound
 BOUNDS = {OUT_OF_BOUNDS, "greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number"}
 
-Size = Annotated[int, Field(ge=1, le=16_384)]  # of a layer
+Size = Annotated[int, Field(ge=1, le=16_384)]  # width of a layer
 SizeOrNone = Annotated[int, Field(ge=0, le=16_384)]
-Layers = Annotated[int, Field(ge=0, le=100)]  # each is compiled
+Layers = Annotated[int, Field(ge=0, le=100)]  # every layer adds compile time
 Frames = Annotated[int, Field(ge=1, le=1_000_000)]  # 33 hours of 120 ms
 FramesOrNone = Annotated[int, Field(ge=0, le=1_000_000)]
 BatchSize = Annotated[int, Field(ge=1, le=65_536)]
 Masks = Annotated[int, Field(ge=0, le=1_000)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # JAX ignores further bits
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # JAX ignores higher bits
 Share = Annotated[float, Field(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 def one_of(*values: float) -> AfterValidator:
-    """An annotation of numbers, which Literal cannot hold: only these values."""
+    """An annotation that allows only these numbers, which Literal cannot hold."""
     def check_value(value: float) -> float:
         if value not in values:
             raise ValueError(f"must be one of {', '.join(map(str, values))}")
@@ -42,15 +42,15 @@ def one_of(*values: float) -> AfterValidator:
 
 
 def without_controls(text: str) -> str:
-    """The text. Raises ValueError if it holds what a line of a table cannot."""
-    if odd := next((c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")), None):
-        raise ValueError(f"must be without tabs, ends of lines and other control characters such as {odd!r}")
+    """Returns the text. Raises ValueError if it has a character that a row of a table cannot hold."""
+    if control := next((c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")), None):
+        raise ValueError(f"must not contain tabs, line breaks or other control characters such as {control!r}")
     return text
 
 
 def _without_zero(text: str) -> str:
     if "\0" in text:
-        raise ValueError("must be a path, which holds no zero byte")
+        raise ValueError("must be a path without zero bytes")
     return text
 
 
@@ -58,16 +58,16 @@ FilePath = Annotated[str, Field(max_length=4096), AfterValidator(_without_zero)]
 
 
 def check(kind: type, values: Mapping[str, Any], prefix: str = "", without: Iterable[str] = ()) -> dict[str, Any]:
-    """Values of all fields of the dataclass `kind`, defaults included; lists are tuples, integers may be floats.
+    """Validated values of all fields of the dataclass `kind`, with defaults; lists become tuples, ints may be floats.
 
     Args:
-      kind: a dataclass; its fields may be dataclasses of STRICT.
-      values: by the name of the field.
-      prefix: what stands before the names in an error, such as "model.".
-      without: fields that are not among the values.
+      kind: a dataclass; its fields may be dataclasses, which are checked in the same way.
+      values: values by field name.
+      prefix: text before the field names in an error, such as "model.".
+      without: fields to leave out.
 
     Raises:
-      UserError: a field is unknown or missing, or its value is not one that its annotation allows.
+      UserError: a field is unknown or missing, or its annotation does not allow its value.
     """
     values = dict(values)
     for field in dataclasses.fields(kind):
@@ -84,7 +84,7 @@ def check(kind: type, values: Mapping[str, Any], prefix: str = "", without: Iter
 
 
 def out_of_bounds(kind: type, values: Mapping[str, Any]) -> list[str]:
-    """The names of fields whose values are of the right type, but not within the bounds that `check` looks at."""
+    """Names of the fields whose values have the right type but violate a bound that `check` enforces."""
     form = _form(kind, frozenset())
     try:
         form.__pydantic_validator__.validate_python(_tuples(dict(values)))
@@ -94,20 +94,20 @@ def out_of_bounds(kind: type, values: Mapping[str, Any]) -> list[str]:
 
 
 def unknown(name: Any, known: Collection[str], prefix: str = "") -> str:
-    """How an error about a name that is not known ends: with the nearest one, or all."""
+    """The end of an error about an unknown name: the closest known name, or all of them."""
     near = difflib.get_close_matches(str(name)[:SHOWN_CHARACTERS], known, n=1)
     if near:
         return f"; did you mean {prefix}{near[0]}?"
-    return f"; there are {', '.join(sorted(known))}." if known else "."
+    return f"; choose from {', '.join(sorted(known))}." if known else "."
 
 
 def twice(names: Iterable[str]) -> str | None:
-    """The first name that comes more than once, or None."""
+    """The first name that occurs more than once, or None."""
     return next((name for name, count in collections.Counter(names).items() if count > 1), None)
 
 
 def shown(value: Any) -> str:
-    """A value as an error can show it: printable, and not too long."""
+    """A value as shown in an error: printable and not too long."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits
@@ -137,7 +137,7 @@ def _sentence(form: type[pydantic.BaseModel], problem: dict[str, Any], prefix: s
     place = printable(prefix + functools.reduce(_join, problem["loc"], "")[:SHOWN_CHARACTERS])
     if problem["type"] in ("extra_forbidden", "invalid_key"):
         known = form.model_fields if len(problem["loc"]) == 1 else ()
-        return f"There is no key {place}{unknown(problem['loc'][0], known, prefix)}"
+        return f"Unknown key {place}{unknown(problem['loc'][0], known, prefix)}"
     if problem["type"] == "missing":
         return f"{place} is missing."
     reason = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
@@ -155,10 +155,10 @@ def _join(place: str, part: Any) -> str:
 
 
 def parse_json(text: str | bytes, form: Any, where: Path) -> Any:
-    """The value that JSON `text` holds, checked against the type `form`, such as dict[str, list[int]].
+    """The value of JSON `text`, validated against the type `form`, such as dict[str, list[int]].
 
-    Raises UserError that names `where`, and the place in it, if the text is no JSON (too deeply nested, for example)
-    or has another form.
+    Raises UserError that names `where`, and the place in it, if the text is not valid JSON (or nested too deeply) or
+    does not match `form`.
     """
     try:
         return pydantic.TypeAdapter(form).validate_json(text, strict=True)
@@ -167,7 +167,7 @@ def parse_json(text: str | bytes, form: Any, where: Path) -> Any:
 
 
 def problem(error: pydantic.ValidationError) -> str:
-    """The first thing that pydantic found wrong, as part of a sentence."""
+    """The first problem that pydantic reports, as part of a sentence."""
     first = error.errors(include_url=False, include_context=False)[0]
     place = ".".join(map(str, first["loc"]))
     message = first["msg"][:1].lower() + first["msg"][1:]

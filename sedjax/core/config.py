@@ -1,4 +1,4 @@
-"""Experiments: ConfigDict, as a file and the command line give it -> frozen dataclasses, checked."""
+"""Experiments: the ConfigDict of a config file and the command line -> validated, frozen dataclasses."""
 
 import dataclasses
 import json
@@ -32,14 +32,14 @@ def _parse_duration(text: str) -> tuple[float, str]:
 
 
 def _normal_duration(text: str) -> str:
-    """The one text of a duration, so that two that are equal compare as equal."""
+    """The canonical text of a duration, so that equal durations compare equal."""
     amount, unit = _parse_duration(text)
     return f"{int(amount) if amount.is_integer() else amount} {unit}"
 
 
 def _not_zero(duration: str) -> str:
     if _parse_duration(duration)[0] == 0:
-        raise PydanticCustomError(bounds.OUT_OF_BOUNDS, "must be a duration of more than 0")
+        raise PydanticCustomError(bounds.OUT_OF_BOUNDS, "must be a duration greater than 0")
     return duration
 
 
@@ -58,20 +58,19 @@ Thresholds = Annotated[tuple[Share, ...], Field(min_length=1, max_length=1_000),
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which records, and how they become batches.
+    """Which records to read, and how to batch them.
 
     Attributes:
-      path: directory that data_prep.records wrote.
+      path: directory written by data_prep.records.
       batch_size: clips per step, over all devices.
       eval_batch_size: clips per evaluation step, over all devices.
-      max_frames: longer recordings are cut into clips of this many frames, a multiple of a segment.
-      crop_frames: training clips are random crops of this many frames, others in each epoch, a multiple of a segment; 0
-        for the clips of max_frames.
-      bucket_frames: batches are padded to a multiple of this many frames, a multiple of a segment.
-      pool_batches: clips of this many batches are sorted by length together, so that little is padded; 1 for none.
-      placement: where a training keeps the splits it reads, "host" (read from disk, sent to the devices ahead of time)
-        or "device" (padded, in device memory, as precise as the records: build them with float16 features to halve
-        it); order and numbers are the same.
+      max_frames: longest clip, in frames, a whole number of segments; longer recordings are cut into such clips.
+      crop_frames: length of the random training crops, in frames, a whole number of segments; they differ in each
+        epoch; 0 to train on the clips of max_frames.
+      bucket_frames: unit of padded batch lengths, in frames, a whole number of segments.
+      pool_batches: number of batches whose clips are sorted by length together, to reduce padding; 1 for no sorting.
+      placement: where training keeps its splits: "host" (read from disk, sent to the devices ahead of time) or "device"
+        (padded, in device memory, in the precision of the records: float16 features halve it); same order and numbers.
     """
 
     path: FilePath = ""
@@ -89,9 +88,9 @@ class LossConfig:
     """Weights of the binary cross-entropy, see losses.class_weights.
 
     Attributes:
-      pos_weight: "costs" (FN / FP of each class) or "none".
-      class_factors: further factors on the positive weight, by class name.
-      absolute_costs: weigh classes by what their mistakes cost.
+      pos_weight: weight of positive frames, "costs" (FN / FP of each class) or "none".
+      class_factors: additional factors on the positive weight, by class name.
+      absolute_costs: whether to weight classes by the cost of their mistakes.
     """
 
     pos_weight: Literal["costs", "none"] = "costs"
@@ -104,20 +103,20 @@ class OptimizerConfig:
     """AdamW (Loshchilov and Hutter 2019) and its schedule.
 
     Attributes:
-      learning_rate: the highest.
-      beta1, beta2: decay of the moments.
-      weight_decay: on matrices and tables, not on biases and norms.
-      schedule: "constant" or "cosine" (to 0 at the end of training).
+      learning_rate: peak learning rate.
+      beta1, beta2: decay rates of the moments.
+      weight_decay: weight decay of matrices and embedding tables; biases and norms have none.
+      schedule: learning rate after warmup, "constant" or "cosine" (down to 0 at the end of training).
       warmup: duration of the linear rise from 0.
       clip_norm: largest global norm of the gradient; 0 for no limit.
-      layer_decay: factor on the learning rate from each layer of a pretrained encoder to the one below, see
+      layer_decay: learning rate factor from each layer of a pretrained encoder to the layer below, see
         optimizer.layer_rates; 1 for the same rate everywhere.
-      frozen: duration at the beginning in which the pretrained encoder does not change.
-      accumulate: parts into which a batch is split to save memory; the step is that of the whole batch, so models with
-        batch norm, whose statistics each part would have for itself, are refused.
+      frozen: duration at the start of training during which the pretrained encoder is frozen.
+      accumulate: number of parts a batch is split into to save memory; the step still uses the gradient of the whole
+        batch, so models with batch norm, whose statistics would be per part, are rejected.
     """
 
-    learning_rate: Annotated[float, Field(gt=0, le=1e30)] = 1e-4  # what is too high for a model ends in NaN
+    learning_rate: Annotated[float, Field(gt=0, le=1e30)] = 1e-4  # a rate too high for the model ends in NaN
     beta1: ShareBelowOne = 0.9
     beta2: ShareBelowOne = 0.999
     weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 1e-4
@@ -131,22 +130,22 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How long, how often, which random numbers. Durations are "N steps", "N examples", "N epochs" or "N percent".
+    """Length, intervals and seed of training. Durations are "N steps", "N examples", "N epochs" or "N percent".
 
     "1 epoch" and "1.0 epochs" are the same duration as "1 epochs".
 
     Attributes:
-      duration: of the training, at most.
-      evaluate_every: between evaluations on the validation split.
-      save_every: between checkpoints; one is saved after each evaluation too.
-      log_every: between entries of the training loss.
-      steps_per_call: steps that the device takes without the host, with data.placement "device"; fewer where an
-        evaluation, a checkpoint or an entry is due.
-      patience: evaluations without a lower cost before training stops; 0 for never.
-      mixup: alpha of the Beta distribution from which shares of mixed clips are drawn, see augment.mixup; 0 for none.
-      ema: decay of the averaged parameters that are evaluated and kept; 0 for none.
-      seed: of initialisation, order, and everything random on the device.
-      initial_weights: npz of pretrained weights of a part of the model, from data_prep.import_weights; "" for none.
+      duration: maximum length of training.
+      evaluate_every: interval between evaluations on the validation split.
+      save_every: interval between checkpoints; each evaluation also saves one.
+      log_every: interval between log entries of the training loss.
+      steps_per_call: steps per call of the device, with data.placement "device"; fewer where an evaluation, a
+        checkpoint or a log entry is due.
+      patience: evaluations without a lower cost before training stops; 0 to never stop early.
+      mixup: alpha of the Beta distribution of the mixing weights, see augment.mixup; 0 for no mixup.
+      ema: decay of the averaged parameters that are evaluated and kept; 0 for no averaging.
+      seed: seed of the initialisation, the order of clips and all randomness on the device.
+      initial_weights: npz of pretrained weights for part of the model, from data_prep.import_weights; "" for none.
     """
 
     duration: TotalDuration = "100 epochs"
@@ -163,12 +162,12 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DecisionConfig:
-    """From probabilities of frames to active segments, see decisions.
+    """From frame probabilities to active segments, see decisions.
 
     Attributes:
-      pooling: of the frames of a segment, "max" (any frame above the threshold) or "mean".
-      thresholds: candidates, in any order; each class takes the one with the lowest validation cost. One candidate is
-        not tuned.
+      pooling: pooling over the frames of a segment, "max" (any frame above the threshold) or "mean".
+      thresholds: candidate thresholds, in any order; each class uses the one with the lowest validation cost. A single
+        candidate is used as is.
     """
 
     pooling: Literal["max", "mean"] = "max"
@@ -181,8 +180,8 @@ class Config:
 
     Attributes:
       model: `name` and the fields of that model, see sedjax.models.registry.
-      precision: of the computation, "float32" or "bfloat16"; parameters, norms and losses stay float32.
-      parallel: how a step runs on several devices, "jit" (over a mesh) or "pmap"; the numbers are the same.
+      precision: precision of the computation, "float32" or "bfloat16"; parameters, norms and losses stay float32.
+      parallel: how a step runs on several devices, "jit" (over a mesh) or "pmap"; both give the same numbers.
     """
 
     model: dict
@@ -206,10 +205,10 @@ def steps(duration: str, key: str, batch_size: int, steps_per_epoch: int, total_
       key: the config key, for the error.
       batch_size: examples per step.
       steps_per_epoch: steps per epoch.
-      total_steps: steps of the whole training.
+      total_steps: steps of the whole run.
 
     Raises:
-      UserError: the text is none of these, or more steps than can be counted.
+      UserError: the text is not a duration, or exceeds the maximum number of steps.
     """
     try:
         amount, unit = _parse_duration(duration)

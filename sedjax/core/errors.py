@@ -1,4 +1,4 @@
-"""Errors that a person can cause, and text that is safe to print."""
+"""User errors, and text that is safe to print."""
 
 import os
 
@@ -6,14 +6,14 @@ Path = str | os.PathLike
 
 
 class UserError(Exception):
-    """Something outside the program is wrong: one sentence says what, where, and what to do.
+    """A problem outside the program: one sentence says what is wrong, where, and what to do.
 
-    Commands print it without a traceback and end with exit status 2.
+    Commands print it without a traceback and exit with status 2.
     """
 
 
 def printable(text: Path) -> str:
-    """The same text with an escape for each control character, and for each byte that is not UTF-8."""
+    """The text with control characters and non-UTF-8 bytes escaped."""
     text = os.fspath(text) if isinstance(text, os.PathLike) else text
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return text if text.isprintable() else "".join(

@@ -1,8 +1,8 @@
-"""Files: what a person can edit or damage is read within bounds; outputs are whole or absent, and replace only our own.
+"""Files: bounded reads of files that users can edit or damage; atomic outputs that replace only what sedjax wrote.
 
-Everything that sedjax reads as JSON, npz or CSV comes through here, so a missing, damaged or hostile file ends in one
-UserError with its path. Everything that it writes as a single file goes through `atomic_output`, so no command can
-overwrite what sedjax did not write.
+All JSON, npz and CSV files are read through this module, so a missing, damaged or hostile file raises one UserError
+with its path. All single-file outputs go through `atomic_output`, so no command can overwrite a file that sedjax did
+not write.
 """
 
 import collections
@@ -29,10 +29,10 @@ from sedjax.core.errors import Path, UserError, printable
 
 MEBIBYTE = 1 << 20
 JSON_BYTES = 256 * MEBIBYTE
-TABLE_BYTES = 256 * MEBIBYTE  # of a CSV file whose rows are all in memory at once
-OUTPUTS = ".sedjax_outputs"  # in each folder of outputs: name and digest of what sedjax wrote there
+TABLE_BYTES = 256 * MEBIBYTE  # largest CSV file that is read into memory at once
+OUTPUTS = ".sedjax_outputs"  # in each output folder: names and digests of the files sedjax wrote
 TEMPORARY = ".sedjax-"
-NAME_BYTES = 255  # that a file system takes
+NAME_BYTES = 255  # longest file name on common file systems
 
 
 # Reading
@@ -40,18 +40,18 @@ NAME_BYTES = 255  # that a file system takes
 
 @contextlib.contextmanager
 def open_file(path: Path, most_bytes: float = math.inf) -> Iterator[io.BufferedReader]:
-    """A regular file, open for reading in binary.
+    """Opens a regular file for reading in binary mode.
 
-    Raises UserError, also for what goes wrong inside the block, if it is missing, unreadable, or larger than
-    `most_bytes`, or is a folder, a pipe or a device.
+    Raises UserError, also for errors inside the block, if the file is missing, unreadable or larger than `most_bytes`,
+    or is a folder, a pipe or a device.
     """
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise UserError(f"{printable(path)} is not a regular file.")
         if status.st_size > most_bytes:
-            raise UserError(f"{printable(path)} has {status.st_size:,} bytes, but a file of its kind may have "
-                            f"{int(most_bytes):,} at most.")
+            raise UserError(f"{printable(path)} has {status.st_size:,} bytes, but files of this kind may have "
+                            f"at most {int(most_bytes):,} bytes.")
         with open(path, "rb") as file:
             yield file
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -63,7 +63,7 @@ def open_file(path: Path, most_bytes: float = math.inf) -> Iterator[io.BufferedR
 
 
 def read_text(path: Path, most_bytes: float = JSON_BYTES) -> str:
-    """The text of a UTF-8 file. Raises UserError."""
+    """Returns the text of a UTF-8 file. Raises UserError."""
     with open_file(path, most_bytes) as file:
         content = file.read()
     try:
@@ -73,14 +73,14 @@ def read_text(path: Path, most_bytes: float = JSON_BYTES) -> str:
 
 
 def read_json(path: Path, form: Any = Any) -> Any:
-    """The value that a JSON file holds, of the type `form`. Raises UserError."""
+    """Returns the value in a JSON file, validated against the type `form`. Raises UserError."""
     return parse_json(read_text(path), form, path)
 
 
 def read_json_lines(path: Path, form: Any = dict[str, Any]) -> list:
-    """The values of a file of JSON lines, in order, without lines that are incomplete, damaged or of another form.
+    """Values of a JSON lines file, in order; lines that are incomplete, damaged or do not match `form` are skipped.
 
-    A file that is not there has none. Raises UserError if it cannot be read.
+    A missing file has no values. Raises UserError if the file cannot be read.
     """
     if not os.path.lexists(path):
         return []
@@ -99,20 +99,20 @@ def read_csv(path: Path, required: Iterable[str] = ()) -> list[dict[str, str]]:
     if missing := [column for column in required if column not in header]:
         raise UserError(f"{printable(path)}, line {line}: the column {missing[0]!r} is missing.")
     if len(set(header)) < len(header):
-        twice = next(column for column in header if header.count(column) > 1)
-        raise UserError(f"{printable(path)}, line {line}: the column {twice!r} is there twice.")
+        repeated = next(column for column in header if header.count(column) > 1)
+        raise UserError(f"{printable(path)}, line {line}: the column {repeated!r} appears twice.")
     table = []
     for line, row in rows:
         if len(row) != len(header):
-            raise UserError(f"{printable(path)}, line {line}: the number of columns is not that of the header.")
+            raise UserError(f"{printable(path)}, line {line}: the number of columns differs from the header.")
         table.append(dict(zip(header, row)))
     return table
 
 
 def csv_rows(path: Path, most_bytes: float = math.inf) -> Iterator[tuple[int, list[str]]]:
-    """Rows of a CSV file that are not blank, each with the number of its line. Raises UserError."""
+    """Non-blank rows of a CSV file with their line numbers. Raises UserError."""
     with open_file(path, most_bytes) as file:
-        # newline="": the csv module tells the ends of lines itself, of which a quoted field may hold some.
+        # newline="": the csv module splits lines itself, since a quoted field may contain line breaks.
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
         reader = csv.reader(text, strict=True)
         try:
@@ -128,7 +128,7 @@ def csv_rows(path: Path, most_bytes: float = math.inf) -> Iterator[tuple[int, li
 
 
 def _undecodable_line(path: Path) -> int:
-    # Text is decoded in blocks ahead of the rows, so only a second look tells the line.
+    # Text is decoded in blocks ahead of the rows, so finding the line takes a second pass.
     with open_file(path) as file:
         for line, raw in enumerate(file, start=1):
             try:
@@ -143,21 +143,21 @@ def _undecodable_line(path: Path) -> int:
 
 @contextlib.contextmanager
 def atomic_output(path: Path, ours: bool = False, durable: bool = False) -> Iterator[pathlib.Path]:
-    """Yields a temporary path beside `path` and renames it to `path` when the block ends well.
+    """Yields a temporary path next to `path` and renames it to `path` if the block succeeds.
 
     Args:
-      path: a file that is not there, or one that sedjax wrote and nobody has changed since (`require_replaceable`).
-      ours: the caller knows that this file is sedjax's, by the folder that it is in: a workdir, for example.
-      durable: the file is on the disk, not only in the system's memory, before it has its name.
+      path: a new file, or one that sedjax wrote and nobody has changed since (`require_replaceable`).
+      ours: the caller knows that the file belongs to sedjax, because it is in a workdir, for example.
+      durable: flush the file to disk before renaming it.
 
     Raises:
-      UserError: the folder is missing, read-only or full, or the file is not ours; nothing half-written stays.
+      UserError: the folder is missing, read-only or full, or the file is not ours; no partial file is left behind.
     """
     path = pathlib.Path(path)
     if not ours:
         require_replaceable(path)
-    # The suffix decides what numpy and matplotlib write. The name is known before the file is there, so that Ctrl-C at
-    # any moment leaves none.
+    # The suffix tells numpy and matplotlib the format. The name is chosen before the file exists, so that Ctrl-C at any
+    # moment leaves no file behind.
     temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(6)}{path.suffix[:16]}")
     try:
         temporary.touch(exist_ok=False)
@@ -167,7 +167,7 @@ def atomic_output(path: Path, ours: bool = False, durable: bool = False) -> Iter
                 os.fsync(file.fileno())
         if not ours:
             require_replaceable(path)
-            _note(path, _digest(temporary))
+            _record(path, _digest(temporary))
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"Cannot write {printable(path)}: {error.strerror or error}.") from error
@@ -176,24 +176,24 @@ def atomic_output(path: Path, ours: bool = False, durable: bool = False) -> Iter
 
 
 def require_replaceable(path: Path) -> None:
-    """Raises UserError if there is a file that sedjax did not write, or that has changed since, unless it is empty.
+    """Raises UserError if `path` is a non-empty file that sedjax did not write or that has changed since.
 
-    Or if no file can have that name.
+    Also if the name is too long for a file.
     """
     path = pathlib.Path(path)
     if len(os.fsencode(path.name)) > NAME_BYTES:
-        raise UserError(f"Cannot write {printable(path)}: a name may have {NAME_BYTES} bytes at most.")
+        raise UserError(f"Cannot write {printable(path)}: its name is longer than {NAME_BYTES} bytes.")
     if not os.path.lexists(path):
         return
     if not path.is_file():
-        raise UserError(f"{printable(path)} is there already and is not a regular file: choose another name.")
+        raise UserError(f"{printable(path)} already exists and is not a regular file: choose another name.")
     if path.stat().st_size and not _is_ours(path):
-        raise UserError(f"{printable(path)} is there already and is not as sedjax wrote it: choose another name, or "
+        raise UserError(f"{printable(path)} already exists and is not as sedjax wrote it: choose another name, or "
                         "move it away.")
 
 
 def require_writable(path: Path) -> None:
-    """Raises UserError if a file at `path` could not be written, because of its folder or as `require_replaceable`."""
+    """Raises UserError if `path` cannot be written, because of its folder or as in `require_replaceable`."""
     path = pathlib.Path(path)
     if not os.path.isdir(path.parent):
         raise UserError(f"Cannot write {printable(path)}: there is no folder {printable(path.parent)}.")
@@ -203,32 +203,32 @@ def require_writable(path: Path) -> None:
 
 
 def remove_output(path: Path) -> None:
-    """Deletes an output of an earlier run, if there is one. Raises UserError if it is not as sedjax wrote it."""
+    """Deletes the output of an earlier run, if any. Raises UserError if it is not as sedjax wrote it."""
     path = pathlib.Path(path)
     require_replaceable(path)
     path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any, ours: bool = False, durable: bool = False) -> None:
-    """Writes a value that JSON can hold, without NaN and infinity. Raises UserError as `atomic_output`."""
+    """Writes a JSON value without NaN or infinity. Raises UserError as `atomic_output` does."""
     with atomic_output(path, ours, durable) as temporary:
         temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def make_folder(path: Path) -> pathlib.Path:
-    """The folder at `path`, made with its parents if it is not there. Raises UserError if it cannot be."""
+    """Returns the folder `path`, created with its parents if missing. Raises UserError if that fails."""
     path = pathlib.Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        reason = {errno.EEXIST: "there is a file of that name"}.get(getattr(error, "errno", None)) or (
+        reason = {errno.EEXIST: "a file of that name exists"}.get(getattr(error, "errno", None)) or (
             getattr(error, "strerror", None) or error)
-        raise UserError(f"Cannot make the folder {printable(path)}: {reason}.") from error
+        raise UserError(f"Cannot create the folder {printable(path)}: {reason}.") from error
     return path
 
 
 def require_makeable(folder: Path) -> None:
-    """Raises UserError if there is no such folder and it cannot be made; leaves none that was not there."""
+    """Raises UserError if the folder does not exist and cannot be created; leaves no new folder behind."""
     folder = pathlib.Path(folder)
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
@@ -254,21 +254,21 @@ def _is_ours(path: pathlib.Path) -> bool:
     return bool(digests) and _digest(path) in digests
 
 
-# By folder: what tells whether its OUTPUTS is still as this process read or wrote it, and what it says. A run writes
-# thousands of files into a folder.
+# By folder: the state of its OUTPUTS file when this process last read or wrote it, and the digests in it. Cached, as a
+# run writes thousands of files into a folder.
 _KNOWN: dict[str, tuple[tuple[int, ...] | None, dict[str, set[str]]]] = {}
 
 
 def _outputs(folder: pathlib.Path) -> dict[str, set[str]]:
-    """Digests of what sedjax wrote into a folder, by `_key`."""
-    path, place = folder / OUTPUTS, os.path.abspath(folder)
+    """Digests of the files that sedjax wrote into a folder, by `_key`."""
+    path, absolute = folder / OUTPUTS, os.path.abspath(folder)
     state = _state(path)
-    if place not in _KNOWN or _KNOWN[place][0] != state:
+    if absolute not in _KNOWN or _KNOWN[absolute][0] != state:
         digests: dict[str, set[str]] = {}
         for line in read_json_lines(path, _Output):
             digests.setdefault(line.name, set()).add(line.digest)
-        _KNOWN[place] = state, digests
-    return _KNOWN[place][1]
+        _KNOWN[absolute] = state, digests
+    return _KNOWN[absolute][1]
 
 
 def _state(path: pathlib.Path) -> tuple[int, ...] | None:
@@ -280,38 +280,38 @@ def _state(path: pathlib.Path) -> tuple[int, ...] | None:
 
 
 def _key(path: pathlib.Path) -> str:
-    """The name of a file as JSON can hold it, whatever its bytes are."""
+    """The file name, quoted so that JSON can hold any bytes."""
     return urllib.parse.quote(os.fsencode(path.name))
 
 
-def _note(path: pathlib.Path, digest: str) -> None:
-    """Notes what is about to be written; a line that a kill leaves without its file does no harm."""
-    digests, place = _outputs(path.parent), os.path.abspath(path.parent)
+def _record(path: pathlib.Path, digest: str) -> None:
+    """Records a file that is about to be written; a line whose file is missing after a kill does no harm."""
+    digests, absolute = _outputs(path.parent), os.path.abspath(path.parent)
     if digest in digests.get(_key(path), ()):
         return
-    # It begins on a line of its own, whatever a full disk or a kill left of the one before.
+    # The leading newline ends a line that a full disk or a kill left incomplete.
     line = "\n" + json.dumps({"name": _key(path), "digest": digest}) + "\n"
     with open(path.parent / OUTPUTS, "a", encoding="utf-8") as file:
         file.write(line)
-    before, after = _KNOWN[place][0], _state(path.parent / OUTPUTS)
-    if after and after[2] == (before[2] if before else 0) + len(line):  # no other process wrote to it meanwhile
+    before, after = _KNOWN[absolute][0], _state(path.parent / OUTPUTS)
+    if after and after[2] == (before[2] if before else 0) + len(line):  # no other process has written to it
         digests.setdefault(_key(path), set()).add(digest)
-        _KNOWN[place] = after, digests
+        _KNOWN[absolute] = after, digests
 
 
 def distinct_names(paths: Sequence[str | os.PathLike]) -> list[str]:
-    """The last part of each path, or as many as tell them apart, `printable`.
+    """The shortest path endings that are all distinct, as `printable` text.
 
-    Raises UserError if a path comes twice, or two cannot be told apart in print.
+    Raises UserError if a path is given twice, or two paths look the same when printed.
     """
     real: set[str] = set()
     for path in paths:
-        place = os.path.realpath(path)
-        if place in real:
+        target = os.path.realpath(path)
+        if target in real:
             raise UserError(f"{path} is given twice.")
-        real.add(place)
+        real.add(target)
     parts = [pathlib.Path(printable(os.path.abspath(path))).parts for path in paths]
-    if alike := [part for part, count in collections.Counter(parts).items() if count > 1]:
-        raise UserError(f"Two files have a name that is printed as {pathlib.PurePath(*alike[0])}: rename one.")
+    if duplicates := [part for part, count in collections.Counter(parts).items() if count > 1]:
+        raise UserError(f"The names of two files are both printed as {pathlib.PurePath(*duplicates[0])}: rename one.")
     depth = next(n for n in itertools.count(1) if len({part[-n:] for part in parts}) == len(parts))
     return [str(pathlib.PurePath(*part[-depth:])) for part in parts]

@@ -1,4 +1,4 @@
-"""Every conversion between seconds, tokens, frames, segments and events."""
+"""All conversions between seconds, tokens, frames, segments and events."""
 
 from collections.abc import Iterable, Iterator
 
@@ -10,12 +10,12 @@ from sedjax.core.task import Task
 
 
 def num_segments(num_frames: int, task: Task) -> int:
-    """Segments that cover `num_frames` frames; the last may be shorter."""
+    """Number of segments that cover `num_frames` frames; the last may be shorter."""
     return ceil_div(num_frames, task.frames_per_segment)
 
 
 def num_frames(seconds: float, task: Task) -> int:
-    """Frames that cover a recording of `seconds`; the last may be shorter."""
+    """Number of frames that cover a recording of `seconds`; the last may be shorter."""
     # A recording of 1.2 s is 10 frames although 1.2 / 0.12 is a little more than 10 in floating point.
     return int(np.ceil(np.round(seconds / task.frame_seconds, 6)))
 
@@ -36,15 +36,15 @@ def pad_to_segments(x: np.ndarray, task: Task, fill=0) -> np.ndarray:
 
 
 def any_frame(x, task: Task):
-    """Segment values that are true if any frame's is: (..., T, C) bool -> (..., S, C) bool, for whole segments."""
+    """Whether any frame of each segment is active: (..., T, C) bool -> (..., S, C) bool, for whole segments."""
     return by_segment(x, task).any(-2)
 
 
 def stitch(windows: Iterable[Float[np.ndarray, "_ width"]], hop: int) -> Iterator[Float[np.ndarray, "_ width"]]:
-    """The rows of a recording from those of its windows, of which number k begins at row k x `hop`.
+    """Joins the rows of overlapping windows into those of the recording; window k starts at row k x `hop`.
 
-    Where windows overlap, their mean is taken. Yields `hop` rows at a time, the last time fewer, so that a recording of
-    any length fits into memory.
+    Overlapping rows are averaged. Yields `hop` rows at a time, fewer at the end, so that a recording of any length fits
+    into memory.
     """
     total = count = None
     for window in windows:
@@ -61,7 +61,7 @@ def stitch(windows: Iterable[Float[np.ndarray, "_ width"]], hop: int) -> Iterato
 
 
 def mean_by_group(x: Float[np.ndarray, "row width"], size: int) -> Float[np.ndarray, "_ width"]:
-    """The mean of every `size` rows; the last group may have fewer."""
+    """Mean of each group of `size` rows; the last group may be smaller."""
     starts = np.arange(0, len(x), size)
     sizes = np.minimum(len(x) - starts, size)
     return (np.add.reduceat(x, starts) / sizes[:, None]).astype(x.dtype)
@@ -83,27 +83,27 @@ def onset_segment(seconds: float, task: Task) -> int | None:
 
 
 def runs(active: np.ndarray) -> list[tuple[int, int, int]]:
-    """Runs of active units (N, C) bool as (class index, first, one after the last), by class, then first."""
+    """Runs of active units (N, C) bool as (class index, first, one past the last), sorted by class, then first."""
     edges = np.diff(np.pad(active.astype(np.int8), [(1, 1), (0, 0)]), axis=0)
-    found = []
+    intervals = []
     for label in range(active.shape[1]):
         firsts, ends = np.flatnonzero(edges[:, label] == 1), np.flatnonzero(edges[:, label] == -1)
-        found += [(label, int(first), int(end)) for first, end in zip(firsts, ends)]
-    return found
+        intervals += [(label, int(first), int(end)) for first, end in zip(firsts, ends)]
+    return intervals
 
 
 def events(active: np.ndarray, unit_seconds: float) -> list[tuple[int, float, float]]:
-    """Runs of active units as (class index, onset, offset) in seconds, by class, then onset.
+    """Runs of active units as (class index, onset, offset) in seconds, sorted by class, then onset.
 
     Args:
       active: (N, C) bool, one row per frame or segment.
-      unit_seconds: length of a row.
+      unit_seconds: length of a frame or segment.
     """
     return [(label, first * unit_seconds, end * unit_seconds) for label, first, end in runs(active)]
 
 
 def event_frames(onset: float, offset: float, total_frames: int, task: Task) -> slice:
-    """The frames that an event of `onset` to `offset` seconds touches."""
+    """The frames that overlap an event from `onset` to `offset` seconds."""
     first = int(np.floor(np.round(onset / task.frame_seconds, 6)))
     # A negative stop would count from the end of the recording.
     return slice(max(first, 0), max(min(num_frames(offset, task), total_frames), 0))

@@ -1,4 +1,4 @@
-"""Ctrl-C in a command: one line and exit status 130, at any time, also while modules are imported."""
+"""Ctrl-C in a command: one line and exit status 130 at any time, even during imports."""
 
 import contextlib
 import os
@@ -11,19 +11,19 @@ STATUS = 130
 
 
 def end(number: int = signal.SIGINT, frame: object = None) -> None:
-    """Ends the process at once."""
+    """Exits the process immediately."""
     os.write(2, b"Interrupted.\n")
-    os._exit(STATUS)  # threads that work through a queue would hold up an ordinary exit
+    os._exit(STATUS)  # worker threads with a queue would delay a normal exit
 
 
 def end_at_once() -> None:
-    """From here on Ctrl-C ends the process at once: nothing is open yet."""
+    """Makes Ctrl-C exit immediately, while nothing is open yet."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, end)
 
 
 def raise_first() -> None:
-    """From here on Ctrl-C raises KeyboardInterrupt, so that files are tidied up; a second one ends the process."""
+    """Makes Ctrl-C raise KeyboardInterrupt, so that files are cleaned up; a second Ctrl-C exits immediately."""
     def request(number: int, frame: object) -> None:
         signal.signal(signal.SIGINT, end)
         raise KeyboardInterrupt
@@ -33,14 +33,14 @@ def raise_first() -> None:
 
 
 def again() -> None:
-    """Raises KeyboardInterrupt once more: the first one came in a callback that nothing can be raised from."""
+    """Raises KeyboardInterrupt again: the first came in a callback from which exceptions do not propagate."""
     raise_first()
     threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
 
 
 @contextlib.contextmanager
 def only_here() -> Iterator[None]:
-    """Processes that are started inside never see Ctrl-C: they end with this one."""
+    """Child processes started in this block ignore Ctrl-C; they end with this process."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -49,5 +49,5 @@ def only_here() -> Iterator[None]:
 
 
 def starts_command() -> bool:
-    """Whether this is `python -m PACKAGE...` while Python still looks for what to run."""
+    """Whether this is `python -m PACKAGE...` while Python is still locating the module to run."""
     return sys.argv[:1] == ["-m"]

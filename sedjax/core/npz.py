@@ -1,51 +1,49 @@
-"""npz files: read within bounds and without unpickling; written with a note of what sedjax made."""
+"""npz files: bounded reads without unpickling; writes with checksums of the arrays that sedjax computed."""
 
 import contextlib
 import io
-import json
 import lzma
 import math
 import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
-import pydantic
 
 from sedjax.core.errors import Path, UserError, printable
 from sedjax.core.files import MEBIBYTE, open_file
 
-ARRAY_BYTES = 64 * MEBIBYTE  # that any npz file may expand to, however well it is compressed
-ARRAY_EXPANSION = 100  # that a larger one may expand by; deflate reaches 1000 on zeros
-# numpy parses array headers with ast.parse, which raises SystemError now and then when two threads of CPython 3.11 use
+ARRAY_BYTES = 64 * MEBIBYTE  # size that any npz file may expand to, however well it is compressed
+ARRAY_EXPANSION = 100  # largest expansion factor of larger files; deflate reaches 1000 on zeros
+# numpy parses array headers with ast.parse, which occasionally raises SystemError in CPython 3.11 when two threads use
 # it at once (https://github.com/python/cpython/issues/106905).
 _ONE_PARSER = threading.Lock()
 
 
 def read_npz(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-    """Arrays of an npz file by key; all of them if no `keys` are given. Nothing is unpickled.
+    """Arrays of an npz file by key; all of them if `keys` is None. Nothing is unpickled.
 
-    Raises UserError if the file is damaged, lacks a key, or promises more than a file of its size can hold.
+    Raises UserError if the file is damaged, lacks a key, or would expand too far for its size.
     """
     with _open_npz(path, keys) as (archive, members):
-        whole = sum(member.file_size for member in members.values())
-        packed = sum(member.compress_size for member in members.values())
-        if whole > ARRAY_BYTES + ARRAY_EXPANSION * packed:
-            raise UserError(f"{printable(path)} would expand from {packed:,} to {whole:,} bytes, more than features or "
-                            "labels do.")
+        expanded = sum(member.file_size for member in members.values())
+        compressed = sum(member.compress_size for member in members.values())
+        if expanded > ARRAY_BYTES + ARRAY_EXPANSION * compressed:
+            raise UserError(f"{printable(path)} would expand from {compressed:,} to {expanded:,} bytes, more than "
+                            "features or labels do.")
         return {key: _read_array(archive, member) for key, member in members.items()}
 
 
 def npz_names(path: Path) -> tuple[str, ...]:
-    """Keys of an npz file; what they name may be damaged. Raises UserError as `read_npz`."""
+    """Keys of an npz file, whose arrays may be damaged. Raises UserError as `read_npz` does."""
     with _open_npz(path, None) as (_, members):
         return tuple(members)
 
 
 def npz_shapes(path: Path, keys: Iterable[str] | None = None) -> dict[str, tuple[int, ...]]:
-    """Shapes of arrays of an npz file by key, from their headers alone. Raises UserError as `read_npz`."""
+    """Shapes of the arrays in an npz file by key, from their headers alone. Raises UserError as `read_npz` does."""
     with _open_npz(path, keys) as (archive, members):
         shapes = {}
         for key, member in members.items():
@@ -54,41 +52,28 @@ def npz_shapes(path: Path, keys: Iterable[str] | None = None) -> dict[str, tuple
         return shapes
 
 
-def npz_keys(path: Path) -> dict[str, bool]:
-    """Keys of the arrays of an npz file: whether sedjax made the array, and nobody has changed it since.
-
-    Raises UserError as `read_npz`.
-    """
+def npz_sums(path: Path) -> tuple[dict[str, int], bytes]:
+    """Checksum of each array of an npz file by key, and the comment of the file. Raises UserError as `read_npz`."""
     with _open_npz(path, None) as (archive, members):
-        try:
-            made = pydantic.TypeAdapter(dict[str, int]).validate_json(archive.comment, strict=True)
-        except pydantic.ValidationError:  # by another program, which has no use for comments, or one of its own
-            made = {}
-        return {key: made.get(key) == member.CRC for key, member in members.items()}
-
-
-def npz_checksum(path: Path) -> int:
-    """A number that tells the arrays of an npz file from others, without reading them. Raises UserError."""
-    with _open_npz(path, None) as (_, members):
-        return zlib.crc32(json.dumps({key: member.CRC for key, member in members.items()}).encode())
+        return {key: member.CRC for key, member in members.items()}, archive.comment
 
 
 @contextlib.contextmanager
 def _open_npz(path: Path, keys: Iterable[str] | None) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]]:
-    """An npz file, and its members by key: the given ones, or all. Raises UserError for whatever is wrong inside."""
+    """Opens an npz file; yields it and its members for `keys` (None: all). Raises UserError if it is damaged."""
     with open_file(path) as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                # A key is not a file name: `foo.npy` is stored as foo.npy.npy. numpy takes one for the other.
+                # A key is not a file name: `foo.npy` is stored as foo.npy.npy. numpy confuses the two.
                 members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
                 if len(members) < len(archive.infolist()):
-                    raise ValueError("two of its arrays have one name")
+                    raise ValueError("two of its arrays have the same name")
                 if keys is not None:
                     _require_keys(path, keys, members)
                     members = {key: members[key] for key in keys}
                 yield archive, members
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, ValueError, EOFError, LookupError, RuntimeError,
-                struct.error, MemoryError) as error:  # RuntimeError: encrypted, or packed in an unknown way
+                struct.error, MemoryError) as error:  # RuntimeError: encrypted, or an unknown compression
             reason = str(error).rstrip(".").partition("\n")[0] or type(error).__name__
             raise UserError(f"{printable(path)} is damaged or not an npz file: {printable(reason)}.") from error
 
@@ -101,7 +86,7 @@ def _require_keys(path: Path, keys: Iterable[str], members: dict[str, zipfile.Zi
 
 
 def _read_header(file: io.BufferedIOBase, member: zipfile.ZipInfo) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, Fortran order and type of the array at the beginning of a member, which holds exactly that array."""
+    """Shape, Fortran order and dtype from the header of a member, which must hold exactly that array."""
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
         with _ONE_PARSER:
@@ -114,7 +99,7 @@ def _read_header(file: io.BufferedIOBase, member: zipfile.ZipInfo) -> tuple[tupl
         raise ValueError(f"{member.filename} holds {dtype}, not numbers or text")
     promised, stored = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
     if promised != stored:
-        raise ValueError(f"{member.filename} promises {promised:,} bytes and holds {stored:,}")
+        raise ValueError(f"{member.filename} promises {promised:,} bytes but holds {stored:,}")
     return shape, fortran_order, dtype
 
 
@@ -123,16 +108,16 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray
         shape, fortran_order, dtype = _read_header(file, member)
         array = np.empty(math.prod(shape), dtype)
         target, filled = memoryview(array.view(np.uint8)) if array.nbytes else memoryview(b""), 0
-        while chunk := file.read(MEBIBYTE):  # to the end, where the checksum is compared
+        while chunk := file.read(MEBIBYTE):  # to the end, where zipfile verifies the checksum
             target[filled : filled + len(chunk)] = chunk
             filled += len(chunk)
     return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
 
 
 def savez(file: Path, arrays: Mapping[str, np.ndarray], packed: bool = False) -> None:
-    """Writes arrays as np.savez does, whatever their keys are; that takes some, such as `file`, for its parameters.
+    """Writes arrays like np.savez, but with any keys; np.savez treats some, such as `file`, as its own parameters.
 
-    Raises UserError for a key that no npz file can hold.
+    Raises UserError for a key that an npz file cannot hold.
     """
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED) as archive:
         for key, value in arrays.items():
@@ -147,9 +132,8 @@ def savez(file: Path, arrays: Mapping[str, np.ndarray], packed: bool = False) ->
                 np.lib.format.write_array(member, np.asanyarray(value), allow_pickle=False)
 
 
-def write_npz(path: Path, arrays: Mapping[str, np.ndarray], made: Iterable[str]) -> None:
-    """As `savez`, with a comment that gives the checksums of the arrays `made` by sedjax, for `npz_keys`."""
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray], comment: Callable[[dict[str, int]], bytes]) -> None:
+    """As `savez`, with a comment that is a function of the checksums of the arrays by key."""
     savez(path, arrays)
     with zipfile.ZipFile(path, "a") as archive:
-        sums = {info.filename.removesuffix(".npy"): info.CRC for info in archive.infolist()}
-        archive.comment = json.dumps({key: sums[key] for key in made}).encode("ascii")
+        archive.comment = comment({info.filename.removesuffix(".npy"): info.CRC for info in archive.infolist()})

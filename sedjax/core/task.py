@@ -1,4 +1,4 @@
-"""The task: which classes there are, what mistakes cost, and how time is divided (SPEC sections 1 and 2)."""
+"""The task: its classes, the costs of mistakes, and the time grid (SPEC sections 1 and 2)."""
 
 import dataclasses
 import hashlib
@@ -12,21 +12,21 @@ from sedjax.core import bounds
 from sedjax.core.bounds import parse_json, without_controls
 from sedjax.core.errors import Path, UserError, printable
 
-SAMPLE_RATE_HZ = 16_000  # of all audio, once it is read
-FRAME_SAMPLES = 1920  # of the frames that are made of it: 120 ms
+SAMPLE_RATE_HZ = 16_000  # sample rate of all audio after reading
+FRAME_SAMPLES = 1920  # samples per frame: 120 ms
 FRAME_SECONDS = FRAME_SAMPLES / SAMPLE_RATE_HZ
 OUTCOMES = ("TP", "FP", "TN", "FN")
 RESERVED = {"filename", "onset"}
 MAX_CLASSES = 20_000
 
-# Names are columns of tables and keys of npz files.
+# Class names become table columns and keys of npz files.
 ClassName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(without_controls)]
 Cost = Annotated[float, Field(ge=-1e9, le=1e9)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """The row of a class in costs.json."""
+    """Costs of one class, a row of costs.json."""
 
     TP: Cost
     FP: Cost
@@ -39,11 +39,11 @@ class Task:
     """Classes in order, the cost of each outcome per class, and the time grid.
 
     Attributes:
-      name: for people; two tasks with the same classes, costs and grid are the same task.
-      classes: class names; their order is the order of every label, logit and CSV column.
-      costs: one row per class: the cost of a true positive, false positive, true negative and false negative.
+      name: display name; tasks with the same classes, costs and grid are the same task.
+      classes: class names; their order is that of all labels, logits and CSV columns.
+      costs: one row per class, with the costs of a true positive, false positive, true negative and false negative.
       frame_seconds: length of a frame.
-      frames_per_segment: frames in one segment, the unit that is scored.
+      frames_per_segment: frames per segment, the unit of scoring.
     """
 
     name: Annotated[str, Field(max_length=1_000), AfterValidator(without_controls)]
@@ -55,15 +55,15 @@ class Task:
     def __post_init__(self):
         try:
             bounds.check(Task, vars(self))
-            if double := bounds.twice(self.classes):
-                raise UserError(f"the class {double!r} is there twice.")
+            if repeated := bounds.twice(self.classes):
+                raise UserError(f"the class {repeated!r} is listed twice.")
             if reserved := RESERVED & set(self.classes):
-                raise UserError(f"there is a class called {min(reserved)!r}, which a submission file cannot have "
-                                "beside its columns filename and onset.")
+                raise UserError(f"the class name {min(reserved)!r} is reserved, as submission files already have "
+                                "the columns filename and onset.")
             if len(self.costs) != len(self.classes):
-                raise UserError(f"there are {len(self.classes)} classes and costs of {len(self.costs)}.")
+                raise UserError(f"there are {len(self.classes)} classes, but costs for {len(self.costs)}.")
         except UserError as error:
-            raise UserError(f"The task {bounds.shown(self.name)} is not possible: {error}") from error
+            raise UserError(f"The task {bounds.shown(self.name)} is invalid: {error}") from error
 
     @property
     def cost_matrix(self) -> np.ndarray:
@@ -85,7 +85,7 @@ class Task:
 
     @property
     def digest(self) -> str:
-        """What tells two tasks apart that `require_same` does."""
+        """Digest of everything that `require_same` compares."""
         content = [self.classes, self.cost_matrix.tolist(), float(self.frame_seconds), self.frames_per_segment]
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
@@ -100,7 +100,7 @@ class Task:
                 first = next(i for i, (a, b) in enumerate(zip(self.classes, other.classes)) if a != b)
                 difference = (f"the same classes in another order, from position {first}: "
                               f"{other.classes[first]!r} instead of {self.classes[first]!r}")
-            raise UserError(f"The class list of {where} is not that of the task {self.name!r}: {difference}.")
+            raise UserError(f"The class list of {where} differs from that of the task {self.name!r}: {difference}.")
         for field in ("costs", "frame_seconds", "frames_per_segment"):
             if getattr(self, field) != getattr(other, field):
                 raise UserError(f"The {field} of {where} differ from those of the task {self.name!r}: "
@@ -108,9 +108,9 @@ class Task:
 
 
 def task_from_json(text: str, name: str, where: Path) -> Task:
-    """The task in `text`: either what Task.to_json writes, or a costs.json {class: {TP, FP, TN, FN}} in class order.
+    """Parses a task, either the output of Task.to_json or a costs.json {class: {TP, FP, TN, FN}} in class order.
 
-    Raises UserError that names `where` if it is neither.
+    Raises UserError that names `where` if `text` is neither.
     """
     content = parse_json(text, dict[str, Any], where)
     fields = content if isinstance(content.get("costs"), dict) else {"costs": content}
@@ -130,9 +130,9 @@ def task_from_json(text: str, name: str, where: Path) -> Task:
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    # Parsers keep the last of two equal keys: a class that is listed twice would vanish without a word.
-    if double := bounds.twice(name for name, _ in pairs):
-        raise UserError(f"{bounds.shown(double)} is there twice.")
+    # Parsers keep the last of two equal keys: a class that is listed twice would vanish silently.
+    if repeated := bounds.twice(name for name, _ in pairs):
+        raise UserError(f"{bounds.shown(repeated)} is listed twice.")
     return dict(pairs)
 
 
@@ -146,8 +146,8 @@ MLPC_2025 = Task(
 
 
 def require_frame_seconds(task: Task) -> None:
-    """Raises UserError if a task has frames of another length than those that are made of recordings."""
+    """Raises UserError if the frame length of a task is not that of features computed from recordings."""
     if abs(task.frame_seconds - FRAME_SECONDS) > 1e-9:
-        raise UserError(f"The task {task.name!r} has frames of {task.frame_seconds:g} s, but sedjax makes frames of "
-                        f"{FRAME_SECONDS:g} s of recordings: its features must come from elsewhere, or frame_seconds "
-                        f"in its costs.json be {FRAME_SECONDS:g}.")
+        raise UserError(f"The task {task.name!r} has frames of {task.frame_seconds:g} s, but sedjax computes frames of "
+                        f"{FRAME_SECONDS:g} s from recordings: use features computed elsewhere, or set frame_seconds "
+                        f"in its costs.json to {FRAME_SECONDS:g}.")

@@ -1,1 +1,1 @@
-"""Directories, labels and records -> batches."""
+"""From directories, labels and records to batches."""

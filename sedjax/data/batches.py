@@ -1,4 +1,4 @@
-"""Batches: clips padded to one length, read ahead of the devices."""
+"""Batches: clips padded to a common length, prefetched for the devices."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypedDict
@@ -13,7 +13,7 @@ from sedjax.data.plan import ClipTable, Source, padded_frames
 
 
 class Batch(TypedDict):
-    """Clips padded to one length. A padded clip has no real frame and the id -1."""
+    """Clips padded to a common length. Padding clips have no real frames and the id -1."""
 
     features: dict[str, Real[Array, "clip frame _"]]
     votes: Float[Array, "clip frame class"]
@@ -23,9 +23,9 @@ class Batch(TypedDict):
 
 def read_batch(source: Source, clips: ClipTable, ids: np.ndarray, keys: tuple[str, ...], config: DataConfig,
                rows: slice = slice(None)) -> Batch:
-    """The clips `ids[rows]`, padded to the length that the whole global batch `ids` needs.
+    """Reads the clips `ids[rows]`, padded to the length that the global batch `ids` needs.
 
-    Reads nothing of the other rows: each process reads its own share.
+    Does not read the other rows: each process reads its own share.
     """
     longest = int(clips.frames[ids].max(where=ids >= 0, initial=1))
 
@@ -35,7 +35,7 @@ def read_batch(source: Source, clips: ClipTable, ids: np.ndarray, keys: tuple[st
         return {key: value[frames] for key, value in {**features, "": votes}.items()}
 
     pieces = [None if clip < 0 else piece(clip) for clip in ids[rows].tolist()]
-    # Where this process has padding only, the shapes must still be those of the others.
+    # If this process has only padding, its arrays must still have the shapes of the other processes.
     like = next((arrays for arrays in pieces if arrays is not None), None) or piece(0)
     arrays, frame_mask = pad_clips(pieces, padded_frames(longest, config), like)
     votes = arrays.pop("")
@@ -44,7 +44,7 @@ def read_batch(source: Source, clips: ClipTable, ids: np.ndarray, keys: tuple[st
 
 def pad_clips(pieces: Sequence[dict[str, np.ndarray] | None], frames: int,
               like: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Bool[np.ndarray, "clip frame"]]:
-    """Arrays (t, D) of clips by name, None for padding, as arrays (clip, frames, D) like `like`, and their mask."""
+    """Pads arrays (t, D) by clip and name, None for padding, to (clip, frames, D) as in `like`, with their mask."""
     arrays = {key: np.zeros((len(pieces), frames, value.shape[1]), value.dtype) for key, value in like.items()}
     frame_mask = np.zeros((len(pieces), frames), bool)
     for row, piece in enumerate(pieces):
@@ -55,16 +55,16 @@ def pad_clips(pieces: Sequence[dict[str, np.ndarray] | None], frames: int,
 
 
 def stream(read: Callable[[int], Batch], first: int, last: int) -> Iterator[Batch]:
-    """The batches number `first` to `last` - 1, read ahead and in parallel by tf.data, in order."""
+    """Batches `first` to `last` - 1 in order, prefetched in parallel by tf.data."""
     tf = host_tensorflow.load()
     failures: list[UserError] = []
     ready: dict[int, Batch] = {}
 
     def prepare(number: np.int64) -> np.int64:
-        # The arrays stay in this process: handing on the number alone saves tf.data a copy of each.
+        # The arrays bypass tf.data, which handles only the numbers; this saves a copy of each.
         try:
             ready[int(number)] = read(int(number))
-        except UserError as error:  # tf.data would wrap it in a text of its own
+        except UserError as error:  # tf.data would wrap it in a message of its own
             failures.append(error)
             raise
         return number

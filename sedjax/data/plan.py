@@ -1,4 +1,4 @@
-"""Which clips there are, and which of them form each batch: pure functions of lengths, seed and epoch."""
+"""Cuts recordings into clips and assigns clips to batches: pure functions of lengths, seed and epoch."""
 
 import dataclasses
 from typing import Protocol, runtime_checkable
@@ -13,21 +13,21 @@ from sedjax.core.task import Task
 
 @runtime_checkable
 class Source(Protocol):
-    """Recordings that can be read in any order."""
+    """Recordings with random access."""
 
     task: Task
     lengths: np.ndarray  # frames of each recording
 
     def read(self, index: int, keys: tuple[str, ...]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Features {key: (T, D_k)} and votes (T, C) of a recording."""
+        """Reads the features {key: (T, D_k)} and votes (T, C) of a recording."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipTable:
-    """Pieces of recordings, whole where they are short enough; a clip's id is its place here.
+    """The clips of all recordings: whole recordings or pieces of long ones; a clip's id is its index in the table.
 
     Attributes:
-      recording, start, frames: (clips,) int32: index of the recording, first frame, number of frames.
+      recording, start, frames: recording index, first frame and number of frames of each clip, (clips,) int32.
     """
 
     recording: np.ndarray
@@ -39,17 +39,17 @@ class ClipTable:
 
 
 def require_whole_segments(config: DataConfig, task: Task) -> None:
-    """Raises UserError if max_frames, crop_frames or bucket_frames is not a multiple of a segment."""
+    """Raises UserError if max_frames, crop_frames or bucket_frames is not a whole number of segments."""
     for name in ("max_frames", "crop_frames", "bucket_frames"):
         if getattr(config, name) % task.frames_per_segment:
-            raise UserError(f"data.{name} = {getattr(config, name)} is not a multiple of a segment, which is "
+            raise UserError(f"data.{name} = {getattr(config, name)} is not a multiple of the segment length, "
                             f"{task.frames_per_segment} frames.")
 
 
 def cut(lengths: np.ndarray, config: DataConfig, task: Task) -> ClipTable:
-    """Cuts recordings that are longer than `max_frames` on the segment grid.
+    """Cuts recordings longer than `max_frames` into clips, on the segment grid.
 
-    Raises UserError as `require_whole_segments`.
+    Raises UserError as `require_whole_segments` does.
     """
     require_whole_segments(config, task)
     max_frames = config.max_frames
@@ -61,11 +61,11 @@ def cut(lengths: np.ndarray, config: DataConfig, task: Task) -> ClipTable:
 
 
 def training_clips(lengths: np.ndarray, config: DataConfig, task: Task, seed: int, epoch: int) -> ClipTable:
-    """The clips of a training epoch: those of `cut`, or random crops if config.crop_frames says so.
+    """The clips of a training epoch: those of `cut`, or random crops if config.crop_frames > 0.
 
-    A recording has as many crops as it takes to cover it. They begin on the segment grid: one in each of as many equal
-    parts of the places where one can begin, the last of which leaves less than a segment uncropped. Recording and id of
-    a clip stay the same in all epochs.
+    A recording has as many crops as are needed to cover it. They start on the segment grid, each in its own
+    equal part of the possible starts, the last of which leaves out less than a segment. A clip has the same recording
+    and id in all epochs.
     """
     require_whole_segments(config, task)
     size, segment = config.crop_frames, task.frames_per_segment
@@ -80,9 +80,9 @@ def training_clips(lengths: np.ndarray, config: DataConfig, task: Task, seed: in
 
 
 def order(clips: ClipTable, batch_size: int, pool_batches: int, seed: int, epoch: int) -> np.ndarray:
-    """The clips of each training batch of an epoch: (batches, batch_size), -1 where the last batch is not full.
+    """The clip ids of each training batch of an epoch: (batches, batch_size), with -1 as padding of the last batch.
 
-    Every clip comes once. Clips are shuffled, clips of `pool_batches` batches are sorted by length together, and the
+    Every clip occurs once. Clips are shuffled, the clips of every `pool_batches` batches are sorted by length, and the
     batches are shuffled again.
     """
     rng = np.random.default_rng([seed, epoch])
@@ -94,13 +94,13 @@ def order(clips: ClipTable, batch_size: int, pool_batches: int, seed: int, epoch
 
 
 def training_plan(source: Source, config: DataConfig, seed: int, epoch: int) -> tuple[ClipTable, np.ndarray]:
-    """The clips of a training epoch, and those of each batch: a pure function of (seed, epoch)."""
+    """The clips of a training epoch and the clip ids of each batch: a pure function of (seed, epoch)."""
     clips = training_clips(source.lengths, config, source.task, seed, epoch)
     return clips, order(clips, config.batch_size, config.pool_batches, seed, epoch)
 
 
 def in_length_order(clips: ClipTable, batch_size: int) -> np.ndarray:
-    """The clips of each evaluation batch: (batches, batch_size), each clip once, longest first."""
+    """The clip ids of each evaluation batch: (batches, batch_size), each clip once, longest first."""
     return _rows(np.argsort(-clips.frames, kind="stable"), batch_size)
 
 
@@ -113,11 +113,11 @@ def steps_per_epoch(clips: ClipTable, batch_size: int) -> int:
 
 
 def padded_frames(longest: int, config: DataConfig) -> int:
-    """The length to which a batch is padded: one of few, so that few shapes are compiled."""
+    """The padded length of a batch, one of a few so that only a few shapes are compiled."""
     return min(ceil_div(longest, config.bucket_frames) * config.bucket_frames, config.max_frames)
 
 
 def evaluation_plan(source: Source, config: DataConfig, devices: int) -> tuple[ClipTable, np.ndarray]:
-    """All clips of a source, and those of each batch, whose size the devices share evenly: each clip once."""
+    """All clips of a source and the clip ids of each batch, each clip once; `devices` divides the batch size."""
     clips = cut(source.lengths, config, source.task)
     return clips, in_length_order(clips, ceil_div(min(config.eval_batch_size, len(clips)), devices) * devices)

@@ -1,4 +1,4 @@
-"""Records and directories of features as sources: recordings that can be read in any order."""
+"""Records and directories of features as sources: recordings with random access."""
 
 import dataclasses
 import functools
@@ -15,17 +15,15 @@ from sedjax.core.task import Task
 from sedjax.data import host_tensorflow, identity
 from sedjax.data.layout import Layout
 
-RECENT = 4  # recordings of a directory that are kept in memory, and can be read at once
-
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """One split of the records that data_prep.records wrote."""
+    """One split of the records written by data_prep.records."""
 
     task: Task
     lengths: np.ndarray
-    features: dict[str, dict]  # width and statistics by key; of audio the width only
-    labels: dict  # the same for the labels
+    features: dict[str, dict]  # width and statistics by key; only the width for audio
+    labels: dict  # width and statistics of the labels
     path: str
     split: str
     metadata: identity.RecordsMetadata
@@ -39,13 +37,13 @@ class Records:
             for key, value in {**features, identity.LABELS: votes}.items():
                 if value.shape != (self.lengths[index], widths[key]):
                     raise ValueError(f"{key} of shape {value.shape}")
-        except Exception as error:  # array_record and protobuf raise many kinds
+        except Exception as error:  # array_record and protobuf raise many exception types
             raise UserError(f"Record {index} of the split {self.split!r} in {self.path} is damaged: "
                             f"build the records again ({type(error).__name__}).") from error
         return features, votes
 
     def identity(self, keys: tuple[str, ...]) -> dict[str, str]:
-        """What tells its labels and features `keys` from those of other data sets."""
+        """Identity of the labels and the features `keys` of this split."""
         return self.metadata.identity(self.split, keys)
 
     @functools.cached_property
@@ -54,13 +52,13 @@ class Records:
 
 
 def open_records(path: str, split: str) -> Records:
-    """Opens a split. Raises UserError if there are no records at `path`, or no such split."""
+    """Opens a split. Raises UserError if there are no records at `path` or no such split."""
     metadata = identity.read_metadata(path)
     lengths = np.array(metadata.lengths.get(split, ()), np.int32)
     if not len(lengths):
         raise UserError(f"The records in {path} have no split {split!r}.")
 
-    for name in os.listdir(path):  # TFDS would wait for a pipe, and read a device for ever
+    for name in os.listdir(path):  # TFDS would block on a pipe and read a device forever
         with files.open_file(os.path.join(path, name), files.JSON_BYTES if name.endswith(".json") else math.inf):
             pass
 
@@ -71,7 +69,7 @@ def open_records(path: str, split: str) -> Records:
         source = tfds.builder_from_directory(path).as_data_source(split)
         if len(source) != len(lengths):
             raise ValueError(f"{len(source)} records instead of {len(lengths)}")
-    except Exception as error:  # TFDS raises many kinds, according to what is damaged
+    except Exception as error:  # TFDS raises many exception types, depending on the damage
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"The records in {path} are damaged: build them again ({reason}).") from error
     entries = dict(metadata.entries)
@@ -80,15 +78,15 @@ def open_records(path: str, split: str) -> Records:
 
 
 def directory_clips(layout: Layout, keys: tuple[str, ...], widths: dict[str, int]) -> Iterator[Clip]:
-    """The features of a directory in MLPC layout, for prediction: one clip a recording.
+    """The features of a directory in MLPC layout, for prediction: one clip per recording.
 
     Args:
-      layout: of the directory.
-      keys: features to read; without any, a clip has as many empty rows as the recording has frames.
-      widths: columns of each feature that the model was trained on.
+      layout: the directory.
+      keys: features to read; if empty, each clip has one empty row per frame of the recording.
+      widths: number of columns of each feature that the model was trained on.
 
     Raises:
-      UserError: a file is missing or damaged, or a feature has another width.
+      UserError: a file is missing or damaged, or the width of a feature differs from `widths`.
     """
     for number, filename in enumerate(layout.filenames):
         features = (layout.features(filename, keys) if keys
@@ -100,10 +98,10 @@ def directory_clips(layout: Layout, keys: tuple[str, ...], widths: dict[str, int
 
 
 def require_features(found: dict[str, int], keys: tuple[str, ...], widths: dict[str, int] | None, where: str) -> None:
-    """Raises UserError unless every key is found, with the width that a trained model expects."""
+    """Raises UserError unless `found` has every key, with the width that a trained model expects."""
     for key in keys:
         if key not in found:
-            raise UserError(f"{where} has no feature {key!r}, which the model needs; it has {sorted(found)}.")
+            raise UserError(f"{where} lacks the feature {key!r}, which the model needs; it has {sorted(found)}.")
         if widths and found[key] != widths[key]:
             raise UserError(f"The feature {key!r} of {where} is {found[key]} wide; "
                             f"the model was trained on {widths[key]}.")

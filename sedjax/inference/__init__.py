@@ -1,1 +1,1 @@
-"""Recordings -> events."""
+"""Recordings to events, with a trained model."""

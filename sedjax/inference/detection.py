@@ -1,24 +1,29 @@
-"""What a model says of one recording: probabilities, active segments, events."""
+"""The output of a model for one recording: probabilities, active segments, events."""
 
 import dataclasses
 import functools
+import html
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from sedjax.core import grid
+from sedjax.core.errors import UserError
 from sedjax.core.task import Task
+
+if TYPE_CHECKING:
+    import pandas
 
 
 class Event(NamedTuple):
-    """A sound and when it is there.
+    """A sound event.
 
     Attributes:
-      onset, offset: seconds from the beginning of the recording.
-      label: the class.
-      score: the highest probability in between.
+      onset, offset: seconds from the start of the recording.
+      label: class name.
+      score: highest frame probability between onset and offset.
     """
 
     onset: float
@@ -29,16 +34,16 @@ class Event(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Detection:
-    """What a model says of one recording; iterates over its events.
+    """The output of a model for one recording; iterates over its events.
 
     Attributes:
-      recording: the file, as it was named; empty for an array.
-      task: names the classes, and says how long frames and segments are.
-      thresholds: (C,) above which a probability counts.
+      recording: file name as given; empty for an array.
+      task: task with the classes and the lengths of frames and segments.
+      thresholds: (C,) decision threshold of each class.
       seconds: length of the recording.
       frames: (T, C) probability of each class in each frame.
       segments: (S, C) pooled probability of each class in each segment.
-      features: (T, D) of the recording by name, those that were asked for.
+      features: (T, D) requested features of the recording, by name.
     """
 
     recording: str
@@ -60,15 +65,15 @@ class Detection:
 
     @property
     def active(self) -> Bool[np.ndarray, "segment class"]:
-        """(S, C) which segments are above their class's threshold."""
+        """(S, C) whether the segment probability is above the threshold of the class."""
         return self.segments > self.thresholds[None]
 
     @functools.cached_property
     def events(self) -> tuple[Event, ...]:
-        """Runs of frames above their class's threshold in active segments, by onset, then in the order of classes.
+        """Runs of frames above the threshold within active segments, by onset, then in class order.
 
-        So each lies in active segments, and where a segment's probability is the highest of its frames, each active
-        segment holds one. The last ends with the recording, whose last frame may be cut short.
+        With max pooling, every active segment contains part of an event. No event ends after the recording, whose last
+        frame may be incomplete.
         """
         in_active = self.active.repeat(self.task.frames_per_segment, axis=0)[: len(self.frames)]
         runs = grid.runs((self.frames > self.thresholds[None]) & in_active)
@@ -76,9 +81,32 @@ class Detection:
         def seconds(frame: int) -> float:
             return round(min(frame * self.task.frame_seconds, self.seconds), 7)  # a sample is 0.0000625 s
 
-        found = [Event(seconds(first), seconds(end), self.task.classes[label],
-                       float(self.frames[first:end, label].max())) for label, first, end in runs]
-        return tuple(sorted(found, key=lambda event: event.onset))
+        events = [Event(seconds(first), seconds(end), self.task.classes[label],
+                        float(self.frames[first:end, label].max())) for label, first, end in runs]
+        return tuple(sorted(events, key=lambda event: event.onset))
 
     def __iter__(self) -> Iterator[Event]:
         return iter(self.events)
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """One row per event, with the columns of Event. Raises UserError if pandas is not installed."""
+        try:
+            import pandas
+        except ModuleNotFoundError as error:
+            raise UserError("to_dataframe needs pandas, which is not installed: pip install pandas.") from error
+
+        return pandas.DataFrame(self.events, columns=list(Event._fields))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the events on a time axis, one row per class."""
+        rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{self._bar(name)}</td></tr>" for name in self.task.classes)
+        return f"<p>{html.escape(repr(self))}</p><table>{rows}</table>"
+
+    def _bar(self, label: str) -> str:
+        width = 600
+        scale = width / max(self.seconds, self.task.frame_seconds)
+        spans = "".join(f'<rect x="{event.onset * scale:.1f}" height="12" fill="#D55E00" '
+                        f'width="{max((event.offset - event.onset) * scale, 1):.1f}"><title>{event.onset:.2f} to '
+                        f'{event.offset:.2f} s, {event.score:.2f}</title></rect>'
+                        for event in self if event.label == label)
+        return f'<svg width="{width}" height="12" style="background:#EEE">{spans}</svg>'

@@ -30,8 +30,8 @@ class Detector:
         for onset, offset, label, score in detector("street.mp3"):
 
     Attributes:
-      model: the trained model.
-      embeddings_from: the extractor of the embeddings that the model may take, as for extractors.extractor_of.
+      model: trained model.
+      embeddings_from: path of the extractor of the model's input embeddings, as for extractors.extractor_of.
     """
 
     model: TrainedModel
@@ -43,7 +43,7 @@ class Detector:
 
     @functools.cached_property
     def extractor(self) -> Extractor | None:
-        """Of the embeddings that the model takes; None if it takes none. Raises UserError if it is missing."""
+        """The extractor of the model's input embeddings; None if it takes none. Raises UserError if it is missing."""
         return extractor_of(self.model, self.embeddings_from) if EMBEDDINGS in self.model.inputs else None
 
     def __call__(self, recording: reader.Recording, sample_rate_hz: reader.SampleRate | None = None) -> Detection:
@@ -58,24 +58,24 @@ class Detector:
 
     def detect(self, recordings: Iterable[reader.Recording], sample_rate_hz: reader.SampleRate | None = None, *,
                keep: tuple[str, ...] = ()) -> Iterator[Detection | Unreadable]:
-        """Detects events in each recording, in their order; says of those that cannot be read why.
+        """Yields the detection of each recording, in input order, or why the recording is unreadable.
 
-        Recordings of any length are read in blocks, ahead of the device, and their clips fill batches together.
+        Recordings of any length are read in blocks, ahead of the device, and batches mix clips of several recordings.
 
         Args:
           recordings: files, or arrays of samples.
-          sample_rate_hz: of the arrays.
-          keep: spectral features to be had in Detection.features.
+          sample_rate_hz: sample rate of the arrays.
+          keep: names of spectral features to return in Detection.features.
 
         Raises:
-          UserError: the model takes what recordings do not give, or embeddings whose extractor is missing; it gives
-            NaN; or `keep` names something else.
+          UserError: the model takes features that recordings lack, or embeddings whose extractor is missing; it
+            outputs NaN; or `keep` names anything but spectral features.
         """
         if isinstance(recordings, str | os.PathLike | np.ndarray):
-            raise UserError("Detector.detect takes a list of recordings: call the detector itself with a single one.")
+            raise UserError("Detector.detect takes a list of recordings: for a single one, call the detector itself.")
         if unknown := [key for key in keep if key not in spectral.SPECTRAL]:
-            raise UserError(f"keep = {unknown[0]!r} is not a spectral feature; they are {list(spectral.SPECTRAL)}.")
-        # All of this now: a model that cannot do it is an error before anything is read.
+            raise UserError(f"keep = {unknown[0]!r} is not a spectral feature; choose from {list(spectral.SPECTRAL)}.")
+        # Checked here, not in the generator: an unsuitable model is an error before anything is read.
         task.require_frame_seconds(self.task)
         widths = spectral.WIDTHS | ({EMBEDDINGS: self.extractor.width} if self.extractor else {})
         require_features(widths, self.model.inputs, self.model.widths, where="a recording")
@@ -84,26 +84,26 @@ class Detector:
 
     def _clips(self, recordings: list[reader.Recording], sample_rate_hz: reader.SampleRate | None,
                keep: tuple[str, ...]) -> Iterator[Clip | Unreadable]:
-        """Recordings in clips of any length, with what the model takes."""
+        """The recordings as clips with the features that the model takes."""
         keys = tuple(key for key in self.model.inputs if key != EMBEDDINGS)
         if self.extractor:
             return embed_recordings(recordings, self.extractor, keys, keep, sample_rate_hz)
-        # A model that takes nothing must still know how many frames there are.
+        # A model without inputs still needs the number of frames.
         clips = spectral.clips(recordings, keys or ("melspectrogram",), keep, sample_rate_hz)
         return ahead(recut(clips, self.model.config.data.max_frames))
 
 
 def load(workdir: str | os.PathLike, checkpoint: str | int = "best",
          embeddings_from: str | os.PathLike | None = None) -> Detector:
-    """The detector that a training left in its workdir.
+    """Loads the detector of a trained model.
 
     Args:
-      workdir: of the training.
+      workdir: run directory of the training.
       checkpoint: "best" (lowest validation cost), "last", or a step.
-      embeddings_from: the extractor of the embeddings that the model takes, as for extractors.extractor_of.
+      embeddings_from: path of the extractor of the model's input embeddings, as for extractors.extractor_of.
 
     Raises:
-      UserError: as load_model, or the model takes no embeddings although an extractor is given.
+      UserError: as load_model, or an extractor is given although the model takes no embeddings.
     """
     model = load_model(workdir, checkpoint)
     if embeddings_from and EMBEDDINGS not in model.inputs:
@@ -112,9 +112,9 @@ def load(workdir: str | os.PathLike, checkpoint: str | int = "best",
 
 
 def detections(model: TrainedModel, stream: Iterator[Clip | Unreadable]) -> Iterator[Detection | Unreadable]:
-    """What a model detects in recordings, given as a stream of clips of max_frames at most.
+    """The detections in recordings, given as a stream of clips of at most max_frames.
 
-    Raises UserError if the model gives NaN.
+    Raises UserError if the model outputs NaN.
     """
     number, parts = None, []
     with contextlib.closing(model.predict(stream)) as results:
@@ -123,7 +123,7 @@ def detections(model: TrainedModel, stream: Iterator[Clip | Unreadable]) -> Iter
                 yield result
                 continue
             clip, outputs = result
-            if clip.number != number:  # what came before of a recording that is unreadable is dropped
+            if clip.number != number:  # drops the earlier clips of a recording that turned out unreadable
                 number, parts = clip.number, []
             parts.append(outputs)
             if clip.is_last:
@@ -137,16 +137,16 @@ def warn_of_other_features(detector: Detector) -> None:
     Unrecorded provenance counts as different.
     """
     models = [detector.model, *([detector.extractor.model] if isinstance(detector.extractor, ModelExtractor) else [])]
-    others = []
+    differing = []
     for model in models:
         keys = [key for key in model.inputs if key in spectral.SPECTRAL
                 and model.features[key].get("extractor", {}).get("parameters") != SPECTRAL_VERSION]
         if keys:
-            others.append(printable(f"{' and '.join(keys)} of the model in {model.workdir}"))
-    if others:
+            differing.append(printable(f"{' and '.join(keys)} of the model in {model.workdir}"))
+    if differing:
         log.warning("The features this model was trained on may differ from those computed here (%s); detections may "
                     "be worse. Extract the features with `sedjax extract --audio`, and train on those.",
-                    "; ".join(others))
+                    "; ".join(differing))
 
 
 def _joined(parts: list[Outputs]) -> Outputs:

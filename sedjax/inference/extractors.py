@@ -1,4 +1,4 @@
-"""Extractors: frozen models that embed recordings, one row for each frame of 120 ms."""
+"""Extractors: frozen models that embed recordings, one row per frame of 120 ms."""
 
 import contextlib
 import dataclasses
@@ -33,8 +33,8 @@ class Extractor(Protocol):
     Attributes:
       parameters: identifies the weights, hop and version that determine the embeddings.
       width: columns of the embeddings.
-      inputs: what it takes: of spectral.SPECTRAL and spectral.SOUND.
-      max_frames: of the clips that it takes.
+      inputs: input features, from spectral.SPECTRAL and spectral.SOUND.
+      max_frames: length limit of input clips.
     """
 
     parameters: str
@@ -43,21 +43,21 @@ class Extractor(Protocol):
     max_frames: int
 
     def embed(self, stream: Generator[Clip | Unreadable], dtype: type = np.float16) -> Iterator[Clip | Unreadable]:
-        """The clips, of any length, with `embeddings` (t, width) besides their features.
+        """The clips, of any length, with `embeddings` (t, width) added to their features.
 
-        A recording with embeddings that are not finite in `dtype` is unreadable. The stream is closed at the end.
+        A recording whose embeddings are not finite in `dtype` is unreadable. The stream is closed at the end.
         """
 
 
 def embed_recordings(recordings: Iterable[reader.Recording], extractor: Extractor, keys: Sequence[str] = (),
                      extras: Sequence[str] = (), sample_rate_hz: reader.SampleRate | None = None
                      ) -> Iterator[Clip | Unreadable]:
-    """Recordings in clips of any length with `embeddings`, read ahead of the extractor in a thread.
+    """The recordings as clips of any length with `embeddings`; a thread reads ahead of the extractor.
 
     Args:
       recordings, extras, sample_rate_hz: as for spectral.clips.
-      extractor: of the embeddings.
-      keys: further features of each clip.
+      extractor: extractor of the embeddings.
+      keys: names of further features of each clip.
     """
     needed = tuple(dict.fromkeys([*extractor.inputs, *keys]))
     clips = ahead(recut(spectral.clips(recordings, needed, extras, sample_rate_hz), extractor.max_frames))
@@ -70,13 +70,13 @@ def embed_recordings(recordings: Iterable[reader.Recording], extractor: Extracto
 
 def extract_features(recordings: Iterable[reader.Recording], wanted: Sequence[str], extractor: Extractor | None = None,
                      sample_rate_hz: reader.SampleRate | None = None) -> Iterator[Clip | Unreadable]:
-    """Each recording as one clip with the features `wanted`, of which only these are computed.
+    """Each recording as one clip with the features `wanted`; nothing else is computed.
 
     Args:
       recordings: files or arrays.
-      wanted: some of SPECTRAL, and `embeddings`, float16, if there is an extractor.
+      wanted: names from SPECTRAL, and `embeddings` (float16) if there is an extractor.
       extractor: from `load_extractor`.
-      sample_rate_hz: of arrays.
+      sample_rate_hz: sample rate of the arrays.
     """
     extras = tuple(key for key in wanted if key != EMBEDDINGS)
     stream = (embed_recordings(recordings, extractor, (), extras, sample_rate_hz) if extractor
@@ -89,11 +89,11 @@ def extract_features(recordings: Iterable[reader.Recording], wanted: Sequence[st
 
 
 def narrowed(embeddings: np.ndarray, dtype: type = np.float16) -> np.ndarray:
-    """Embeddings in another type. Raises UserError if they are not finite numbers in it."""
+    """Embeddings cast to `dtype`. Raises UserError if they are not finite after the cast."""
     with np.errstate(over="ignore"):
         embeddings = embeddings.astype(dtype, copy=False)
     if not np.isfinite(embeddings).all():
-        raise UserError(f"The embeddings hold NaN, or numbers beyond the range of {embeddings.dtype}: use another "
+        raise UserError(f"The embeddings contain NaN, or values beyond the range of {embeddings.dtype}: use another "
                         "extractor.")
     return embeddings
 
@@ -113,13 +113,13 @@ class ModelExtractor:
 
     @classmethod
     def load(cls, workdir: str) -> "ModelExtractor":
-        """Raises UserError if it is not a workdir, or its model has no embeddings or takes what recordings lack."""
+        """Raises UserError if it is not a workdir, or its model has no embeddings or takes features recordings lack."""
         model = load_model(workdir)
         task.require_frame_seconds(model.task)
         for key in model.inputs:
             if key not in spectral.WIDTHS:
-                raise UserError(f"The model in {workdir} takes {key!r}, so it cannot be an extractor: name one that "
-                                f"takes some of {list(spectral.WIDTHS)}.")
+                raise UserError(f"The model in {workdir} takes {key!r}, so it cannot be an extractor: choose one whose "
+                                f"inputs are among {list(spectral.WIDTHS)}.")
         require_features(spectral.WIDTHS, model.inputs, model.widths, where="a recording")
         extractor = cls(model)
         _ = extractor.width
@@ -150,15 +150,15 @@ class ModelExtractor:
 
 @dataclasses.dataclass(frozen=True)
 class AtstExtractor:
-    """ATST-Frame: windows of 10 s on the grid of frames, 40 ms tokens grouped into frames by absolute time.
+    """ATST-Frame: windows of 10 s on the frame grid, 40 ms tokens averaged into frames by absolute time.
 
-    The last frame of a recording is filled up with silence, as in records of audio, so that a model that computes the
-    same inside (models.atst_detector) sees the same.
+    The last frame of a recording is padded with silence, as in records of audio, so that a model with this encoder
+    inside (models.atst_detector) gets the same input.
 
     Attributes:
-      model, weights: of the encoder.
-      hop_samples: from one window to the next, a multiple of a frame; where windows overlap, their mean is taken.
-      batch_size: windows at once, of one recording or several.
+      model, weights: encoder and its weights.
+      hop_samples: distance between window starts, a multiple of a frame; overlapping windows are averaged.
+      batch_size: windows per batch, from one or several recordings.
     """
 
     model: atst_frame.AtstFrame
@@ -184,12 +184,12 @@ class AtstExtractor:
 
     def _windows(self, stream: Iterable[Clip | Unreadable]
                  ) -> Iterator[tuple[int, np.ndarray | Clip | Unreadable, int]]:
-        """Number of the recording, samples of a window, and how many are real; none in what each recording ends with.
+        """Yields (recording number, samples of a window, how many of them are real).
 
-        That is a clip with its features besides the sound, or why it is unreadable.
+        After its windows, each recording yields (number, clip of its other features or Unreadable, 0).
         """
         for number, items in itertools.groupby(stream, key=operator.attrgetter("number")):
-            read: list[Clip | Unreadable] = []  # without the sound
+            read: list[Clip | Unreadable] = []  # clips without their samples
             for samples, real in reader.windows(_sound(items, read), atst_frame.WINDOW_SAMPLES, self.hop_samples):
                 if real:
                     yield number, samples, real
@@ -201,7 +201,7 @@ class AtstExtractor:
 
     def _tokens(self, windows: Iterator[tuple[int, np.ndarray | Clip | Unreadable, int]]
                 ) -> Iterator[tuple[int, np.ndarray | Clip | Unreadable]]:
-        """The tokens of each window in which there is a real sample; what a recording ends with as it comes."""
+        """Replaces the samples of each window by the tokens that have real samples; passes on the final items."""
         while batch := list(itertools.islice(windows, self.batch_size)):
             sounds = [samples for _, samples, real in batch if real]
             encoded = iter(self._encoded(sounds) if sounds else ())
@@ -209,7 +209,7 @@ class AtstExtractor:
                 yield number, next(encoded)[: real // atst_frame.TOKEN_SAMPLES] if real else samples
 
     def _encoded(self, sounds: list[np.ndarray]) -> np.ndarray:
-        # Few sizes of batch, so that few are compiled.
+        # Few batch sizes, so that few are compiled.
         size = min(1 << (len(sounds) - 1).bit_length(), self.batch_size)
         samples = np.zeros((size, atst_frame.WINDOW_SAMPLES), np.float32)
         samples[: len(sounds)] = sounds
@@ -225,20 +225,20 @@ class AtstExtractor:
                 if isinstance(end, np.ndarray):
                     yield end
 
-        with np.errstate(over="ignore"):  # _embedded refuses infinity
+        with np.errstate(over="ignore"):  # _embedded rejects infinity
             parts = [grid.mean_by_group(rows, atst_frame.TOKENS_PER_FRAME).astype(dtype, copy=False)
                      for rows in grid.stitch(tokens(), self.hop_samples // atst_frame.TOKEN_SAMPLES)]
         return _embedded(end, np.concatenate(parts), dtype) if isinstance(end, Clip) else end
 
 
 def _sound(clips: Iterable[Clip | Unreadable], read: list[Clip | Unreadable]) -> Iterator[np.ndarray]:
-    """The samples of a recording; what else is in its clips is added to `read`."""
+    """The samples of a recording; its clips, without their samples, are appended to `read`."""
     for clip in clips:
         if isinstance(clip, Unreadable):
             read.append(clip)
             return
-        others = {key: value for key, value in clip.features.items() if key != spectral.SAMPLES}
-        read.append(dataclasses.replace(clip, features=others))
+        features = {key: value for key, value in clip.features.items() if key != spectral.SAMPLES}
+        read.append(dataclasses.replace(clip, features=features))
         yield clip.features[spectral.SAMPLES].ravel()
 
 
@@ -248,7 +248,7 @@ _encode = jax.jit(atst_frame.encode, static_argnums=0)
 def load_extractor(path: str, hop_seconds: float, drop_layers: int) -> Extractor:
     """The extractor at `path`: an npz file of ATST-Frame, or the workdir of a trained model.
 
-    Raises UserError if it is neither, or not whole.
+    Raises UserError if it is neither, or damaged.
     """
     if path.endswith(".npz"):
         return AtstExtractor(*atst_frame.load(path, drop_layers), round(hop_seconds * task.SAMPLE_RATE_HZ))
@@ -256,50 +256,50 @@ def load_extractor(path: str, hop_seconds: float, drop_layers: int) -> Extractor
 
 
 def extractor_of(model: TrainedModel, embeddings_from: str | os.PathLike | None = None) -> Extractor:
-    """The extractor of the embeddings that a model takes: the one that its workdir names.
+    """The extractor of a model's input embeddings, as recorded in its workdir.
 
-    It is looked for where it was, then next to the workdir, since both may have moved together.
+    Looks at the recorded path, then next to the workdir, since both may have moved together.
 
     Args:
-      model: one that takes embeddings.
-      embeddings_from: where the extractor is now, if not where the workdir says, or it does not say: a workdir, or
-        the npz file of an ATST-Frame.
+      model: model that takes embeddings.
+      embeddings_from: path of the extractor if the recorded one is missing or outdated: a workdir, or the npz file of
+        an ATST-Frame.
 
     Raises:
       UserError: it was never recorded, has moved, or has changed.
     """
     entry, width = model.features[EMBEDDINGS].get("extractor"), model.widths[EMBEDDINGS]
-    said = f"The model in {model.workdir} takes embeddings ({width} wide)"
-    say_where = "name it with --embeddings_from=PATH, a workdir or the npz file of an ATST-Frame"
+    takes = f"The model in {model.workdir} takes embeddings ({width} columns)"
+    advice = "give it with --embeddings_from=PATH, a workdir or the npz file of an ATST-Frame"
 
-    def place_of() -> pathlib.Path:
+    def locate() -> pathlib.Path:
         if embeddings_from:
             return pathlib.Path(embeddings_from)
         if not entry:
-            raise UserError(f"{said}, and what computes them was not recorded: {say_where}.")
-        place = pathlib.Path(entry["path"])
-        place = place if os.path.exists(place) else model.workdir.absolute().parent / place.name
-        if not os.path.exists(place):
-            raise UserError(f"{said} that {entry['path']} computes, which no longer exists: {say_where}.")
-        return place
+            raise UserError(f"{takes}, but their extractor was not recorded: {advice}.")
+        path = pathlib.Path(entry["path"])
+        path = path if os.path.exists(path) else model.workdir.absolute().parent / path.name
+        if not os.path.exists(path):
+            raise UserError(f"{takes} from {entry['path']}, which no longer exists: {advice}.")
+        return path
 
     options = {"hop_seconds": 9.6, "drop_layers": 0, **(entry or {})}
     with parallel.all_or_none():
-        place = place_of()
-        is_atst = place.suffix == ".npz"
-        atst = load_extractor(str(place), options["hop_seconds"], options["drop_layers"]) if is_atst else None
-    extractor = atst or ModelExtractor.load(str(place))  # in which the processes work together
+        path = locate()
+        is_atst = path.suffix == ".npz"
+        atst = load_extractor(str(path), options["hop_seconds"], options["drop_layers"]) if is_atst else None
+    extractor = atst or ModelExtractor.load(str(path))  # outside the block: it synchronises the processes itself
     with parallel.all_or_none():
         if entry and extractor.parameters != entry["parameters"]:
-            raise UserError(f"{said} of another extractor than {place}: {entry['parameters']!r}, not "
-                            f"{extractor.parameters!r}; {say_where}.")
+            raise UserError(f"{takes} from another extractor than {path}: {entry['parameters']!r}, not "
+                            f"{extractor.parameters!r}; {advice}.")
         if extractor.width != width:
-            raise UserError(f"{said}, but {place} gives embeddings that are {extractor.width} wide; {say_where}.")
+            raise UserError(f"{takes}, but those from {path} have {extractor.width} columns; {advice}.")
     return extractor
 
 
 def fingerprint(variables) -> str:
-    """A number that tells weights apart."""
+    """A CRC-32 checksum of variables, in hexadecimal."""
     total = 0
     for leaf in jax.tree.leaves(variables):
         total = zlib.crc32(np.ascontiguousarray(leaf), total)

@@ -1,4 +1,4 @@
-"""A picture of what a model heard in one recording."""
+"""A figure of the detections in one recording."""
 
 from typing import TYPE_CHECKING
 
@@ -24,12 +24,12 @@ def draw_recording(melspectrogram: Float[np.ndarray, "frame band"], detection: D
                    truth: Bool[np.ndarray, "frame class"] | None = None) -> "matplotlib.figure.Figure":
     """The spectrogram in dB above the probability of each class, with detected and true events as bars.
 
-    Of a long recording, the loudest and the most probable of neighbouring frames are shown.
+    For long recordings, neighbouring frames are reduced to their maximum.
 
     Args:
       melspectrogram: (T, bands) linear power.
-      detection: of the same T frames.
-      truth: the frames in which each class is really active, if known.
+      detection: detection with the same T frames.
+      truth: (T, C) frames in which each class is truly active, if known.
     """
     from matplotlib import pyplot as plt  # slow to import
     from matplotlib.ticker import FuncFormatter, MultipleLocator
@@ -49,8 +49,8 @@ def draw_recording(melspectrogram: Float[np.ndarray, "frame band"], detection: D
     bottom.hlines(np.arange(1, classes), 0, seconds, color="0.85", linewidth=0.5)
     thinnest = seconds / (100 * size[0])  # one pixel
     for label, name in enumerate(task.classes):
-        found = [(event.onset, max(event.offset - event.onset, thinnest)) for event in detection if event.label == name]
-        bottom.broken_barh(found, (label + 0.06, 0.14), facecolors="#D55E00")
+        bars = [(event.onset, max(event.offset - event.onset, thinnest)) for event in detection if event.label == name]
+        bottom.broken_barh(bars, (label + 0.06, 0.14), facecolors="#D55E00")
     for label, onset, offset in grid.events(truth, task.frame_seconds) if truth is not None else ():
         bottom.broken_barh([(onset, offset - onset)], (label + 0.8, 0.14), facecolors="#009E73")
     bottom.set(yticks=np.arange(classes) + 0.5, yticklabels=task.classes, ylim=(classes, 0),
@@ -64,7 +64,7 @@ def draw_recording(melspectrogram: Float[np.ndarray, "frame band"], detection: D
 
 
 def _highest(x: np.ndarray, step: int) -> np.ndarray:
-    """The highest of every `step` rows of each column."""
+    """The maximum of every `step` rows, by column."""
     return np.maximum.reduceat(x, np.arange(0, len(x), step))
 
 

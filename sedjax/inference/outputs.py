@@ -1,4 +1,4 @@
-"""What is written of detections: tables of all recordings, and files of each."""
+"""Output files: tables over all recordings, and files for each recording."""
 
 import csv
 import hashlib
@@ -28,7 +28,7 @@ def write_labels(path: pathlib.Path, detection: Detection, model: TrainedModel) 
 
 
 def write_json(path: pathlib.Path, detection: Detection, model: TrainedModel) -> None:
-    """Everything but the probabilities of frames, with the model and the task."""
+    """Everything but the frame probabilities, with the model and the task."""
     task = detection.task
     content = {
         "recording": detection.recording,
@@ -52,7 +52,7 @@ def write_frames(path: pathlib.Path, detection: Detection, model: TrainedModel) 
 
 
 def write_picture(path: pathlib.Path, detection: Detection, model: TrainedModel) -> None:
-    """The picture of figures.draw_recording; the detection must hold the melspectrogram."""
+    """The figure of figures.draw_recording; the detection must contain the melspectrogram."""
     from matplotlib import pyplot as plt  # slow to import
 
     figure = figures.draw_recording(detection.features["melspectrogram"], detection)
@@ -63,34 +63,33 @@ def write_picture(path: pathlib.Path, detection: Detection, model: TrainedModel)
         plt.close(figure)
 
 
-# What there can be of each recording: its suffix, and what writes it.
+# Files for each recording: suffix and writer.
 FILES = {"audacity": (".txt", write_labels), "json": (".json", write_json), "png": (".png", write_picture),
          "frames": (".npz", write_frames)}
 
 
 def require_writable(folder: pathlib.Path, stems: Iterable[str], kinds: Collection[str],
                      recordings: Iterable[pathlib.Path]) -> None:
-    """Raises UserError if anything that is to be written would replace a recording, or what sedjax did not write.
+    """Raises UserError if an output would replace a recording, or a file that sedjax did not write.
 
     Args:
-      folder: of the outputs.
+      folder: output folder.
       stems: from `stems`.
-      kinds: of TABLES and FILES.
-      recordings: what is read.
+      kinds: keys of TABLES and FILES.
+      recordings: files to be read.
     """
     names = [name for kind, name in TABLES.items() if kind in kinds]
     names += [f"{stem}{suffix}" for stem in stems for kind, (suffix, _) in FILES.items() if kind in kinds]
     read = {os.path.realpath(path) for path in recordings}
     for path in (folder / name for name in names):
         if os.path.realpath(path) in read:
-            raise UserError(f"{path} is a recording to be read, and would be replaced by what is found: choose another "
-                            "--output.")
+            raise UserError(f"{path} is a recording to be read, and would be overwritten: choose another --output.")
         files.require_replaceable(path)
 
 
 def write_files(folder: pathlib.Path, stem: str, detection: Detection, model: TrainedModel,
                 kinds: Iterable[str]) -> None:
-    """Writes the given kinds of FILES of one recording. Raises UserError if it cannot."""
+    """Writes the given kinds of FILES for one recording. Raises UserError if that fails."""
     for kind in kinds:
         suffix, write = FILES[kind]
         write(folder / f"{stem}{suffix}", detection, model)
@@ -98,32 +97,32 @@ def write_files(folder: pathlib.Path, stem: str, detection: Detection, model: Tr
 
 def write_tables(folder: pathlib.Path, task: Task, active: Mapping[str, np.ndarray],
                  events: Mapping[str, Sequence[Event]], kinds: Iterable[str]) -> None:
-    """Writes the given kinds of TABLES of all recordings, whose filenames are the keys; UserError if it cannot.
+    """Writes the given kinds of TABLES; `active` and `events` are by filename. Raises UserError if that fails.
 
-    `csv`: predictions.csv, active segments in the form of a submission. `tsv`: events.tsv in the form of DCASE.
+    `csv`: predictions.csv, active segments in submission format. `tsv`: events.tsv in DCASE format.
     """
     if "csv" in kinds:
         write_submission(folder / TABLES["csv"], task, dict(active))
     if "tsv" in kinds:
         _write_rows(folder / TABLES["tsv"], [EVENT_COLUMNS, *(
             (filename, _text(event.onset), _text(event.offset), event.label, f"{event.score:.4f}")
-            for filename, found in events.items() for event in found)])
+            for filename, detected in events.items() for event in detected)])
 
 
 def stems(names: Sequence[str]) -> list[str]:
-    """How the files of each recording begin: its name without suffix, with it where two would be the same.
+    """File stem of each recording: its name without suffix, or with it if stems would collide.
 
-    What would be too long for a file system ends in a checksum. Raises UserError if two are still the same.
+    Stems that are too long for a file system end in a checksum. Raises UserError if two still collide.
     """
     flat = [name.replace(os.sep, "_") for name in names]
-    found = [pathlib.PurePath(name).stem for name in flat]
-    if len(set(found)) < len(found):
-        found = flat
-    found = [_shortened(stem, name) for stem, name in zip(found, names)]
-    first = dict(zip(reversed(found), reversed(names)))
-    if twice := [(first[stem], name) for stem, name in zip(found, names) if first[stem] != name]:
-        raise UserError(f"The outputs of {twice[0][0]} and {twice[0][1]} would have the same names: rename one.")
-    return found
+    result = [pathlib.PurePath(name).stem for name in flat]
+    if len(set(result)) < len(result):
+        result = flat
+    result = [_shortened(stem, name) for stem, name in zip(result, names)]
+    first = dict(zip(reversed(result), reversed(names)))
+    if twins := [(first[stem], name) for stem, name in zip(result, names) if first[stem] != name]:
+        raise UserError(f"The outputs of {twins[0][0]} and {twins[0][1]} would have the same names: rename one.")
+    return result
 
 
 def _shortened(stem: str, name: str) -> str:
@@ -140,9 +139,9 @@ def _write_rows(path: pathlib.Path, rows: Iterable[Sequence[str]]) -> None:
 
 
 def _text(seconds: float) -> str:
-    """Milliseconds, or as many digits as it takes to be exact."""
-    whole, _, digits = f"{seconds:.7f}".partition(".")
-    return f"{whole}.{digits.rstrip('0'):0<3}"
+    """Seconds with three decimals, or as many as it takes to be exact."""
+    integer, _, digits = f"{seconds:.7f}".partition(".")
+    return f"{integer}.{digits.rstrip('0'):0<3}"
 
 
 def _short(values: np.ndarray) -> list[float]:

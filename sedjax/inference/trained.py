@@ -31,14 +31,14 @@ Outputs = dict[str, np.ndarray]  # `frames` and `segments` of a clip
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A checkpoint, ready for features; it needs nothing but its workdir.
+    """A checkpoint, ready for inference; it needs nothing but its workdir.
 
     Attributes:
-      workdir: of the training.
-      config, task, features: as sedjax.training.workdir.read gives them.
-      model, variables: of the checkpoint.
-      thresholds: (C,) above which a probability counts.
-      step: of the checkpoint.
+      workdir: run directory of the training.
+      config, task, features: from sedjax.training.workdir.read.
+      model, variables: network and its parameters at the checkpoint.
+      thresholds: (C,) decision threshold of each class.
+      step: training step of the checkpoint.
     """
 
     workdir: pathlib.Path
@@ -55,12 +55,12 @@ class TrainedModel:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of the features that the model takes."""
+        """Names of the input features."""
         return self.model.inputs
 
     @property
     def widths(self) -> dict[str, int]:
-        """Columns of each feature."""
+        """Columns of each feature by name."""
         return {key: entry["width"] for key, entry in self.features.items()}
 
     @functools.cached_property
@@ -77,18 +77,18 @@ class TrainedModel:
     def predict(self, stream: Generator[Clip | Unreadable]) -> Iterator[tuple[Clip, Outputs] | Unreadable]:
         """Probabilities of each clip: `frames` (t, C) and, pooled, `segments` (s, C).
 
-        Clips have max_frames at most, all but the last of a recording exactly as many. They fill batches together, and
-        come out in their order. The stream is closed however this ends, so that no thread reads on.
+        Clips have at most max_frames, and all but the last of a recording exactly that many. Batches mix recordings;
+        results come in input order. The stream is closed on every exit, so that no thread keeps reading.
 
-        Raises UserError if the model gives NaN.
+        Raises UserError if the model outputs NaN.
         """
         return self._run(self._predict, stream)
 
     def embed(self, stream: Generator[Clip | Unreadable]) -> Iterator[tuple[Clip, Outputs] | Unreadable]:
-        """Like `predict`, but `frames` (t, width) is what the head of the model sees of each frame."""
+        """Like `predict`, but `frames` (t, width) is the last hidden layer, the input of the head."""
         return self._run(self._embed, stream)
 
-    # Kept between calls: compiling takes longer than most recordings.
+    # Cached between calls: compiling takes longer than most recordings.
 
     @functools.cached_property
     def _mesh(self) -> jax.sharding.Mesh:
@@ -129,24 +129,24 @@ class TrainedModel:
                     if isinstance(item, Unreadable):
                         yield item
                     else:
-                        yield item, self._real(outputs, row, len(item))
+                        yield item, self._unpadded(outputs, row, len(item))
                         row += 1
-            for group in running:  # without any clip
+            for group in running:  # groups without a clip
                 yield from group
 
     def _batch(self, clips: list[Clip], size: int) -> dict:
         # Few sizes, so that few are compiled.
-        each = ceil_div(len(clips), self._mesh.size)
-        rows = min(self._mesh.size << (each - 1).bit_length(), size)
-        pieces = [{key: clip.features[key] for key in self.inputs} for clip in clips]
+        per_device = ceil_div(len(clips), self._mesh.size)
+        rows = min(self._mesh.size << (per_device - 1).bit_length(), size)
+        inputs = [{key: clip.features[key] for key in self.inputs} for clip in clips]
         frames = padded_frames(max(map(len, clips)), self.config.data)
         own = parallel.local_rows(rows)
-        features, _ = pad_clips([*pieces, *[None] * (rows - len(pieces))][own], frames, pieces[0])
+        features, _ = pad_clips([*inputs, *[None] * (rows - len(inputs))][own], frames, inputs[0])
         lengths = np.array([*map(len, clips), *[0] * (rows - len(clips))])[own]
         return {"features": features, "frame_mask": np.arange(frames) < lengths[:, None]}
 
     def _on_devices(self, step: Callable, batches: Iterable[dict]) -> Iterator[Outputs]:
-        """The results of each batch, while the devices work on the next one."""
+        """The outputs of each batch, fetched while the devices work on the next one."""
         mode, waiting = self.config.parallel, None
         for batch in parallel.to_devices(batches, self._mesh, ahead=1, mode=mode):
             running = step(self._variables, batch)
@@ -156,24 +156,24 @@ class TrainedModel:
         if waiting is not None:
             yield jax.device_get(waiting)
 
-    def _real(self, outputs: Outputs, row: int, frames: int) -> Outputs:
-        real = {"frames": frames, "segments": grid.num_segments(frames, self.task)}
-        outputs = {name: value[row, : real[name]] for name, value in outputs.items()}
+    def _unpadded(self, outputs: Outputs, row: int, frames: int) -> Outputs:
+        lengths = {"frames": frames, "segments": grid.num_segments(frames, self.task)}
+        outputs = {name: value[row, : lengths[name]] for name, value in outputs.items()}
         if not all(np.isfinite(value).all() for value in outputs.values()):
-            raise UserError(f"The model in {self.workdir} gives NaN or infinity at step {self.step}: choose another "
+            raise UserError(f"The model in {self.workdir} outputs NaN or infinity at step {self.step}: choose another "
                             "--checkpoint, or train again with a smaller learning rate.")
         return outputs
 
 
 def load_model(folder: str | os.PathLike, which: str | int = "best") -> TrainedModel:
-    """The model that a training left in its workdir.
+    """Loads a trained model from its workdir.
 
     Args:
-      folder: the workdir.
+      folder: workdir of the training.
       which: "best" (lowest validation cost), "last", or a step.
 
     Raises:
-      UserError: it is not a workdir, or has no such checkpoint; or that is damaged, of another model, or holds NaN.
+      UserError: it is not a workdir, or the checkpoint is missing, damaged, from another model, or contains NaN.
     """
     with parallel.all_or_none():
         config, task, features = workdir.read(folder)
@@ -181,8 +181,8 @@ def load_model(folder: str | os.PathLike, which: str | int = "best") -> TrainedM
         model = registry.build_from(config, task)
         widths = {key: entry["width"] for key, entry in features.items()}
         if missing := [key for key in model.inputs if key not in widths]:
-            raise UserError(f"{pathlib.Path(folder) / 'features.json'} is not of this training: the model takes "
-                            f"{missing[0]!r}, which is missing there.")
+            raise UserError(f"{pathlib.Path(folder) / 'features.json'} does not belong to this training: the "
+                            f"model takes {missing[0]!r}, which is missing there.")
         shapes = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model, widths))
     variables, progress, step = checkpoint.load_weights(folder, which, shapes)
     if progress.task not in ("", task.digest):
@@ -201,13 +201,13 @@ def predict_step(variables: dict, batch: Batch, *, model: nn.Module, pooling: st
 
 
 def embed_step(variables: dict, batch: Batch, *, model: nn.Module) -> dict[str, Array]:
-    """`frames` (clip, frame, width): what the head of a model sees of each frame."""
+    """`frames` (clip, frame, width): the input of the model's head."""
     _, collections = model.apply(variables, batch["features"], batch["frame_mask"], mutable=["intermediates"])
     return {"frames": collections["intermediates"]["embeddings"][0]}
 
 
 def _groups(stream: Iterable[Clip | Unreadable], size: int) -> Iterator[list[Clip | Unreadable]]:
-    """The items in groups of `size` clips, and of whatever is unreadable between them."""
+    """Groups of `size` clips and the unreadable items between them."""
     group, clips = [], 0
     for item in stream:
         group.append(item)

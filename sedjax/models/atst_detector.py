@@ -1,4 +1,4 @@
-"""Detectors on ATST-Frame, from raw audio to frame logits: the encoder alone, and before the embedding-transformer."""
+"""Detectors from raw audio to frame logits: ATST-Frame with a head, or followed by the embedding-transformer."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -25,13 +25,13 @@ class AtstDetector(nn.Module):
     """Raw audio -> ATST-Frame on windows of 10 s -> frame logits.
 
     Attributes:
-      num_classes: C.
-      layers, drop_layers, width, feed_forward: of atst_frame.AtstFrame.
-      hop_seconds: from one window to the next, 9.6 or 4.8; where windows overlap, the mean of their tokens is taken.
+      num_classes: number of classes.
+      layers, drop_layers, width, feed_forward: sizes of the encoder, see atst_frame.AtstFrame.
+      hop_seconds: hop between windows, 9.6 or 4.8; overlapping tokens are averaged.
       head_width: hidden units of the head; 0 for a single linear layer.
-      dropout: of the head, if it has hidden units.
-      remat: as of encoder.Encoder.
-      dtype: of the computation; the log-mel is float32.
+      dropout: dropout rate of the head, if it has hidden units.
+      remat: same as in encoder.Encoder.
+      dtype: dtype of the computation; the log-mel is float32.
     """
 
     inputs: ClassVar[tuple[str, ...]] = (FEATURE,)
@@ -54,7 +54,7 @@ class AtstDetector(nn.Module):
 
     @property
     def unused_weights(self) -> tuple[str, ...]:
-        """What a file of initial weights may hold although the model has no place for it, see models.fill_weights."""
+        """Name prefixes in a file of initial weights that the model ignores, see variables.fill_weights."""
         return unused_weights(self.layers, self.drop_layers)
 
     @nn.compact
@@ -63,7 +63,7 @@ class AtstDetector(nn.Module):
         encoder = AtstFrame(self.layers, self.drop_layers, self.width, self.feed_forward, remat=self.remat,
                             dtype=self.dtype, name="atst")
         x = frame_rows(encoder, features[FEATURE], frame_mask, self.hop_seconds)
-        self.sow("intermediates", "embeddings", x)  # kept only when asked for: steps.embed_step
+        self.sow("intermediates", "embeddings", x)  # stored only on request: trained.embed_step
         return Head(self.num_classes, self.head_width, self.dropout, self.dtype, name="head")(
             x, clip_id if train else None)
 
@@ -71,13 +71,13 @@ class AtstDetector(nn.Module):
 class AtstHybrid(EmbeddingTransformer):
     """Raw audio -> ATST-Frame on windows of 10 s -> the embedding-transformer over all frames of a clip.
 
-    What the report proposes: its winner without embeddings that somebody else computed.
+    The report's proposal: its winning system, but with embeddings computed from the audio.
 
     Attributes:
-      atst_layers, atst_drop_layers, atst_width, atst_feed_forward: of atst_frame.AtstFrame.
-      hop_seconds: as for AtstDetector.
-      standardize: False; records hold no statistics of what is computed here, which ends in a norm anyway.
-      num_classes and all others: of EmbeddingTransformer.
+      atst_layers, atst_drop_layers, atst_width, atst_feed_forward: sizes of the encoder, see atst_frame.AtstFrame.
+      hop_seconds: same as in AtstDetector.
+      standardize: False; records lack statistics of these embeddings, which end in a norm anyway.
+      num_classes and all others: same as in EmbeddingTransformer.
     """
 
     inputs: ClassVar[tuple[str, ...]] = (FEATURE,)
@@ -96,7 +96,7 @@ class AtstHybrid(EmbeddingTransformer):
 
     @property
     def unused_weights(self) -> tuple[str, ...]:
-        """As of AtstDetector."""
+        """Same as in AtstDetector."""
         return unused_weights(self.atst_layers, self.atst_drop_layers)
 
     @nn.compact
@@ -110,55 +110,55 @@ class AtstHybrid(EmbeddingTransformer):
 
 def frame_rows(encoder: AtstFrame, audio: Real[Array, "clip frame sample"], frame_mask: Bool[Array, "clip frame"],
                hop_seconds: float) -> Float[Array, "clip frame width"]:
-    """What the encoder makes of each 120 ms, by absolute time: the same as extractors.AtstExtractor.
+    """The encoder's output for each frame of 120 ms, on the same time grid as extractors.AtstExtractor.
 
-    Window k begins at k x `hop_seconds`. A clip has as many as reach to the end of its real frames; those that only a
-    longer clip of the batch needs count nowhere, so padding changes nothing.
+    Window k starts at k x `hop_seconds`. Each clip uses only the windows up to the end of its real frames; those that
+    only a longer clip of the batch needs are ignored, so padding changes nothing.
 
     Args:
-      encoder: takes 250 tokens.
-      audio: 16-bit samples, or floats of that scale, 1920 a frame.
-      frame_mask: real frames, the first of each clip; after them there is silence.
-      hop_seconds: as for AtstDetector.
+      encoder: ATST-Frame for 250 tokens.
+      audio: 16-bit samples, or floats of that scale, 1920 per frame.
+      frame_mask: real frames, the first ones of each clip; the rest becomes silence.
+      hop_seconds: same as in AtstDetector.
     """
     clips, frames = frame_mask.shape
     hop = round(hop_seconds * SAMPLE_RATE_HZ)
     samples = jnp.where(frame_mask[..., None], audio.astype(jnp.float32) / FULL_SCALE, 0).reshape(clips, -1)
     count = 1 + max(ceil_div(samples.shape[1] - WINDOW_SAMPLES, hop), 0)
-    # A window is some neighbouring stretches of a hop side by side, cut at its end.
-    pieces = ceil_div(WINDOW_SAMPLES, hop)
-    stretches = count + pieces - 1
-    by_hop = jnp.pad(samples, ((0, 0), (0, stretches * hop - samples.shape[1]))).reshape(clips, stretches, hop)
-    windows = jnp.concatenate([by_hop[:, i : i + count] for i in range(pieces)], axis=-1)[..., :WINDOW_SAMPLES]
+    # A window is a few consecutive hops, truncated to its length.
+    hops_per_window = ceil_div(WINDOW_SAMPLES, hop)
+    hops = count + hops_per_window - 1
+    by_hop = jnp.pad(samples, ((0, 0), (0, hops * hop - samples.shape[1]))).reshape(clips, hops, hop)
+    windows = jnp.concatenate([by_hop[:, i : i + count] for i in range(hops_per_window)], axis=-1)[..., :WINDOW_SAMPLES]
     windows = windows.reshape(clips * count, WINDOW_SAMPLES)
     tokens = encoder(atst_log_mel(windows, jnp.ones(windows.shape, bool))[0])
     tokens = tokens.reshape(clips, count, WINDOW_TOKENS, tokens.shape[-1])
 
-    ends_before = hop * (jnp.arange(count) - 1) + WINDOW_SAMPLES  # where the window before ends
-    used = (ends_before[None] < FRAME_SAMPLES * frame_mask.sum(1)[:, None]) | (jnp.arange(count) == 0)[None]
+    previous_ends = hop * (jnp.arange(count) - 1) + WINDOW_SAMPLES  # end of the previous window
+    used = (previous_ends[None] < FRAME_SAMPLES * frame_mask.sum(1)[:, None]) | (jnp.arange(count) == 0)[None]
     weight = jnp.broadcast_to(used[..., None, None], (clips, count, WINDOW_TOKENS, 1)).astype(jnp.float32)
 
     def overlap(x: Array) -> Array:
-        """The sum of windows (clip, window, token, column), each where it belongs: (clip, token, column)."""
+        """Overlap-add of windows (clip, window, token, column) -> (clip, token, column)."""
         hop_tokens = hop // TOKEN_SAMPLES
-        x = jnp.pad(x, ((0, 0), (0, 0), (0, pieces * hop_tokens - WINDOW_TOKENS), (0, 0)))
-        x = x.reshape(clips, count, pieces, hop_tokens, -1)
-        placed = [jnp.pad(x[:, :, i], ((0, 0), (i, pieces - 1 - i), (0, 0), (0, 0))) for i in range(pieces)]
-        return sum(placed).reshape(clips, stretches * hop_tokens, -1)
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, hops_per_window * hop_tokens - WINDOW_TOKENS), (0, 0)))
+        x = x.reshape(clips, count, hops_per_window, hop_tokens, -1)
+        placed = [jnp.pad(x[:, :, i], ((0, 0), (i, hops_per_window - 1 - i), (0, 0), (0, 0)))
+                  for i in range(hops_per_window)]
+        return sum(placed).reshape(clips, hops * hop_tokens, -1)
 
     mean = overlap(tokens * weight) / jnp.maximum(overlap(weight), 1)
     return mean.reshape(clips, -1, TOKENS_PER_FRAME, mean.shape[-1])[:, :frames].mean(axis=2)
 
 
 def require_sizes(layers: int, drop_layers: int, width: int, prefix: str) -> None:
-    """Raises UserError, with the keys after `prefix`, for an encoder that cannot be."""
+    """Raises UserError for impossible sizes of the encoder; `prefix` starts the config keys in the message."""
     if width % HEAD_SIZE:
-        raise UserError(f"{prefix}width must be a multiple of {HEAD_SIZE}, the size of a head of ATST-Frame, not "
-                        f"{width}.")
+        raise UserError(f"{prefix}width must be a multiple of {HEAD_SIZE}, the size of an attention head, not {width}.")
     if drop_layers >= layers:
-        raise UserError(f"{prefix}drop_layers = {drop_layers} of {prefix}layers = {layers} cannot be dropped.")
+        raise UserError(f"{prefix}drop_layers = {drop_layers} must be less than {prefix}layers = {layers}.")
 
 
 def unused_weights(layers: int, drop_layers: int) -> tuple[str, ...]:
-    """Parts of the file of a whole ATST-Frame that a detector leaves out: the strong head and dropped layers."""
+    """Name prefixes in a file of the full ATST-Frame that a detector ignores: the strong head and dropped layers."""
     return ("params/strong_head/", *(f"params/atst/block_{i}/" for i in range(layers - drop_layers, layers)))

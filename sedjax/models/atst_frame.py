@@ -1,4 +1,4 @@
-"""ATST-Frame (Li et al. 2023) as PretrainedSED trains it: audio -> a vector for each 40 ms (SPEC section 6)."""
+"""ATST-Frame (Li et al. 2023) as trained by PretrainedSED: audio -> one vector per 40 ms (SPEC section 6)."""
 
 import os
 import re
@@ -20,9 +20,9 @@ from sedjax.models.variables import fill_weights
 WINDOW_SAMPLES = 10 * SAMPLE_RATE_HZ
 TOKEN_SAMPLES = 640  # 40 ms
 TOKENS_PER_FRAME = FRAME_SAMPLES // TOKEN_SAMPLES
-PATCH_FRAMES = 4  # of log-mel
+PATCH_FRAMES = 4  # log-mel frames
 HEAD_SIZE = 64
-STRONG_CLASSES = 447  # of AudioSet Strong
+STRONG_CLASSES = 447  # AudioSet Strong
 
 
 class Block(nn.Module):
@@ -47,18 +47,18 @@ class Block(nn.Module):
 
 
 class AtstFrame(nn.Module):
-    """Log-mel of frontend.atst_log_mel -> tokens of 40 ms; the defaults have 85,419,264 parameters.
+    """Log-mel of frontend.atst_log_mel -> tokens of 40 ms; 85,419,264 parameters at the default sizes.
 
-    It was trained on windows of 10 s, shorter sounds followed by silence, and sees that silence: there is no mask.
+    It was trained on windows of 10 s, with silence after shorter recordings, and attends to that silence: no mask.
 
     Attributes:
-      layers: of the transformer.
-      drop_layers: how many of the last of them are left out; parameters that are given for them are not used.
-      width: a multiple of 64, the size of a head.
+      layers: number of transformer layers.
+      drop_layers: number of last layers to leave out; parameters for them are ignored.
+      width: columns of a token, a multiple of 64, the size of a head.
       feed_forward: hidden units of a layer.
-      tokens: at most, rows of the position table but one.
-      remat: as of encoder.Encoder.
-      dtype: of the computation; parameters and norms are float32.
+      tokens: largest number of tokens, one less than the rows of the position table.
+      remat: same as in encoder.Encoder.
+      dtype: dtype of the computation; parameters and norms are float32.
     """
 
     layers: int = 12
@@ -74,15 +74,15 @@ class AtstFrame(nn.Module):
         clips, frames, bands = mel.shape
         tokens = (frames - 1) // PATCH_FRAMES  # the last frame is centred on the end of the recording
         if tokens > self.tokens:
-            raise UserError(f"ATST-Frame takes {self.tokens} tokens of 40 ms at most, not {tokens}: cut the recording "
-                            "into windows.")
-        # Stands for what is hidden in pretraining; checkpoints hold it.
+            raise UserError(f"ATST-Frame takes at most {self.tokens} tokens of 40 ms, not {tokens}: split the "
+                            "recording into windows.")
+        # Replaces masked patches in pretraining; unused here, but checkpoints hold it.
         self.param("mask_embed", nn.initializers.normal(POSITION_STD), (1, 1, self.width))
         positions = self.param("pos_embed", nn.initializers.normal(POSITION_STD), (1, self.tokens + 1, self.width))
         patches = mel[:, : tokens * PATCH_FRAMES].reshape(clips, tokens, PATCH_FRAMES, bands)
         patches = jnp.swapaxes(patches, 2, 3).reshape(clips, tokens, bands * PATCH_FRAMES)
         x = Dense(self.width, dtype=self.dtype, name="patch_embed")(patches.astype(self.dtype))
-        x = x + positions[:, 1 : tokens + 1].astype(self.dtype)  # position 0 was meant for a class token
+        x = x + positions[:, 1 : tokens + 1].astype(self.dtype)  # position 0 is for a class token
         block = nn.remat(Block) if self.remat else Block
         for i in range(self.layers - self.drop_layers):
             x = block(self.width // HEAD_SIZE, self.feed_forward, self.dtype, name=f"block_{i}")(x)
@@ -90,7 +90,7 @@ class AtstFrame(nn.Module):
 
 
 class StrongHead(nn.Module):
-    """Logits of the 447 classes of AudioSet Strong for each token, as PretrainedSED's checkpoints have it."""
+    """Logits of the 447 classes of AudioSet Strong for each token, as in PretrainedSED's checkpoints."""
 
     num_classes: int = STRONG_CLASSES
 
@@ -100,14 +100,14 @@ class StrongHead(nn.Module):
 
 
 def encode(model: AtstFrame, params: dict, audio: Float[Array, "clip sample"]) -> Float[Array, "clip token width"]:
-    """What ATST-Frame makes of windows of 10 s at 16 kHz; after the end of a recording there is silence."""
+    """Tokens of windows of 10 s at 16 kHz; pad the end of a recording with silence."""
     return model.apply({"params": params}, atst_log_mel(audio, jnp.ones(audio.shape, bool))[0])
 
 
 def load(path: str | os.PathLike, drop_layers: int = 0) -> tuple[AtstFrame, dict]:
-    """The encoder in a file that data_prep.import_weights wrote, of the size that it has there.
+    """Loads the encoder, with its sizes, from a file of data_prep.import_weights.
 
-    Raises UserError if there is none, or it is not whole.
+    Raises UserError if the file does not hold a complete ATST-Frame.
     """
     shapes = npz_shapes(path)
     blocks = {match[1] for name in shapes if (match := re.match(r"params/atst/block_(\d+)/", name))}
@@ -115,13 +115,13 @@ def load(path: str | os.PathLike, drop_layers: int = 0) -> tuple[AtstFrame, dict
         "pos_embed", "block_0/fc1/bias", "patch_embed/kernel"))
     ranks = [len(shape) for shape in (positions, hidden, kernel)]
     if ranks != [3, 1, 2] or positions[2] < HEAD_SIZE or hidden[0] < 1 or kernel[0] < PATCH_FRAMES:
-        raise UserError(f"{path} does not hold an ATST-Frame: make it with data_prep.import_weights.")
+        raise UserError(f"{path} does not hold an ATST-Frame: create it with data_prep.import_weights.")
     model = AtstFrame(len(blocks), drop_layers, positions[2], hidden[0], positions[1] - 1)
     if not 0 <= drop_layers < len(blocks):
         raise UserError(f"ATST-Frame in {path} has {len(blocks)} layers: {drop_layers} of them cannot be dropped.")
     bands = kernel[0] // PATCH_FRAMES
-    whole = jax.eval_shape(model.clone(drop_layers=0).init, jax.random.key(0), jnp.zeros((1, 1 + PATCH_FRAMES, bands)))
-    variables = {"params": {"atst": whole["params"]}}
+    full = jax.eval_shape(model.clone(drop_layers=0).init, jax.random.key(0), jnp.zeros((1, 1 + PATCH_FRAMES, bands)))
+    variables = {"params": {"atst": full["params"]}}
     if any(name.startswith("params/strong_head/") for name in shapes):
         head = jax.eval_shape(StrongHead().init, jax.random.key(0), jnp.zeros((1, 1, model.width)))
         variables["params"] |= head["params"]

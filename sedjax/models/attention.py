@@ -1,8 +1,8 @@
-"""Multi-head self-attention over real frames (Vaswani et al. 2017), by what suits the platform it is compiled for.
+"""Multi-head self-attention over real frames (Vaswani et al. 2017), with an implementation for each platform.
 
-The numbers are the same within rounding. What differs is whether the weights, frames x frames of each clip and head,
-pass through memory: not on a TPU, where a kernel keeps them on the chip; on a GPU only if some are dropped, as cuDNN's
-kernel cannot do that by clip. They are kept for the backward pass: to compute them again moves more bytes on a GPU.
+Results agree within rounding. The implementations differ in whether the attention weights, frames x frames for each
+clip and head, pass through memory: never on a TPU, where a kernel keeps them on the chip; on a GPU only with dropout,
+as cuDNN's kernel cannot drop by clip. They are kept for the backward pass: recomputing them moves more bytes on a GPU.
 """
 
 import functools
@@ -21,14 +21,14 @@ HALF = (jnp.bfloat16, jnp.float16)
 def self_attention(qkv: Float[Array, "clip frame column"], frame_mask: Bool[Array, "clip frame"], heads: int,
                    seeds: UInt[Array, "clip 2"] | None = None,
                    rate: float = 0.0) -> Float[Array, "clip frame width"]:
-    """What each frame takes from the real frames of its clip; finite where a clip has none.
+    """Attends from each frame to the real frames of its clip; finite even for a clip without real frames.
 
     Args:
-      qkv: queries, keys and values side by side, each of `heads` x the size of a head.
+      qkv: queries, keys and values, concatenated; each has `heads` x head size columns.
       frame_mask: real frames.
-      heads: how many.
-      seeds: of dropout.clip_seeds, for dropping weights; None drops nothing.
-      rate: share of the weights that are dropped.
+      heads: number of heads.
+      seeds: seeds from dropout.clip_seeds for dropout on the weights; None for no dropout.
+      rate: dropout rate.
     """
     rate = 0.0 if seeds is None else rate
     seeds = jnp.zeros((len(qkv), 2), jnp.uint32) if seeds is None else seeds
@@ -42,15 +42,15 @@ def self_attention(qkv: Float[Array, "clip frame column"], frame_mask: Bool[Arra
 
 def by_xla(qkv: Float[Array, "clip frame column"], frame_mask: Bool[Array, "clip frame"],
            heads: int) -> Float[Array, "clip frame width"]:
-    """The same without any kernel, for comparison."""
+    """self_attention without any kernel or dropout, for comparison."""
     return _plain(qkv, frame_mask, jnp.zeros((len(qkv), 2), jnp.uint32), heads=heads, rate=0.0)
 
 
 def _plain(qkv: Array, frame_mask: Array, seeds: Array, *, heads: int, rate: float) -> Array:
-    # Heads before frames: XLA on a CPU takes up to twice as long for products whose matrices do not lie in one piece.
+    # Heads before frames: XLA on a CPU takes up to twice as long for products of matrices that are not contiguous.
     query, key, value = jnp.swapaxes(_split(qkv, heads), 2, 3)
     scores = jnp.einsum("bhqd,bhkd->bhqk", query * query.shape[-1] ** -0.5, key, preferred_element_type=jnp.float32)
-    # A clip that is all padding has no real key: the finite minimum keeps its softmax and gradients finite.
+    # A clip of padding has no real key: the finite minimum keeps its softmax and gradients finite.
     scores = jnp.where(frame_mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores).astype(qkv.dtype)
     if rate:
@@ -62,13 +62,13 @@ def _plain(qkv: Array, frame_mask: Array, seeds: Array, *, heads: int, rate: flo
 
 
 def _cudnn(qkv: Array, frame_mask: Array, seeds: Array, *, heads: int) -> Array:
-    """By cuDNN's fused kernel, where there is one for this precision and size of heads."""
+    """cuDNN's fused kernel, if it supports this precision and head size; otherwise the plain implementation."""
     if qkv.dtype in HALF:
         query, key, value = _split(qkv, heads)
         frames = frame_mask.shape[1]
-        whole = jnp.broadcast_to(frame_mask[:, None, None, :], (len(qkv), 1, frames, frames))
+        mask = jnp.broadcast_to(frame_mask[:, None, None, :], (len(qkv), 1, frames, frames))
         try:
-            mixed = jax.nn.dot_product_attention(query, key, value, mask=whole, implementation="cudnn")
+            mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
             return mixed.reshape(*qkv.shape[:2], -1)
         except (NotImplementedError, RuntimeError, ValueError):  # cuDNN is missing or too old, or the head too wide
             pass

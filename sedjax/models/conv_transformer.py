@@ -20,7 +20,7 @@ Channels = Annotated[int, Field(ge=1, le=4_096)]
 
 
 class ConvStem(nn.Module):
-    """Convolutions that keep time and halve frequency, with ReLU."""
+    """Convolutions with ReLU that keep all frames and halve the frequency axis."""
 
     channels: tuple[int, ...]
     dtype: DTypeLike = jnp.float32
@@ -29,7 +29,7 @@ class ConvStem(nn.Module):
     def __call__(self, x: Float[Array, "clip frame band channel"], frame_mask: Bool[Array, "clip frame"],
                  train: bool) -> Float[Array, "clip frame _ _"]:
         for i, channels in enumerate(self.channels, start=1):
-            # A convolution reaches over the end of a clip: padding must look like the zeros beyond the batch.
+            # A convolution reaches past the end of a clip: padding must look like the zeros beyond the batch.
             x = jnp.where(frame_mask[:, :, None, None], x, 0)
             x = nn.relu(nn.Conv(channels, (3, 3), strides=(1, 2), dtype=self.dtype, kernel_init=KERNEL_INIT,
                                 name=f"conv{i}")(x))
@@ -37,21 +37,21 @@ class ConvStem(nn.Module):
 
 
 class ConvTransformer(nn.Module):
-    """Mel spectrogram -> convolutions that keep time and shrink frequency -> transformer encoder -> frame logits.
+    """Mel spectrogram -> stem that keeps all frames and reduces frequency -> transformer encoder -> frame logits.
 
     Attributes:
-      num_classes: C.
+      num_classes: number of classes.
       stem: "conv" for two convolutions, "resnet34" for a ResNet-34 without its classifier.
-      channels: of the two convolutions.
+      channels: output channels of the two convolutions.
       resnet_width: channels of the ResNet's first stage; 64 as published.
-      log_scale: take the level in decibels of the linear power that the records hold.
-      mfcc: numbers of the MFCC that are further input; none if empty.
-      mfcc_as: "bands" appends them on the frequency axis, "channels" spreads each over all bands of its own channel.
-      standardize: normalise each band by the statistics of the training frames.
-      time_masks, time_mask_frames, time_mask_share, band_masks, band_mask_width: of augment.spec_augment, in training.
-      width, heads, layers, feed_forward, dropout, positions, norm, remat: of the encoder.
+      log_scale: whether to convert the power in the records to decibels.
+      mfcc: indices of the MFCC used as additional input; none if empty.
+      mfcc_as: "bands" appends them on the frequency axis, "channels" repeats each over all bands of its own channel.
+      standardize: whether to normalise each band by the statistics of the training frames.
+      time_masks, time_mask_frames, time_mask_share, band_masks, band_mask_width: training arguments of spec_augment.
+      width, heads, layers, feed_forward, dropout, positions, norm, remat: arguments of encoder.Encoder.
       head_width: hidden units of the head; 0 for a single linear layer.
-      dtype: of the computation.
+      dtype: dtype of the computation.
     """
 
     num_classes: int
@@ -93,12 +93,12 @@ class ConvTransformer(nn.Module):
         x = Dense(self.width, dtype=self.dtype, name="proj")(x.reshape(*x.shape[:2], -1))
         x = Encoder(self.layers, self.heads, self.feed_forward, self.dropout, self.positions, self.norm, self.remat,
                     self.dtype, name="encoder")(x, frame_mask, clip_id)
-        self.sow("intermediates", "embeddings", x)  # kept only when asked for: steps.embed_step
+        self.sow("intermediates", "embeddings", x)  # stored only on request: trained.embed_step
         return Head(self.num_classes, self.head_width, self.dropout, self.dtype, name="head")(x, clip_id)
 
     def _image(self, features: dict[str, Float[Array, "clip frame _"]], frame_mask: Bool[Array, "clip frame"],
                clip_id: Int[Array, "clip"] | None) -> Float[Array, "clip frame band channel"]:
-        """The mel spectrogram, augmented in training, and beside it the MFCC."""
+        """The mel spectrogram, augmented in training, combined with the MFCC."""
         x = features["melspectrogram"].astype(jnp.float32)
         if self.log_scale:
             x = power_to_db(x)
@@ -112,7 +112,7 @@ class ConvTransformer(nn.Module):
             return x[..., None]
         mfcc = features["mfcc"].astype(jnp.float32)
         if not all(0 <= number < mfcc.shape[-1] for number in self.mfcc):
-            raise UserError(f"model.mfcc = {self.mfcc}: the records hold the MFCC 0 to {mfcc.shape[-1] - 1}.")
+            raise UserError(f"model.mfcc = {self.mfcc}: the records have only MFCC 0 to {mfcc.shape[-1] - 1}.")
         if self.standardize:
             mfcc = standardize(self, "mfcc", mfcc)
         mfcc = mfcc[..., np.array(self.mfcc)]
@@ -123,5 +123,5 @@ class ConvTransformer(nn.Module):
 
 
 def level_key(key: str, log_scale: bool) -> str:
-    """The name under which the statistics of a power, or of its level, are kept."""
+    """The key of the statistics of a power feature, or of its level in decibels."""
     return f"{key}_level" if log_scale else key

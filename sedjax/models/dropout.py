@@ -1,4 +1,4 @@
-"""Dropout whose mask depends on the clip and not on its place in the batch (Srivastava et al. 2014)."""
+"""Dropout whose mask depends on the clip, not on its position in the batch (Srivastava et al. 2014)."""
 
 import jax
 import jax.numpy as jnp
@@ -7,22 +7,22 @@ from jaxtyping import Array, Bool, Int, Key, UInt
 
 
 def clip_seeds(key: Key[Array, ""], clip_id: Int[Array, "clip"]) -> UInt[Array, "clip 2"]:
-    """Two words of seed for each clip."""
+    """Two 32-bit seeds for each clip."""
     words = jax.random.key_data(jax.vmap(jax.random.fold_in, (None, 0))(key, clip_id))
     return jnp.stack([words[:, 0], words[:, -1]], axis=1)
 
 
 def kept(entry: UInt[Array, "..."], first: UInt[Array, "..."], second: UInt[Array, "..."],
          rate: float) -> Bool[Array, "..."]:
-    """Whether an entry of a clip is kept.
+    """Whether each entry of a clip is kept.
 
     A cipher for every entry, as in jax.random.bits, takes up to a tenth of a training step on a CPU; a hash of the
-    entry's number, keyed by a cipher once a clip, fuses with the multiplication and is random enough to drop units.
+    entry's index, keyed by one cipher per clip, fuses with the multiplication and is random enough for dropout.
 
     Args:
-      entry: its number within the clip.
-      first, second: words of clip_seeds.
-      rate: share of entries that are dropped.
+      entry: index of the entry within the clip.
+      first, second: the two seeds of clip_seeds.
+      rate: dropout rate.
     """
     return _mix(_mix(entry ^ first) ^ second) >= np.uint32(rate * 2**32)
 

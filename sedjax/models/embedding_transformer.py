@@ -13,7 +13,7 @@ from sedjax.models.encoder import KERNEL_INIT, BatchNorm, Dense, Encoder, Head, 
 
 
 class DepthwiseConv(nn.Module):
-    """A convolution over time of `size` frames, each column on its own, without bias."""
+    """A depthwise convolution over `size` frames, without bias."""
 
     size: int
     dtype: DTypeLike = jnp.float32
@@ -22,13 +22,13 @@ class DepthwiseConv(nn.Module):
     def __call__(self, x: Float[Array, "clip frame column"]) -> Float[Array, "clip frame column"]:
         frames, columns = x.shape[1:]
         kernel = self.param("kernel", KERNEL_INIT, (self.size, 1, columns)).astype(self.dtype)
-        # A sum of shifted products: a step of XLA's grouped convolution takes eight times as long on a CPU.
+        # A sum of shifted products: with XLA's grouped convolution a step takes eight times as long on a CPU.
         padded = jnp.pad(x.astype(self.dtype), ((0, 0), ((self.size - 1) // 2, self.size // 2), (0, 0)))
         return sum(padded[:, i : i + frames] * kernel[None, i] for i in range(self.size))
 
 
 class DepthwiseStem(nn.Module):
-    """Convolutions over time, each column on its own, with batch norm and ReLU; then a linear layer."""
+    """Depthwise convolutions over time with batch norm and ReLU, then a linear layer."""
 
     width: int
     kernels: tuple[int, ...]
@@ -38,25 +38,25 @@ class DepthwiseStem(nn.Module):
     def __call__(self, x: Float[Array, "clip frame column"], frame_mask: Bool[Array, "clip frame"],
                  train: bool) -> Float[Array, "clip frame width"]:
         for i, size in enumerate(self.kernels, start=1):
-            x = jnp.where(frame_mask[..., None], x, 0)  # a convolution reaches over the end of a clip
+            x = jnp.where(frame_mask[..., None], x, 0)  # a convolution reaches past the end of a clip
             x = DepthwiseConv(size, self.dtype, name=f"conv{i}")(x)
             x = nn.relu(BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, frame_mask, train))
         return Dense(self.width, dtype=self.dtype, name="proj")(x)
 
 
 class EmbeddingTransformer(nn.Module):
-    """Embeddings of frames -> two linear layers, or convolutions -> transformer encoder -> frame logits.
+    """Frame embeddings -> two linear layers, or convolutions -> transformer encoder -> frame logits.
 
     The defaults are the report's final model: 40,821,514 parameters for 768 columns, 10 classes and 5000 positions.
 
     Attributes:
-      num_classes: C.
+      num_classes: number of classes.
       stem: "linear" for two linear layers with GELU, "conv" for depthwise convolutions over time.
-      kernels: frames that each of these convolutions sees.
-      width, heads, layers, feed_forward, dropout, positions, norm, remat: of the encoder.
+      kernels: kernel sizes of the depthwise convolutions, in frames.
+      width, heads, layers, feed_forward, dropout, positions, norm, remat: arguments of encoder.Encoder.
       head_width: hidden units of the head; 0 for a single linear layer.
-      standardize: normalise the embeddings by the statistics of the training frames.
-      dtype: of the computation.
+      standardize: whether to normalise the embeddings by the statistics of the training frames.
+      dtype: dtype of the computation.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("embeddings",)
@@ -91,5 +91,5 @@ class EmbeddingTransformer(nn.Module):
             x = Dense(self.width, dtype=self.dtype, name="proj2")(x)
         x = Encoder(self.layers, self.heads, self.feed_forward, self.dropout, self.positions, self.norm, self.remat,
                     self.dtype, name="encoder")(x, frame_mask, clip_id)
-        self.sow("intermediates", "embeddings", x)  # kept only when asked for: steps.embed_step
+        self.sow("intermediates", "embeddings", x)  # stored only on request: trained.embed_step
         return Head(self.num_classes, self.head_width, self.dropout, self.dtype, name="head")(x, clip_id)

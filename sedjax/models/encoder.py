@@ -1,4 +1,4 @@
-"""What the models share: dropout by clip, attention over real frames, the transformer encoder, the classifier head."""
+"""Layers shared by the models: dropout by clip, attention over real frames, transformer encoder, classifier head."""
 
 import functools
 from collections.abc import Callable
@@ -15,15 +15,14 @@ from sedjax.models.attention import self_attention
 from sedjax.models.dropout import clip_seeds, kept
 
 POSITION_STD = 0.02
-# PyTorch's rule for linear layers and convolutions, which the report's systems start from: U(+-1 / sqrt(fan_in)).
+# PyTorch's initialisation of linear layers and convolutions, as in the report's systems: U(+-1 / sqrt(fan_in)).
 KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def by_rows(x: Array, kernel: Array, dimension_numbers, **kwargs) -> Array:
-    """x @ kernel of a linear layer as one product of two matrices.
+    """The product x @ kernel of a linear layer, with clips and frames merged into one axis.
 
-    With the axes of clips and frames apart, XLA on a CPU copies the transposed gradients of each layer before it
-    multiplies: a tenth of a training step.
+    With separate axes, XLA on a CPU first copies the transposed gradients of each layer: a tenth of a training step.
     """
     product = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **kwargs)
     return product.reshape(*x.shape[:-1], kernel.shape[-1])
@@ -38,7 +37,7 @@ def gelu(x: Array) -> Array:
 
 
 class Dropout(nn.Module):
-    """Inverted dropout whose mask is a function of (module, step key, clip), not of the place of a clip in the batch.
+    """Inverted dropout whose mask is a function of (module, step key, clip), not of a clip's position in the batch.
 
     So it is the same on one device and on eight, under jit and under pmap.
     """
@@ -46,11 +45,11 @@ class Dropout(nn.Module):
     rate: float
 
     def seeds(self, clip_id: Int[Array, "clip"] | None) -> UInt[Array, "clip 2"] | None:
-        """What the mask of each clip follows from; None if nothing is dropped, as in evaluation (no `clip_id`)."""
+        """Seeds of the mask of each clip; None if nothing is dropped, as in evaluation (no `clip_id`)."""
         return None if clip_id is None or self.rate == 0 else clip_seeds(self.make_rng("dropout"), clip_id)
 
     def __call__(self, x: Float[Array, "clip ..."], clip_id: Int[Array, "clip"] | None) -> Float[Array, "clip ..."]:
-        """Drops entries of `x`; `clip_id` None means evaluation: nothing is dropped."""
+        """Drops entries of `x`; with `clip_id` None (evaluation), nothing is dropped."""
         seeds = self.seeds(clip_id)
         if seeds is None:
             return x
@@ -60,15 +59,15 @@ class Dropout(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over real frames (Ioffe and Szegedy 2015): padding changes no statistic.
+    """Batch normalisation over real frames (Ioffe and Szegedy 2015): padding does not affect the statistics.
 
     In training the statistics are those of the global batch, so they do not depend on the number of devices, nor on
-    jit or pmap. As in PyTorch, the variance that is kept for evaluation is the unbiased one.
+    jit or pmap. As in PyTorch, the running variance for evaluation is unbiased.
 
     Attributes:
-      momentum: share of the running statistics that a step keeps.
-      epsilon: added to the variance.
-      dtype: of the result; statistics are float32.
+      momentum: share of the running statistics kept at each step.
+      epsilon: constant added to the variance.
+      dtype: dtype of the result; statistics are float32.
     """
 
     momentum: float = 0.9
@@ -84,30 +83,30 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
         mean, var = running_mean.value, running_var.value
-        axes, each = range(x.ndim - 1), (1,) * (x.ndim - 1) + shape
+        axes, broadcast = range(x.ndim - 1), (1,) * (x.ndim - 1) + shape
         if train:
             real = frame_mask.reshape(*frame_mask.shape, *[1] * (x.ndim - 2))
             frames = global_sum(frame_mask.sum(dtype=jnp.float32))
             count = jnp.maximum(frames * (x[0, 0].size // x.shape[-1]), 1)
             mean = global_sum(jnp.where(real, x.astype(jnp.float32), 0).sum(axes)) / count
-            spread = jnp.where(real, (x.astype(jnp.float32) - mean.reshape(each)) ** 2, 0)
+            spread = jnp.where(real, (x.astype(jnp.float32) - mean.reshape(broadcast)) ** 2, 0)
             var = global_sum(spread.sum(axes)) / count
             if not self.is_initializing():
-                kept = jnp.where(frames > 0, self.momentum, 1.0)  # a batch of padding teaches nothing
+                momentum = jnp.where(frames > 0, self.momentum, 1.0)  # padding alone has no statistics
                 unbiased = var * count / jnp.maximum(count - 1, 1)
-                running_mean.value = kept * running_mean.value + (1 - kept) * mean
-                running_var.value = kept * running_var.value + (1 - kept) * unbiased
+                running_mean.value = momentum * running_mean.value + (1 - momentum) * mean
+                running_var.value = momentum * running_var.value + (1 - momentum) * unbiased
         factor = scale / jnp.sqrt(var + self.epsilon)
-        return (x * factor.reshape(each) + (bias - mean * factor).reshape(each)).astype(self.dtype)
+        return (x * factor.reshape(broadcast) + (bias - mean * factor).reshape(broadcast)).astype(self.dtype)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention in which no frame sees padding (Vaswani et al. 2017).
+    """Multi-head self-attention over real frames only (Vaswani et al. 2017).
 
     Attributes:
-      heads: must divide the width.
-      dropout: rate on the attention weights.
-      dtype: of the matrix products; the softmax is float32.
+      heads: number of heads; must divide the width.
+      dropout: dropout rate on the attention weights.
+      dtype: dtype of the matrix products; the softmax is float32.
     """
 
     heads: int
@@ -125,7 +124,7 @@ class Attention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """One transformer layer: attention and a ReLU feed-forward, the norm after (post) or before (pre) each."""
+    """One transformer layer: attention and a ReLU feed-forward block, with the norm after (post) or before (pre)."""
 
     heads: int
     feed_forward: int
@@ -156,11 +155,12 @@ class Encoder(nn.Module):
     """Learned positions and a stack of transformer layers over frames.
 
     Attributes:
-      layers, heads, feed_forward, dropout: sizes; `heads` must divide the width.
+      layers, heads, feed_forward: number of layers, heads (must divide the width), and hidden units of a layer.
+      dropout: dropout rate.
       positions: rows of the learned position table; 0 for none.
-      norm: "post", as in the report, or "pre", with one more norm at the end.
-      remat: keep only what is between the layers, and compute the rest once more in the backward pass.
-      dtype: of the computation; parameters and norms are float32.
+      norm: "post", as in the report, or "pre", with a final norm at the end.
+      remat: whether to keep only the inputs of each layer and recompute the rest in the backward pass.
+      dtype: dtype of the computation; parameters and norms are float32.
     """
 
     layers: int
@@ -190,7 +190,7 @@ class Encoder(nn.Module):
 
 
 class Head(nn.Module):
-    """Frame logits: Linear, or Linear - GELU - dropout - Linear if `hidden` is not 0. Always float32 at the end."""
+    """Frame logits: Linear, or Linear - GELU - dropout - Linear if `hidden` is not 0. The last layer is float32."""
 
     num_classes: int
     hidden: int
@@ -207,9 +207,9 @@ class Head(nn.Module):
 
 
 def standardize(module: nn.Module, key: str, x: Float[Array, "clip frame band"]) -> Float[Array, "clip frame band"]:
-    """Subtracts the training mean of feature `key` and divides by its deviation, column by column.
+    """Subtracts the training mean of feature `key` and divides by its standard deviation, column by column.
 
-    They are variables of the collection "statistics", so every checkpoint holds them; models.statistics fills them.
+    Both are variables of the collection "statistics", so checkpoints hold them; variables.fill_statistics sets them.
     """
     mean = module.variable("statistics", f"{key}_mean", jnp.zeros, x.shape[-1:])
     std = module.variable("statistics", f"{key}_std", jnp.ones, x.shape[-1:])

@@ -12,7 +12,7 @@ class Naive(nn.Module):
     """The share of training frames in which a class is active, as its probability in every frame.
 
     Attributes:
-      num_classes: C.
+      num_classes: number of classes.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ()

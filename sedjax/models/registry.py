@@ -1,4 +1,4 @@
-"""The models by name, and what all of them need: construction from a config, statistics, a table of parameters."""
+"""The models by name: default fields, checks of configured fields, and construction from a config."""
 
 import dataclasses
 import logging
@@ -17,45 +17,45 @@ from sedjax.models.naive import Naive
 MODELS = {"atst_frame": AtstDetector, "atst_hybrid": AtstHybrid, "conv_transformer": ConvTransformer,
           "embedding_transformer": EmbeddingTransformer, "naive": Naive}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-NOT_IN_CONFIG = ("num_classes", "dtype", "parent", "name")  # the task, the precision and flax give these
-MAX_PARAMETERS = 2_000_000_000  # of an encoder: 8 GB, and twice as much for the moments of Adam
+NOT_IN_CONFIG = ("num_classes", "dtype", "parent", "name")  # set by the task, the precision and flax
+MAX_PARAMETERS = 2_000_000_000  # per encoder: 8 GB, and twice as much for Adam's moments
 
 log = logging.getLogger("sedjax")
 
 
 def default_fields(name: str) -> dict:
-    """The configurable fields of a model and their defaults."""
+    """The configurable fields of a model, with their defaults."""
     return {field.name: field.default for field in dataclasses.fields(_model(name)) if field.name not in NOT_IN_CONFIG}
 
 
 def check_fields(fields: dict) -> dict:
-    """`name` and all configurable fields of a model, from those that a config gives.
+    """`name` and all configurable fields of a model; fields that the config does not set get their defaults.
 
-    Raises UserError for a field that the model does not have, or a value that it cannot take.
+    Raises UserError for a field that the model lacks, or an invalid value.
     """
     name = fields["name"]
     if not isinstance(name, str):
         raise UserError(f"model.name must be one of {', '.join(sorted(MODELS))}, not {bounds.shown(name)}.")
-    given = {key: value for key, value in fields.items() if key != "name"}
-    return {"name": name, **bounds.check(_model(name), given, "model.", without=NOT_IN_CONFIG)}
+    values = {key: value for key, value in fields.items() if key != "name"}
+    return {"name": name, **bounds.check(_model(name), values, "model.", without=NOT_IN_CONFIG)}
 
 
 def has_pretrained_encoder(name: str) -> bool:
-    """Whether optimizer.layer_decay and optimizer.frozen mean something for a model: its parameters `atst`."""
+    """Whether a model has a pretrained encoder (`atst`), to which optimizer.layer_decay and optimizer.frozen apply."""
     return hasattr(_model(name), "pretrained")
 
 
 def build(name: str, fields: dict, num_classes: int, precision: str = "float32") -> nn.Module:
-    """The model `name` with the given fields. Raises UserError for sizes that do not fit together."""
+    """The model `name` with the given fields. Raises UserError for incompatible sizes."""
     if fields.get("heads") and fields["width"] % fields["heads"]:
-        raise UserError(f"model.width = {fields['width']} cannot be divided by model.heads = {fields['heads']}.")
+        raise UserError(f"model.width = {fields['width']} must be divisible by model.heads = {fields['heads']}.")
     for prefix in ("", "atst_"):
         width, layers, hidden = (fields.get(f"{prefix}{key}", 0) for key in ("width", "layers", "feed_forward"))
         size = layers * width * (4 * width + 2 * hidden) + fields.get("positions", 0) * width
         if size > MAX_PARAMETERS:
             raise UserError(f"model.{prefix}width = {width} with model.{prefix}layers = {layers} and "
-                            f"model.{prefix}feed_forward = {hidden} makes about {size:,} parameters; at most "
-                            f"{MAX_PARAMETERS:,} are possible.")
+                            f"model.{prefix}feed_forward = {hidden} gives about {size:,} parameters; the limit is "
+                            f"{MAX_PARAMETERS:,}.")
     if "dtype" in {field.name for field in dataclasses.fields(_model(name))}:
         fields = {**fields, "dtype": DTYPES[precision]}
     return _model(name)(num_classes=num_classes, **fields)

@@ -7,18 +7,18 @@ from jaxtyping import Array, Bool, Float
 
 from sedjax.models.encoder import BatchNorm
 
-# Torchvision's rule: He normal over what goes out (He et al. 2015).
+# Torchvision's initialisation: He normal with fan-out (He et al. 2015).
 KERNEL_INIT = nn.initializers.variance_scaling(2, "fan_out", "normal")
 
 
 class ResNet34(nn.Module):
-    """Torchvision's ResNet-34 up to its last stage, in which no frame sees padding.
+    """Torchvision's ResNet-34 up to its last stage; padding does not affect real frames.
 
     Attributes:
       width: channels of the first stage; the stages have 1, 2, 4 and 8 times as many.
-      time_strides: strides on both axes, as for images; otherwise on frequency only, which keeps every frame.
-      blocks: of each stage; with none the network ends after its max pool.
-      dtype: of the computation; parameters and batch statistics are float32.
+      time_strides: whether to stride on both axes, as for images, or on frequency only, which keeps every frame.
+      blocks: number of blocks of each stage; if empty, the network ends after its max pool.
+      dtype: dtype of the computation; parameters and batch statistics are float32.
     """
 
     width: int = 64
@@ -31,7 +31,7 @@ class ResNet34(nn.Module):
                  train: bool) -> Float[Array, "clip frame_out band_out channel_out"]:
         halve = (2, 2) if self.time_strides else (1, 2)
         x, frame_mask = conv_norm(x, frame_mask, train, self.width, 7, halve, self.dtype, "conv1", "bn1")
-        # Nothing is below 0 after the ReLU, so that zeros never win: padding is as good as the pool's own -inf.
+        # Nothing is below 0 after the ReLU, so zeros never win the max: they work as well as the pool's own -inf.
         x = jnp.where(frame_mask[:, :, None, None], nn.relu(x), 0)
         x = nn.max_pool(x, (3, 3), halve, [(1, 1), (1, 1)])
         frame_mask = frame_mask[:, :: halve[0]]
@@ -44,12 +44,12 @@ class ResNet34(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions around which the input is passed on, by a third one where they change its shape.
+    """A residual block of two convolutions; a third one projects the shortcut where they change the shape.
 
     Attributes:
-      channels: that come out.
-      strides: over frames and bands.
-      dtype: of the computation.
+      channels: output channels.
+      strides: strides over frames and bands.
+      dtype: dtype of the computation.
     """
 
     channels: int
@@ -71,19 +71,19 @@ class Block(nn.Module):
 def conv_norm(x: Float[Array, "clip frame band channel"], frame_mask: Bool[Array, "clip frame"], train: bool,
               channels: int, size: int, strides: tuple[int, int], dtype: DTypeLike, conv: str,
               norm: str) -> tuple[Float[Array, "clip frame_out band_out channel_out"], Bool[Array, "clip frame_out"]]:
-    """A convolution padded as in PyTorch, its batch norm, and which of the frames that come out are real.
+    """A convolution padded as in PyTorch and its batch norm; returns the result and its frame mask.
 
-    Called within a module, which gets the two layers.
+    Must be called within a module, which owns the two layers.
 
     Args:
-      x, frame_mask, train: as for BatchNorm.
-      channels: that come out.
-      size: of the square kernel, odd.
-      strides: over frames and bands.
-      dtype: of the computation.
-      conv, norm: names of the layers.
+      x, frame_mask, train: same as for BatchNorm.
+      channels: output channels.
+      size: size of the square kernel, odd.
+      strides: strides over frames and bands.
+      dtype: dtype of the computation.
+      conv, norm: names of the two layers.
     """
-    # A convolution reaches over the end of a clip: padding must look like the zeros beyond the batch.
+    # A convolution reaches past the end of a clip: padding must look like the zeros beyond the batch.
     x = jnp.where(frame_mask[:, :, None, None], x, 0)
     x = nn.Conv(channels, (size, size), strides, padding=size // 2, use_bias=False, dtype=dtype,
                 kernel_init=KERNEL_INIT, name=conv)(x)

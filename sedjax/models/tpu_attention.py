@@ -1,7 +1,7 @@
 """Self-attention in one kernel on a TPU: the weights of a clip, with softmax and dropout, never leave the chip.
 
-Clips are short, so that all frames of one fit: there is no need to go through the keys in parts, as in FlashAttention
-(Dao et al. 2022). As there, the backward pass computes the weights again.
+Clips are short, so all frames of one fit on the chip: there is no need to process the keys in blocks, as in
+FlashAttention (Dao et al. 2022). As there, the backward pass recomputes the weights.
 """
 
 import functools
@@ -17,11 +17,11 @@ from sedjax.core.numbers import ceil_div
 from sedjax.models.dropout import kept
 
 LANES = 128
-VMEM_BYTES = 14 << 20  # of the 16 MiB that the compiler grants a kernel
+VMEM_BYTES = 14 << 20  # out of the 16 MiB that the compiler grants a kernel
 
 
 def fits(frames: int, columns: int, dtype: np.dtype) -> bool:
-    """Whether the kernel takes clips of so many frames: what the backward pass needs of one has room on the chip."""
+    """Whether the backward pass of a clip with this many frames fits on the chip, and the kernel supports its dtype."""
     frames = _padded(frames)
     blocks = frames * (2 * columns + columns // 3) * dtype.itemsize
     return dtype in (jnp.bfloat16, jnp.float32) and 2 * blocks + 8 * frames * frames * 4 <= VMEM_BYTES
@@ -31,7 +31,7 @@ def fits(frames: int, columns: int, dtype: np.dtype) -> bool:
 def self_attention(qkv: Float[Array, "clip frame column"], frame_mask: Bool[Array, "clip frame"],
                    seeds: UInt[Array, "clip 2"], heads: int, rate: float,
                    interpret: bool = False) -> Float[Array, "clip frame width"]:
-    """As attention.self_attention; to `interpret` the kernel is slow, and works on any platform."""
+    """Same as attention.self_attention; `interpret` runs the kernel slowly on any platform."""
     width = qkv.shape[2] // 3
     return _call(_forward_kernel, qkv, frame_mask, seeds, (), heads, rate, width, 2, interpret)
 
@@ -50,7 +50,7 @@ self_attention.defvjp(_forward, _backward)
 
 
 def _call(kernel, qkv, frame_mask, seeds, others, heads, rate, columns, products, interpret):
-    """Runs a kernel once for each clip; its result has as many frames as qkv, and `columns`."""
+    """Runs a kernel once for each clip; the result has the frames of `qkv` and `columns` columns."""
     clips, frames, width = len(qkv), qkv.shape[1], qkv.shape[2] // 3
     padded = _padded(frames)
     mask = jnp.pad(frame_mask, ((0, 0), (0, padded - frames))).astype(jnp.int32)[:, None]
@@ -58,9 +58,9 @@ def _call(kernel, qkv, frame_mask, seeds, others, heads, rate, columns, products
     def block(columns: int) -> pl.BlockSpec:
         return pl.BlockSpec((None, padded, columns), lambda clip: (clip, 0, 0))
 
-    held = (qkv.size + sum(x.size for x in others) + clips * frames * columns) * qkv.dtype.itemsize
+    bytes_accessed = (qkv.size + sum(x.size for x in others) + clips * frames * columns) * qkv.dtype.itemsize
     cost = pl.CostEstimate(flops=2 * products * clips * frames**2 * width, transcendentals=clips * heads * frames**2,
-                           bytes_accessed=held)
+                           bytes_accessed=bytes_accessed)
     return pl.pallas_call(
         functools.partial(kernel, frames=frames, heads=heads, rate=rate),
         out_shape=jax.ShapeDtypeStruct((clips, frames, columns), qkv.dtype), grid=(clips,),
@@ -88,7 +88,7 @@ def _backward_kernel(seeds, mask, qkv, d_mixed, d_qkv, *, frames, heads, rate):
         d_value = _product((weights * factor).astype(value.dtype), d_out, (0, 0))
         d_weights = _product(d_out, value, (1, 1)) * factor
         d_scores = weights * (d_weights - (d_weights * weights).sum(axis=1, keepdims=True))
-        # Without any real frame, all weights are equal, but no score has a say in it.
+        # Without any real frame, all weights are equal, whatever the scores: their gradient is 0.
         d_scores = jnp.where(mask[...] > 0, d_scores * size**-0.5, 0).astype(value.dtype)
         for i, gradient in enumerate((_product(d_scores, key), _product(d_scores, query, (0, 0)), d_value)):
             first = (i * heads + head) * size
@@ -116,7 +116,7 @@ def _of_head(qkv, head, heads, frames):
 
 
 def _real(x, frames):
-    """The rows of a block that are frames; what is read behind the last one is anything."""
+    """A block with 0 in the rows after its last frame, whose contents are undefined."""
     if x.shape[0] == frames:
         return x
     return jnp.where(jax.lax.broadcasted_iota(jnp.int32, x.shape, 0) < frames, x, jnp.zeros((), x.dtype))

@@ -1,4 +1,4 @@
-"""From probabilities of frames to active segments."""
+"""Frame probabilities -> active segments."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,20 +11,20 @@ from sedjax.scoring.metrics import cost_per_class
 
 
 def candidates(config: DecisionConfig, task: Task) -> Float[np.ndarray, "candidate class"]:
-    """The thresholds that are tried, the same ones for every class."""
+    """The candidate thresholds, the same ones for every class."""
     return np.repeat(np.asarray(config.thresholds, np.float32)[:, None], len(task.classes), axis=1)
 
 
 def default(config: DecisionConfig, task: Task) -> Float[np.ndarray, "class"]:
-    """The thresholds of a model that has not been evaluated: .5 if that is a candidate, else the middle one."""
+    """The thresholds of a model before its first evaluation: 0.5 if that is a candidate, else the middle one."""
     ordered = sorted(config.thresholds)
-    chosen = 0.5 if 0.5 in ordered else ordered[len(ordered) // 2]
-    return np.full(len(task.classes), chosen, np.float32)
+    threshold = 0.5 if 0.5 in ordered else ordered[len(ordered) // 2]
+    return np.full(len(task.classes), threshold, np.float32)
 
 
 def pool_segments(probabilities: Float[Array, "clip frame class"], frame_mask: Bool[Array, "clip frame"],
                   pooling: str, task: Task) -> Float[Array, "clip segment class"]:
-    """One probability a segment from its real frames: their maximum or mean; 0 where a segment has none.
+    """The probability of each segment: the maximum or mean over its real frames; 0 for a segment without any.
 
     The number of frames must be a multiple of task.frames_per_segment.
     """
@@ -37,16 +37,15 @@ def pool_segments(probabilities: Float[Array, "clip frame class"], frame_mask: B
 
 def active(probabilities: Float[Array, "clip unit class"],
            thresholds: Float[Array | np.ndarray, "candidate class"]) -> Bool[Array, "clip candidate unit class"]:
-    """Which units are above each candidate threshold."""
+    """Whether each unit (frame or segment) is above each candidate threshold."""
     return probabilities[:, None] > thresholds[None, :, None]
 
 
 def tune(counts: Int[np.ndarray, "candidate class outcome"], thresholds: Float[np.ndarray, "candidate class"],
          task: Task) -> tuple[Float[np.ndarray, "class"], float]:
-    """The threshold of each class with the lowest cost, and the total cost with them.
+    """The threshold with the lowest cost for each class, and the total cost at these thresholds.
 
-    Of thresholds that cost the same, the middle of the longest run of neighbours: the furthest from where the cost
-    changes.
+    Ties are resolved to the middle of the longest run of neighbouring thresholds, furthest from any change in cost.
     """
     costs = cost_per_class(counts, task)
     lowest = costs.min(0)

@@ -1,4 +1,4 @@
-"""Evaluation of a split: counts and loss of every recording, exactly once."""
+"""Evaluation of a split: confusion counts and loss, with every recording counted exactly once."""
 
 import dataclasses
 import functools
@@ -27,12 +27,12 @@ log = logging.getLogger("sedjax")
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Counts of each recording of a split, for each candidate threshold, and the mean loss per frame.
+    """Confusion counts of each recording of a split at each candidate threshold, and the mean loss.
 
     Attributes:
-      segments, frames: (recording, candidate, class, outcome) int64; `frames` is None unless asked for.
-      loss: mean per real frame.
-      non_finite: recordings of which a probability or the loss is NaN or infinite; their counts mean nothing.
+      segments, frames: counts (recording, candidate, class, outcome), int64; `frames` is None unless requested.
+      loss: mean loss per real frame.
+      non_finite: indices of recordings with a NaN or infinite probability or loss; their counts are meaningless.
     """
 
     segments: np.ndarray
@@ -42,22 +42,22 @@ class Evaluation:
 
 
 class Stopped(Exception):
-    """An evaluation was abandoned, because it was asked to stop."""
+    """An evaluation was interrupted by a request to stop."""
 
 
 class Evaluator:
-    """The evaluation of a split, in which every recording counts exactly once, whatever the batch size and the devices.
+    """Evaluates a split; every recording counts exactly once, for any batch size and number of devices.
 
     Attributes:
-      clips: of the split.
-      plan: (batches, batch_size), the clips of each batch, -1 for padding.
-      eval_step: steps.eval_step of this evaluation: a function of (variables, batch, thresholds).
-      step: the same as the devices run it: compiled, and a function of (variables, *inputs, thresholds).
+      clips: clips of the split.
+      plan: clip ids of each batch (batches, batch_size), -1 for padding.
+      eval_step: the module's eval_step with this model and task: a function of (variables, batch, thresholds).
+      step: compiled form of `eval_step`: a function of (variables, *inputs, thresholds).
     """
 
     def __init__(self, model: nn.Module, config: Config, task: Task, source: Source, mesh: Mesh,
                  on_device: bool = False, frame_counts: bool = True):
-        """Puts the split into device memory if it is to stay `on_device` between evaluations."""
+        """Loads the split into device memory if it should stay `on_device` between evaluations."""
         self.clips, self.plan = evaluation_plan(source, config.data, mesh.size)
         self.eval_step = step = functools.partial(
             eval_step, model=model, weights=losses.class_weights(task, **vars(config.loss)),
@@ -76,7 +76,7 @@ class Evaluator:
                           parallel.local_rows(self.plan.shape[1]))
 
     def inputs(self, first: int, last: int) -> Iterator[tuple]:
-        """What `step` takes between variables and thresholds for the batches `first` to `last` - 1."""
+        """The inputs of `step`, between variables and thresholds, for the batches `first` to `last` - 1."""
         if self._split is not None:
             return ((self._split, *resident.select(ids, self.clips, self._config.data, self._lengths))
                     for ids in self.plan[first:last])
@@ -86,17 +86,17 @@ class Evaluator:
     def __call__(self, variables: dict, thresholds: np.ndarray, stop: Callable[[], bool] | None = None) -> Evaluation:
         """Evaluates at thresholds (candidate, class).
 
-        Raises Stopped between two batches once `stop` says so.
+        Raises Stopped between two batches once `stop` returns True.
         """
         counts = []
         for inputs in self.inputs(0, len(self.plan)):
             if stop is not None and stop():
                 raise Stopped
             counts.append(self.step(variables, *inputs, thresholds))
-            counts[-2:-1] = jax.device_get(counts[-2:-1])  # one batch late, so that a stop waits for two at most
-        found = jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(counts))
+            counts[-2:-1] = jax.device_get(counts[-2:-1])  # one batch late, so that a stop waits for at most two
+        outputs = jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(counts))
         ids = self.plan.ravel()
-        by_clip = {name: value[ids >= 0] for name, value in found.items()}
+        by_clip = {name: value[ids >= 0] for name, value in outputs.items()}
         recording = self.clips.recording[ids[ids >= 0]]
 
         def by_recording(counts: np.ndarray) -> np.ndarray:
@@ -113,12 +113,12 @@ class Evaluator:
 def eval_step(variables: dict, batch: Batch, thresholds: Float[Array | np.ndarray, "candidate class"], *,
               model: nn.Module, weights: Float[np.ndarray, "2 class"], pooling: str, task: Task,
               frame_counts: bool = True) -> dict[str, Array]:
-    """Counts and loss of each clip.
+    """Confusion counts and loss of each clip.
 
     Returns:
       `segments` and, with `frame_counts`, `frames`: (clip, candidate, class, outcome) int32 counts; `loss` (clip,), the
-      loss summed over the clip's frames; `non_finite` (clip,), how many of its logits are NaN or infinite, which the
-      counts do not show: NaN is above no threshold.
+      loss summed over the clip's frames; `non_finite` (clip,), the number of NaN or infinite logits, which the counts
+      hide because NaN exceeds no threshold.
     """
     logits = model.apply(variables, batch["features"], batch["frame_mask"])
     mask, actual = batch["frame_mask"], batch["votes"] > 0
@@ -126,13 +126,13 @@ def eval_step(variables: dict, batch: Batch, thresholds: Float[Array | np.ndarra
     pooled = decisions.pool_segments(probabilities, mask, pooling, task)
     from_segments = confusion_counts(decisions.active(pooled, thresholds), _segments(actual & mask[..., None], task),
                                      _segments(mask[..., None], task)[..., 0])
-    beside = {}
+    from_frames = {}
     if frame_counts:
-        beside["frames"] = confusion_counts(decisions.active(probabilities, thresholds), actual[:, None],
-                                            mask[:, None])
+        from_frames["frames"] = confusion_counts(decisions.active(probabilities, thresholds), actual[:, None],
+                                                 mask[:, None])
     loss = jnp.where(mask[..., None], weighted_bce(logits, actual.astype(jnp.float32), jnp.asarray(weights)), 0)
     non_finite = (mask[..., None] & ~jnp.isfinite(logits)).sum((1, 2), dtype=jnp.int32)
-    return {"segments": from_segments, "loss": loss.sum((1, 2)), "non_finite": non_finite, **beside}
+    return {"segments": from_segments, "loss": loss.sum((1, 2)), "non_finite": non_finite, **from_frames}
 
 
 def _segments(x: Bool[Array, "clip frame class"], task: Task) -> Bool[Array, "clip 1 segment class"]:

@@ -1,6 +1,6 @@
-"""Confusion counts -> cost per minute and the figures per class (SPEC section 2).
+"""Confusion counts -> cost per minute and metrics per class (SPEC section 2).
 
-Counts are made where the predictions are, on the device or in numpy; money is counted once, in float64, on the host.
+Counts are computed where the predictions are, on the device or in numpy; costs are computed in float64 on the host.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from sedjax.core.task import OUTCOMES, Task
 from sedjax.scoring import metrics
 
 Array = jax.Array | np.ndarray
-MOST_DRAWN = 10_000  # recordings that a bootstrap draws from; the mean of more is normal
+MOST_DRAWN = 10_000  # limit on the recordings that the bootstrap draws from; the mean of more is normal
 DRAWS_AT_ONCE = 1 << 20  # numbers in memory at once: resamples x recordings
 
 
@@ -24,7 +24,7 @@ def confusion_counts(predicted: Bool[Array, "*#batch unit class"], actual: Bool[
                      mask: Bool[Array, "*#batch unit"]) -> Int[Array, "*batch class outcome"]:
     """Confusion counts per class over the real units (segments or frames), outcomes in the order TP, FP, TN, FN.
 
-    A padded unit (mask False) counts nowhere. Counts are int32: exact up to 2**31 segments, 81 years of audio.
+    Padded units (mask False) are not counted. Counts are int32: exact up to 2**31 segments, 81 years of audio.
     """
     xp = jnp if isinstance(predicted, jax.Array) else np
     mask = mask[..., None]
@@ -33,7 +33,7 @@ def confusion_counts(predicted: Bool[Array, "*#batch unit class"], actual: Bool[
 
 def recording_counts(predicted: Bool[np.ndarray, "segment class"], actual: Bool[np.ndarray, "segment class"],
                      starts: Int[np.ndarray, "recording"]) -> Int[np.ndarray, "recording class outcome"]:
-    """Confusion counts of recordings one after another, each with a segment at least, from where each starts."""
+    """Confusion counts of concatenated recordings, from the index of each one's first segment; none may be empty."""
     return np.stack([np.add.reduceat(outcome, starts, axis=0, dtype=np.int32)
                      for outcome in _outcomes(predicted, actual)], axis=-1)
 
@@ -47,7 +47,7 @@ def _outcomes(predicted: Array, actual: Array) -> Iterator[Array]:
 
 def outcomes_per_minute(counts: Shaped[np.ndarray, "*batch class outcome"],
                         task: Task) -> Float64[np.ndarray, "*batch class outcome"]:
-    """How often each outcome occurs in a minute of audio: its share of all segments x segments per minute."""
+    """The rate of each outcome per minute of audio: its share of all segments x segments per minute."""
     counts = np.asarray(counts, np.float64)
     total = counts.sum(-1, keepdims=True)
     return counts / np.maximum(total, 1) * task.segments_per_minute
@@ -55,17 +55,17 @@ def outcomes_per_minute(counts: Shaped[np.ndarray, "*batch class outcome"],
 
 def cost_per_class(counts: Shaped[np.ndarray, "*batch class outcome"],
                    task: Task) -> Float64[np.ndarray, "*batch class"]:
-    """Cost per minute of each class from counts of segments; the task's cost is their sum."""
+    """Cost per minute of each class from segment counts; the total cost is their sum."""
     return (outcomes_per_minute(counts, task) * task.cost_matrix).sum(-1)
 
 
 def bootstrap_interval(clip_counts: Int[np.ndarray, "clip class outcome"], task: Task, resamples: int = 2000,
                        seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of the total cost, recordings drawn with replacement (Efron 1979).
+    """95 % percentile interval of the total cost, by a bootstrap over recordings (Efron 1979).
 
     Segments of a recording are not independent, so whole recordings are drawn. In simulations the interval covers the
     true cost in 94 to 95 % of cases with 120 recordings, 90 to 94 % with 30 and 82 to 90 % with 10; with one recording
-    it is a point. For more than MOST_DRAWN recordings it is the normal interval, which is the same by then.
+    it is a point. For more than MOST_DRAWN recordings it is the normal interval, which agrees at that size.
     """
     costs, sizes = _clip_costs(clip_counts, task)
     clips = len(costs)
@@ -74,7 +74,7 @@ def bootstrap_interval(clip_counts: Int[np.ndarray, "clip class outcome"], task:
         return float(cost - half), float(cost + half)
     rng, block, values = np.random.default_rng(seed), max(1, DRAWS_AT_ONCE // clips), []
     for first in range(0, resamples, block):
-        # How often each recording is drawn is all that matters.
+        # Drawing how often each recording occurs is the same as drawing recordings.
         drawn = rng.multinomial(clips, np.full(clips, 1 / clips), size=min(block, resamples - first)).astype(np.float64)
         values.append(drawn @ costs / np.maximum(drawn @ sizes, 1))
     low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
@@ -86,19 +86,19 @@ def difference_interval(runs: Int[np.ndarray, "run clip class outcome"],
                         task: Task) -> tuple[float, float]:
     """95 % interval of the mean total cost of some runs minus that of a baseline's runs, for new recordings and seeds.
 
-    The runs of a system differ by their seeds. This is a t interval with two sources of variance: the seeds, from the
-    spread of the costs of each system's runs on these recordings; and the recordings, from the difference of the means
-    on each recording. What a seed does on single recordings is in both and is subtracted from the second. The degrees
-    of freedom are those of Welch and Satterthwaite, with each spread halfway to the mean of both: a few seeds tell
-    little about a spread, and without this the interval is too wide where the spreads are alike.
+    The runs of a system differ only in their seeds. This is a t interval with two sources of variance: the seeds, from
+    the spread of the costs of each system's runs on these recordings; and the recordings, from the difference of the
+    means on each recording. The seed-recording interaction is in both and is subtracted from the second. The degrees of
+    freedom are those of Welch and Satterthwaite, with each spread shrunk halfway to the mean of both: a few seeds give
+    a poor estimate of a spread, and without shrinkage the interval is too wide where the spreads are similar.
 
-    If one system has a single run, its seeds are taken to spread as the other's do. If both have, nothing is known
-    about seeds: the interval is that of these two runs on new recordings. With one recording it is unbounded.
+    If one system has a single run, its spread over seeds is assumed to be that of the other. If both have one, the
+    interval covers these two runs on new recordings, not new seeds. With one recording it is unbounded.
     """
     clips = runs.shape[1]
     if clips < 2:
         return -np.inf, np.inf
-    # Costs and deviations are those of one run plus changes; without a change they are exactly 0.
+    # Costs and deviations are taken relative to one baseline run, so that equal runs differ by exactly 0.
     _, sizes = _clip_costs(baseline[0], task)
     changes = [_clip_costs(counts - baseline[0], task)[0] for counts in (runs, baseline)]
     costs = [_pooled(change, sizes) for change in changes]
@@ -128,7 +128,7 @@ def difference_interval(runs: Int[np.ndarray, "run clip class outcome"],
 
 def _clip_costs(counts: Int[np.ndarray, "*batch clip class outcome"],
                 task: Task) -> tuple[Float64[np.ndarray, "*batch clip"], Float64[np.ndarray, "*batch clip"]]:
-    """Of each recording its cost x segments per minute, and its segments: the total cost is the ratio of their sums."""
+    """The cost x segments per minute of each recording, and its segments; the total cost is the ratio of their sums."""
     costs = np.einsum("...co,co->...", counts, task.cost_matrix * task.segments_per_minute)
     return costs, counts[..., 0, :].sum(-1, dtype=np.float64)
 
@@ -140,13 +140,13 @@ def _pooled(costs: Float64[np.ndarray, "*batch clip"],
 
 def _deviations(costs: Float64[np.ndarray, "*batch clip"],
                 sizes: Float64[np.ndarray, "clip"]) -> Float64[np.ndarray, "*batch clip"]:
-    """How far each recording moves the total cost: to first order, the variance of their mean is that of the cost."""
+    """How far each recording moves the total cost; to first order, the variance of their mean is that of the cost."""
     return (costs - _pooled(costs, sizes)[..., None] * sizes) * (len(sizes) / max(sizes.sum(), 1))
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Cost per minute, its 95 % interval over recordings, and per class the cost and outcomes per minute."""
+    """Cost per minute, its 95 % interval over recordings, and the cost and outcomes per minute of each class."""
 
     cost: float
     interval: tuple[float, float]
@@ -157,7 +157,7 @@ class Score:
 
 
 def score(clip_counts: Int[np.ndarray, "clip class outcome"], task: Task) -> Score:
-    """The score of counts of segments, one row per recording."""
+    """The score from segment counts, one row per recording."""
     counts = clip_counts.sum(0, dtype=np.int64)
     costs, rates = cost_per_class(counts, task), outcomes_per_minute(counts, task)
     classes = {name: {"cost": float(cost), **dict(zip(OUTCOMES, map(float, row)))}
@@ -166,22 +166,22 @@ def score(clip_counts: Int[np.ndarray, "clip class outcome"], task: Task) -> Sco
 
 
 def detection_figures(counts: Shaped[np.ndarray, "class outcome"], task: Task) -> dict[str, dict[str, float | None]]:
-    """Balanced accuracy, precision, recall and F1 of each class; None where a figure has no denominator."""
+    """Balanced accuracy, precision, recall and F1 of each class; None where the denominator is 0."""
     figures = {}
     for name, (tp, fp, tn, fn) in zip(task.classes, np.asarray(counts, np.float64)):
         recall, specificity = _ratio(tp, tp + fn), _ratio(tn, tn + fp)
-        both = None if recall is None or specificity is None else (recall + specificity) / 2
-        figures[name] = {"balanced_accuracy": both, "precision": _ratio(tp, tp + fp), "recall": recall,
+        balanced = None if recall is None or specificity is None else (recall + specificity) / 2
+        figures[name] = {"balanced_accuracy": balanced, "precision": _ratio(tp, tp + fp), "recall": recall,
                          "f1": _ratio(2 * tp, 2 * tp + fp + fn)}
     return figures
 
 
-def _ratio(part: float, whole: float) -> float | None:
-    return float(part / whole) if whole > 0 else None
+def _ratio(part: float, total: float) -> float | None:
+    return float(part / total) if total > 0 else None
 
 
 def format_score(score: metrics.Score) -> str:
-    """A table for people: per class the cost and the outcomes per minute, then the total and its interval."""
+    """A printable table: the cost and the outcomes per minute of each class, then the total and its interval."""
     width = max(len("class"), *map(len, score.classes))
     lines = [f"{'class':{width}}" + "".join(f"{title:>10}" for title in ("cost", *OUTCOMES)) + "   per minute"]
     for name, figures in score.classes.items():

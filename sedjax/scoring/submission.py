@@ -21,17 +21,18 @@ from sedjax.scoring import metrics
 KEY_COLUMNS = ("filename", "onset")
 VALUES = {"0": False, "1": True, "0.0": False, "1.0": True}
 
-ONSETS = 1 << 16  # whose segments are remembered
-MOST_SEGMENTS = 1 << 62  # what an array of 64-bit integers holds; no recording has as many
+ONSETS = 1 << 16  # cached onset texts
+MOST_SEGMENTS = 1 << 62  # fits into an array of 64-bit integers; no recording has as many
+RECORDINGS_AT_ONCE = 10_000  # recordings whose segments are counted together
 
-Segments = Mapping[str, Bool[np.ndarray, "_ class"]]  # of each recording by its filename
+Segments = Mapping[str, Bool[np.ndarray, "_ class"]]  # active segments by filename
 
 
 class _Submission(Mapping):
-    """Segments of recordings as parts of one array: a million arrays of their own would take half a gigabyte."""
+    """Segments of recordings as slices of one array: a million separate arrays would take half a gigabyte."""
 
     def __init__(self, index: dict[str, int], edges: np.ndarray, active: np.ndarray):
-        """Takes the number of each recording, and where in `active` the segments of each number begin and end."""
+        """Recording `filename` has the segments active[edges[n] : edges[n + 1]] with n = index[filename]."""
         self._index, self._edges, self._active = index, edges, active
 
     def __getitem__(self, filename: str) -> np.ndarray:
@@ -48,10 +49,10 @@ class _Submission(Mapping):
 def read_submission(path: str | os.PathLike, task: Task) -> Segments:
     """The segments of each recording in a submission file: filename -> (S, C) bool, in the task's class order.
 
-    Rows and columns may be in any order: a row is known by its filename and onset, a column by its name.
+    Rows and columns may be in any order: a row is identified by its filename and onset, a column by its name.
 
     Raises:
-      UserError: it names the file, line and column of whatever is not as SPEC section 2 has it.
+      UserError: the file violates SPEC section 2; the message names file, line and column.
     """
     where, rows = printable(path), csv_rows(path)
     line, header = next(rows, (1, None))
@@ -60,20 +61,20 @@ def read_submission(path: str | os.PathLike, task: Task) -> Segments:
     _check_header(header, task, where=f"{where}, line {line}")
     filename_at, onset_at = (header.index(column) for column in KEY_COLUMNS)
     classes_at = [header.index(name) for name in task.classes]
-    segment_of = functools.lru_cache(ONSETS)(functools.partial(_segment, task=task))  # few texts, many rows
+    segment_of = functools.lru_cache(ONSETS)(functools.partial(_segment, task=task))  # many rows share few onsets
 
     index: dict[str, int] = {}  # number of each recording
     recordings, segments, lines, active = array.array("q"), array.array("q"), array.array("q"), bytearray()
     for line, row in rows:
         if len(row) != len(header):
-            raise UserError(f"{where}, line {line}: {len(row)} fields where the header has {len(header)}"
+            raise UserError(f"{where}, line {line}: {len(row)} fields, but the header has {len(header)}"
                             + (f"; the column {header[len(row)]!r} has no value." if len(row) < len(header) else "."))
         try:
             segments.append(segment_of(row[onset_at]))
         except ValueError as error:
             raise UserError(f"{where}, line {line}, column 'onset': {error}.") from None
         if not row[filename_at]:
-            raise UserError(f"{where}, line {line}, column 'filename': no file is named.")
+            raise UserError(f"{where}, line {line}, column 'filename': the filename is empty.")
         recordings.append(index.setdefault(row[filename_at], len(index)))
         lines.append(line)
         try:
@@ -85,7 +86,7 @@ def read_submission(path: str | os.PathLike, task: Task) -> Segments:
         raise UserError(f"{where} has a header but no rows.")
 
     recording, segment = np.frombuffer(recordings, np.int64), np.frombuffer(segments, np.int64)
-    order = np.lexsort((segment, recording))  # rows of the same segment stay in the order of their lines
+    order = np.lexsort((segment, recording))  # rows of the same segment stay in line order
     recording, segment = recording[order], segment[order]
     edges = np.searchsorted(recording, np.arange(len(index) + 1))
     expected = np.arange(len(segment)) - edges[recording]
@@ -94,8 +95,8 @@ def read_submission(path: str | os.PathLike, task: Task) -> Segments:
         onset = grid.onset_text(int(min(segment[first], expected[first])), task)
         place = f"{where}, line {lines[order[first]]}, column 'onset': {list(index)[recording[first]]!r}"
         if segment[first] > expected[first]:
-            raise UserError(f"{place} goes on without a row for {onset}.")
-        raise UserError(f"{place} at {onset} is on line {lines[order[first - 1]]} already.")
+            raise UserError(f"{place} has no row for onset {onset}.")
+        raise UserError(f"{place} at {onset} is already on line {lines[order[first - 1]]}.")
     return _Submission(index, edges, np.frombuffer(active, bool).reshape(len(order), -1)[order])
 
 
@@ -106,7 +107,7 @@ def write_submission(path: str | os.PathLike, task: Task, segments: Segments) ->
     """
     for filename, active in segments.items():
         if active.dtype != bool or active.ndim != 2 or active.shape[1] != len(task.classes) or not len(active):
-            raise ValueError(f"{filename!r}: (segments, {len(task.classes)}) bool expected, "
+            raise ValueError(f"{filename!r}: expected a bool array (segments, {len(task.classes)}), "
                              f"not {active.dtype} {active.shape}.")
     with atomic_output(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -121,46 +122,45 @@ def require_same_segments(found: Mapping[str, int], expected: Mapping[str, int],
     """Raises UserError unless both have the same recordings with the same number of segments.
 
     Args:
-      found: number of segments of each recording, as predicted.
-      expected: the same, as it should be.
-      where_found: what to call the first in the error: its path.
-      where_expected: what to call the second.
-      task: gives the onset of the first segment that is missing or too much.
+      found: predicted number of segments of each recording.
+      expected: true number of segments of each recording.
+      where_found, where_expected: names of the two in the error, such as their paths.
+      task: task that defines the onset of the first segment that is missing or extra.
     """
     missing = [filename for filename in expected if filename not in found]
     unknown = [filename for filename in found if filename not in expected]
     if missing:
         raise UserError(f"{where_found} lacks {len(missing):,} of the {len(expected):,} recordings of "
                         f"{where_expected}, first {missing[0]!r}"
-                        + (f", and names others ({len(unknown):,}), first {unknown[0]!r}." if unknown else "."))
+                        + (f", and names {len(unknown):,} others, first {unknown[0]!r}." if unknown else "."))
     if unknown:
-        raise UserError(f"{where_found} names recordings that {where_expected} does not ({len(unknown):,}), "
+        raise UserError(f"{where_found} names {len(unknown):,} recordings that {where_expected} lacks, "
                         f"first {unknown[0]!r}.")
     for filename, segments in expected.items():
         if found[filename] != segments:
-            what = "missing" if found[filename] < segments else "extra"
+            kind = "missing" if found[filename] < segments else "extra"
             onset = grid.onset_text(min(found[filename], segments), task)
-            raise UserError(f"The number of segments of {filename!r} is {found[filename]} in {where_found} and "
-                            f"{segments} in {where_expected}; the first {what} one starts at {onset}.")
+            raise UserError(f"The number of segments of {filename!r} is {found[filename]} in {where_found} but "
+                            f"{segments} in {where_expected}; the first {kind} one starts at {onset}.")
 
 
 def _check_header(header: list[str], task: Task, where: str) -> None:
-    wanted = (*KEY_COLUMNS, *task.classes)
-    times = collections.Counter(header)
-    missing = [column for column in wanted if column not in times]
-    unknown = [column for column in times if column not in wanted]
+    expected = (*KEY_COLUMNS, *task.classes)
+    occurrences = collections.Counter(header)
+    missing = [column for column in expected if column not in occurrences]
+    unknown = [column for column in occurrences if column not in expected]
     if missing:
         raise UserError(f"{where}: the column {missing[0]!r} of the task {task.name!r} is missing"
                         + (f", and {unknown[0]!r} is unknown." if unknown else "."))
-    if repeated := [column for column in times if times[column] > 1]:
-        raise UserError(f"{where}: the column {repeated[0]!r} is there twice.")
+    if repeated := [column for column in occurrences if occurrences[column] > 1]:
+        raise UserError(f"{where}: the column {repeated[0]!r} occurs more than once.")
     if unknown:
         raise UserError(f"{where}: the column {unknown[0]!r} is not a class of the task {task.name!r}.")
 
 
 def _segment(onset: str, task: Task) -> int:
-    """The segment that starts at an onset, MOST_SEGMENTS at most. Raises ValueError that says what is wrong with it."""
-    if not onset.isascii() or "_" in onset:  # which float takes, unlike other programs
+    """The index of the segment that starts at an onset, at most MOST_SEGMENTS. Raises ValueError for a bad onset."""
+    if not onset.isascii() or "_" in onset:  # float accepts these, other programs do not
         raise ValueError(f"{onset!r} is not a number")
     try:
         seconds = float(onset)
@@ -171,12 +171,11 @@ def _segment(onset: str, task: Task) -> int:
         starts = ", ".join(grid.onset_text(i, task) for i in range(3))
         raise ValueError(f"no segment starts at {onset!r}; they start at {starts} and so on")
     return min(segment, MOST_SEGMENTS)
-RECORDINGS_AT_ONCE = 10_000  # whose segments are counted together
 
 
 def score_submissions(predictions: Segments, truth: Segments, task: Task, where_predictions: str = "the prediction",
                       where_truth: str = "the ground truth") -> metrics.Score:
-    """The score of (S, C) bool segments per recording against the true ones, matched by filename.
+    """The score of predicted (S, C) bool segments against the true ones, matched by filename.
 
     Raises UserError, with the names of both sides, unless they have the same recordings and numbers of segments.
     """
@@ -185,7 +184,7 @@ def score_submissions(predictions: Segments, truth: Segments, task: Task, where_
     filenames = iter(truth)
     for first in range(0, len(truth), RECORDINGS_AT_ONCE):
         block = list(itertools.islice(filenames, RECORDINGS_AT_ONCE))
-        predicted, actual = ([side[filename] for filename in block] for side in (predictions, truth))
+        predicted, actual = ([segments[filename] for filename in block] for segments in (predictions, truth))
         starts = np.cumsum([0, *map(len, actual[:-1])])
         counts[first : first + len(block)] = metrics.recording_counts(
             np.concatenate(predicted), np.concatenate(actual), starts)
@@ -193,10 +192,10 @@ def score_submissions(predictions: Segments, truth: Segments, task: Task, where_
 
 
 def expected_segments(layout: Layout, split: str | None = None) -> dict[str, int]:
-    """Number of segments of each recording of a directory, or of one of its splits.
+    """Number of segments of each recording of a directory in MLPC layout, or of one of its splits.
 
-    It comes from the headers of the features files, or of the labels files where there are no features.
-    Raises UserError that names a recording with neither, or a damaged file.
+    It comes from the headers of the labels or features files, or else from the audio.
+    Raises UserError that names a recording without any of them, or a damaged file.
     """
     filenames = read_splits(layout)[split] if split else layout.filenames
     return {filename: grid.num_segments(layout.num_frames(filename), layout.task) for filename in filenames}

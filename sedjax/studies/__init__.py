@@ -1,1 +1,1 @@
-"""Runs -> tables and figures."""
+"""Trained runs to tables and figures."""

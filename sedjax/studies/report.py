@@ -31,7 +31,7 @@ PUBLISHED = {
         "Power Drill": 14.2369, "Dog Bark": 7.0986, "Rooster Crow": 0.3816, "Horn Honk": 12.7107, "Siren": 18.4102},
 }
 
-# Okabe and Ito (2008): told apart with any colour vision. Naive baselines are grey, published figures white.
+# Okabe and Ito (2008): distinguishable with any colour vision. Naive baselines are grey, published figures white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINE_STYLES = (("-", ""), ("-.", "////"), (":", "...."))  # line and hatch
 GREY = "#8C8C8C"
@@ -41,22 +41,22 @@ STYLE = {"font.size": 11, "axes.titlesize": 12, "axes.spines.top": False, "axes.
 
 
 def class_costs(systems: Sequence[System]) -> dict[str, dict[str, float]]:
-    """Cost per minute by class and name of the system, the costliest class of the first system first.
+    """Cost per minute by class and system name, the costliest class of the first system first.
 
-    Of systems of one name it is the mean. What the report published comes last, if the task is that of MLPC 2025.
+    Systems with the same name are averaged. For the task of MLPC 2025, the published figures come last.
     """
     task = systems[0].task
     runs = {name: [system.class_costs for system in systems if system.name == name]
             for name in dict.fromkeys(system.name for system in systems)}
     if dict(zip(task.classes, task.costs)) == dict(zip(MLPC_2025.classes, MLPC_2025.costs)):
         runs |= {name: [costs] for name, costs in PUBLISHED.items()}
-    by_class = {label: {name: float(np.mean([costs[label] for costs in found])) for name, found in runs.items()}
+    by_class = {label: {name: float(np.mean([run[label] for run in costs])) for name, costs in runs.items()}
                 for label in task.classes}
     return dict(sorted(by_class.items(), key=lambda item: -item[1][systems[0].name]))
 
 
 def draw_validation_cost(systems: Sequence[System], path: pathlib.Path) -> "matplotlib.figure.Figure":
-    """Validation cost over the epochs, a dot at the best checkpoint; a naive baseline is a dashed line."""
+    """Validation cost by epoch, with a dot at the best checkpoint; naive baselines are dashed lines."""
     with _figure(path, 8, 4.6) as (figure, (axes,)):
         _plot(axes, systems, "validation_cost")
         axes.set(ylabel="cost per minute", title="Cost on the validation split")
@@ -64,7 +64,7 @@ def draw_validation_cost(systems: Sequence[System], path: pathlib.Path) -> "matp
 
 
 def draw_losses(systems: Sequence[System], path: pathlib.Path) -> "matplotlib.figure.Figure":
-    """Training and validation loss over the epochs, beside each other, drawn as the validation cost is."""
+    """Training and validation loss by epoch, side by side, in the style of `draw_validation_cost`."""
     with _figure(path, 10, 4.3, panels=2) as (figure, panels):
         for axes, series, title in zip(panels, ("train_loss", "validation_loss"), ("Training", "Validation")):
             _plot(axes, systems, series)
@@ -101,7 +101,7 @@ FIGURES = {"validation_cost.png": draw_validation_cost, "loss.png": draw_losses,
 
 
 def systems_table(systems: Sequence[System], split: str) -> str:
-    """One Markdown row per system; seconds of training only if one of them tells."""
+    """One Markdown row per system; training seconds only if known for any of them."""
     rows = [["system", "model", "parameters", "best step", "validation cost", f"{split} cost", "95 % interval",
              "training (s)"]]
     for system in systems:
@@ -124,7 +124,7 @@ def class_table(systems: Sequence[System]) -> str:
 
 
 def write(systems: Sequence[System], split: str, folder: pathlib.Path) -> pathlib.Path:
-    """Writes the figures and index.md, which shows them, and returns its path. Raises UserError if it cannot."""
+    """Writes the figures and index.md, and returns the path of the page. Raises UserError if that fails."""
     files.make_folder(folder)
     for name, draw in FIGURES.items():
         draw(systems, folder / name)
@@ -138,13 +138,13 @@ validation cost; the interval is over recordings. Made by sedjax {__version__}.
 
 {warning}{systems_table(systems, split)}
 
-![Validation cost over the epochs](validation_cost.png)
+![Validation cost by epoch](validation_cost.png)
 
-A dot is the best checkpoint; a dashed grey line is a naive baseline.
+Dots mark the best checkpoints; a dashed grey line is a naive baseline.
 
-![Training and validation loss over the epochs](loss.png)
+![Training and validation loss by epoch](loss.png)
 
-Losses can be compared only between systems that weigh classes and errors alike.
+Losses are comparable only between systems with the same class and error weights.
 
 ![Cost per class](class_costs.png)
 
@@ -156,14 +156,14 @@ Losses can be compared only between systems that weigh classes and errors alike.
 
 
 def markdown(rows: list[list[str]], text_columns: int) -> str:
-    """A table; the first row is its head, the first `text_columns` columns are text and the others numbers."""
+    """A table whose first row is the header; the first `text_columns` columns are text, the others numbers."""
     rule = ["---"] * text_columns + ["---:"] * (len(rows[0]) - text_columns)
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in (escaped[0], rule, *escaped[1:]))
 
 
 def _looks(systems: Sequence[System]) -> dict[str, tuple[str, str, str]]:
-    """Colour, line and hatch of each system; a seventh trained one has the first one's colour and another line."""
+    """Colour, line style and hatch of each system; trained ones beyond the sixth reuse colours with other lines."""
     trained = dict.fromkeys(system.name for system in systems if not system.naive)
     return {**{system.name: (GREY, "--", "") for system in systems},
             **{name: (COLOURS[i % len(COLOURS)], *LINE_STYLES[i // len(COLOURS) % len(LINE_STYLES)])
@@ -187,9 +187,9 @@ def _plot(axes, systems: Sequence[System], series: str) -> None:
 def _figure(path: pathlib.Path, width: float, height: float, panels: int = 1, legend: str = "lower") -> Iterator[tuple]:
     """Yields a figure and its panels, which share the y axis; then adds a legend and writes it to `path`.
 
-    The size is in inches, without the legend, which comes above ("upper") or below ("lower") and covers nothing.
+    The size is in inches, without the legend, which is placed above ("upper") or below ("lower") the panels.
     """
-    import matplotlib  # takes a second, which other commands need not wait for
+    import matplotlib  # slow to import
     import matplotlib.figure
 
     with matplotlib.rc_context(STYLE):

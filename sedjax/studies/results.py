@@ -1,4 +1,4 @@
-"""Trained models and their results on a split, kept in their workdirs."""
+"""Trained models and their results on a split, cached in their workdirs."""
 
 import contextlib
 import dataclasses
@@ -34,21 +34,21 @@ log = logging.getLogger("sedjax")
 
 def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = None,
                      which: str | int = "best") -> dict:
-    """The result of a trained model on a split.
+    """Evaluates a trained model on a split.
 
     Args:
-      folder: the workdir.
+      folder: workdir of the model.
       split: "train", "validation" or "test".
       data: records to evaluate on; those of the training if None.
-      which: the checkpoint, as for inference.trained.load_model.
+      which: checkpoint, as for inference.trained.load_model.
 
     Returns:
-      `step` of the checkpoint, `counts` of segments (recording, class, outcome), the fields of metrics.Score,
-      `frames`: the figures of metrics.detection_figures, and `records`: their `path`, and what tells them from others
-      (`identity`). It can be written as JSON.
+      A dict that can be written as JSON: `step` of the checkpoint, segment `counts` (recording, class, outcome), the
+      fields of metrics.Score, `frames` (from metrics.detection_figures), and `records` with their `path` and
+      fingerprints (`identity`).
 
     Raises:
-      UserError: it is not a workdir, has no such checkpoint, the records are of another task or lack a feature, or a
+      UserError: it is not a workdir, the checkpoint is missing, the records have another task or lack a feature, or a
         probability is not finite.
     """
     trained = load_model(folder, which)
@@ -61,7 +61,7 @@ def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = N
         identity.require_same_extractors(trained.features, source.features, source.path, str(folder))
         records = {"path": source.path, "identity": source.identity(trained.inputs)}
     if not data and (differing := identity.difference(trained.features, source.metadata.entries)):
-        log.warning("The records in %s are not those that %s was trained on: the %s differ.", source.path, folder,
+        log.warning("The records in %s differ from those that %s was trained on, in: %s.", source.path, folder,
                     differing)
     mesh = parallel.make_mesh()
     evaluate = Evaluator(trained.model, config, task, source, mesh)
@@ -79,24 +79,24 @@ def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = N
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """A trained model: how its training went, and its result on one split.
+    """A trained model: its training history, and its result on one split.
 
-    Systems of one name are runs of one system, for example with several seeds: figures give them one colour and one
-    entry in the legend, and take the mean of their costs per class.
+    Systems with the same name are runs of one system, for example with several seeds: figures give them one colour and
+    one legend entry, and average their costs per class.
 
     Attributes:
-      name: of the system; the folder's from `collect`.
+      name: name of the system; `collect` takes that of the folder.
       model: name of the model.
-      task: what it was trained for.
-      parameters: trainable ones.
-      seconds: of training; None where metrics.jsonl has no `seconds` (those since the entry before).
-      steps, epochs: of each evaluation on the validation split.
-      validation_cost, validation_loss: of each evaluation; cost per minute, loss per frame.
-      train_loss: mean of the steps since the evaluation before, NaN where there are none.
-      best: which evaluation is that of the best checkpoint.
-      counts: of segments on the split.
-      cost, interval: on the split, per minute, with its 95 % interval.
-      class_costs: on the split, per minute, by class.
+      task: task of the training.
+      parameters: number of trainable parameters.
+      seconds: training time; None if metrics.jsonl has no `seconds` (since the previous entry).
+      steps, epochs: time of each evaluation on the validation split.
+      validation_cost, validation_loss: cost per minute and loss per frame of each evaluation.
+      train_loss: mean over the steps since the previous evaluation, NaN if there are none.
+      best: index of the evaluation of the best checkpoint.
+      counts: segment counts on the split.
+      cost, interval: cost per minute on the split, and its 95 % interval.
+      class_costs: cost per minute on the split, by class.
       recordings: fingerprint of the recordings and labels of the split; "" if unknown.
     """
 
@@ -123,20 +123,20 @@ class System:
 
 
 def collect(folders: Sequence[str | os.PathLike], split: str) -> list[System]:
-    """The systems of workdirs of one task, the lowest cost first; evaluates those that have no result on the split yet.
+    """The systems in workdirs of one task, lowest cost first; evaluates those without a result on the split.
 
-    Raises UserError if one is no workdir, has no evaluation yet, or is of another task, or a result cannot be had.
+    Raises UserError if a folder is not a workdir, has no evaluation yet, or has another task, or evaluation fails.
     """
     paths = [pathlib.Path(folder) for folder in folders]
     names = files.distinct_names(paths)
-    found = [workdir.read(path) for path in paths]
-    for path, (_, task, _) in zip(paths, found):
-        found[0][1].require_same(task, where=f"the workdir {path}")
-    histories = [read_history(path) for path in paths]  # all are looked at before the first is evaluated for minutes
+    setups = [workdir.read(path) for path in paths]
+    for path, (_, task, _) in zip(paths, setups):
+        setups[0][1].require_same(task, where=f"the workdir {path}")
+    histories = [read_history(path) for path in paths]  # fails before the first evaluation, which takes minutes
     systems = []
-    for path, name, history, (config, task, features) in zip(paths, names, histories, found):
+    for path, name, history, (config, task, features) in zip(paths, names, histories, setups):
         result = result_of(path, split, int(history["steps"][np.argmin(history["validation_cost"])]))
-        history = read_history(path)  # again: a training may have gone on meanwhile
+        history = read_history(path)  # again: the training may have continued meanwhile
         widths = {key: entry["width"] for key, entry in features.items()}
         systems.append(System(
             name=name, model=config.model["name"], task=task, **history,
@@ -149,18 +149,19 @@ def collect(folders: Sequence[str | os.PathLike], split: str) -> list[System]:
 
 
 def result_of(folder: pathlib.Path, split: str, step: int) -> dict:
-    """What evaluate.evaluate_workdir returns, of the best checkpoint and the records that are there now.
+    """The result of evaluate_workdir for the best checkpoint and the current records.
 
-    It is kept in the workdir if that can be written, and made again once anything that it depends on has changed.
+    It is cached in the workdir if that is writable, and recomputed once anything it depends on has changed.
 
     Raises UserError as evaluate_workdir does.
     """
     path = folder / "report" / f"evaluation_{split}.json"
-    kept = None
-    with contextlib.suppress(UserError):  # missing, or of another form
-        kept = files.read_json(path, _Kept)
-    if kept and kept.digest == _digest(kept.of, kept.result) and kept.of == _depends_on(folder, split, step):
-        return kept.result
+    cached = None
+    with contextlib.suppress(UserError):  # missing, or in another format
+        cached = files.read_json(path, _Cached)
+    if (cached and cached.digest == _digest(cached.of, cached.result)
+            and cached.of == _dependencies(folder, split, step)):
+        return cached.result
     log.info("Evaluating %s on the %s split.", folder, split)
     result = evaluate_workdir(folder, split)
     of = {"step": result["step"], "checkpoint": _checkpoint_identity(folder, result["step"]),
@@ -169,18 +170,18 @@ def result_of(folder: pathlib.Path, split: str, step: int) -> dict:
         files.make_folder(path.parent)
         files.write_json(path, {"of": of, "digest": _digest(of, result), "result": result}, ours=True)
     except UserError as error:
-        log.warning("This evaluation cannot be kept: %s", error)
+        log.warning("This evaluation cannot be cached: %s", error)
     return result
 
 
 @pydantic.dataclasses.dataclass
-class _Kept:
+class _Cached:
     """An evaluation in a workdir.
 
     Attributes:
-      of: what it depends on, as `_depends_on` gives it.
-      digest: of the others.
-      result: what evaluate.evaluate_workdir returned.
+      of: dependencies of the result, from `_dependencies`.
+      digest: checksum of the other fields.
+      result: return value of evaluate_workdir.
     """
 
     of: dict[str, Any]
@@ -188,10 +189,10 @@ class _Kept:
     result: dict[str, Any]
 
 
-def _depends_on(folder: pathlib.Path, split: str, step: int) -> dict[str, Any]:
-    """What the evaluation of a step depends on: the checkpoint and the records, which may be None: unknown.
+def _dependencies(folder: pathlib.Path, split: str, step: int) -> dict[str, Any]:
+    """The checkpoint and records that the evaluation of a step depends on; None where unknown.
 
-    Where there are no records any more, they are those of the training.
+    If the records no longer exist, those of the training are assumed.
 
     Raises UserError if the records are damaged.
     """
@@ -203,7 +204,7 @@ def _depends_on(folder: pathlib.Path, split: str, step: int) -> dict[str, Any]:
 
 
 def _checkpoint_identity(folder: pathlib.Path, step: int) -> str | None:
-    """Of the progress at a step, which has the checksums of the weights; None if there is no such checkpoint."""
+    """Hash of the progress at a step, which has the checksums of the weights; None if there is no checkpoint."""
     try:
         with files.open_file(folder / "checkpoints" / str(step) / "progress" / "metadata") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -216,9 +217,9 @@ def _digest(of: dict[str, Any], result: dict[str, Any]) -> str:
 
 
 def read_history(folder: pathlib.Path) -> dict:
-    """The fields of System that metrics.jsonl tells: seconds, and the series over the evaluations.
+    """The fields of System from metrics.jsonl: seconds, and the series over the evaluations.
 
-    Raises UserError if there was no evaluation yet.
+    Raises UserError if there is no evaluation yet.
     """
     entries = read_metrics(folder)
     evaluations = [entry for entry in entries if "validation_cost" in entry]
@@ -229,7 +230,7 @@ def read_history(folder: pathlib.Path) -> dict:
         ("validation_loss", "validation_loss", float))}
     logged = [entry for entry in entries if "loss" in entry]
     ends, losses = (np.array([entry[key] for entry in logged], float) for key in ("step", "loss"))
-    weights = np.diff(ends, prepend=0)  # an entry is the mean of the steps since the one before
+    weights = np.diff(ends, prepend=0)  # an entry is the mean over the steps since the previous one
     train_loss = []
     for start, end in itertools.pairwise([0, *series["steps"]]):
         since = (ends > start) & (ends <= end)
@@ -239,6 +240,6 @@ def read_history(folder: pathlib.Path) -> dict:
 
 
 def same_recordings(systems: Sequence[System]) -> bool:
-    """Whether systems were evaluated on the same recordings and labels, as far as is known."""
+    """Whether systems were evaluated on the same recordings and labels, as far as known."""
     known = {system.recordings for system in systems} - {""}
     return len({len(system.counts) for system in systems}) == 1 and len(known) <= 1

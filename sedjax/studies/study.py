@@ -1,4 +1,4 @@
-"""Comparison of systems that were trained with several seeds: a table, verdicts and figures."""
+"""Compares systems trained with several seeds: a table, verdicts and figures."""
 
 import dataclasses
 import os
@@ -32,12 +32,12 @@ class Row:
     """One system of a study.
 
     Attributes:
-      name: of its folder.
-      title: for people.
-      parent: name of the system that it is compared with; "" for none.
-      published: what the study that is repeated says against the parent: "better", "worse", "no difference" or "".
-      seeds: of its runs.
-      config: of its runs.
+      name: name of its folder.
+      title: display name.
+      parent: name of the system it is compared with; "" for none.
+      published: verdict of the reproduced study against the parent: "better", "worse", "no difference" or "".
+      seeds: seeds of its runs.
+      config: config of its runs.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """Some systems in one picture; `show` is one of DRAW, "class_costs" being those on the validation split."""
+    """A figure of some systems on the validation split; `show` is a key of DRAW."""
 
     title: Annotated[str, AfterValidator(without_controls)]
     show: Literal["validation_cost", "loss", "class_costs"]
@@ -59,12 +59,12 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A system against its parent on the test split, both as means over their seeds.
+    """A system against its parent on the test split, both averaged over seeds.
 
     Attributes:
-      difference: of the cost per minute; negative is better.
-      interval: 95 %, as metrics.difference_interval has it.
-      note: what the interval does not know, where a trained system has one run; else "".
+      difference: difference in cost per minute; negative is better.
+      interval: 95 % interval from metrics.difference_interval.
+      note: limitation of the interval if a trained system has a single run, else "".
     """
 
     difference: float
@@ -78,16 +78,16 @@ class Comparison:
 
 
 def run_name(row: Row, seed: int) -> str:
-    """The folder of a run in the folder of its study."""
+    """The folder of a run, relative to that of its study."""
     return os.path.join(row.name, f"seed{seed}")
 
 
 def compare(runs: Sequence[System], baseline: Sequence[System]) -> Comparison:
-    """A system's runs against another's. Raises UserError if they were not evaluated on the same recordings."""
+    """Compares the runs of two systems. Raises UserError if they were evaluated on different recordings."""
     if not same_recordings([*runs, *baseline]):
         raise UserError(f"{runs[0].name!r} and {baseline[0].name!r} were not evaluated on the same recordings.")
     sides = [list(runs), list(baseline)]
-    if max(map(len, sides)) > 1:  # the naive system has the same result with every seed: two runs say so
+    if max(map(len, sides)) > 1:  # the naive system does not depend on the seed: count its run twice
         sides = [side * 2 if len(side) == 1 and side[0].naive else side for side in sides]
     interval = metrics.difference_interval(*(np.stack([run.counts for run in side]) for side in sides), runs[0].task)
     note = ("", "one run, spread of the other's", "recordings only")[sum(len(side) == 1 for side in sides)]
@@ -96,7 +96,7 @@ def compare(runs: Sequence[System], baseline: Sequence[System]) -> Comparison:
 
 
 def agreement(found: str, published: str) -> str:
-    """What a verdict says about a published one; no evidence is no proof that there is no difference."""
+    """Relation of a verdict to a published one; no evidence does not prove that there is no difference."""
     if not published:
         return ""
     if found == "no evidence":
@@ -105,13 +105,13 @@ def agreement(found: str, published: str) -> str:
 
 
 def require_same(config: Config, folder: pathlib.Path) -> None:
-    """Raises UserError if the finished run in a folder is of another config, or of other records than those there now.
+    """Raises UserError if the finished run in a folder has another config, or other records than the current ones.
 
-    Where there are none any more, its evaluations may still be kept.
+    If the records no longer exist, only the config is compared: evaluations may be cached.
     """
     if identity.has_records(config.data.path):
-        found = identity.read_metadata(config.data.path)
-        workdir.require_same(folder, config, found.task, found.entries)
+        metadata = identity.read_metadata(config.data.path)
+        workdir.require_same(folder, config, metadata.task, metadata.entries)
         workdir.update(folder, config)
     else:
         workdir.require_same_config(folder, config)
@@ -119,34 +119,34 @@ def require_same(config: Config, folder: pathlib.Path) -> None:
 
 def collect(rows: Sequence[Row], folder: pathlib.Path, split: str,
             left_out: Container[str] = ()) -> dict[str, list[System]]:
-    """The finished runs of each system by its name, under the title of its row; without systems that have none.
+    """The finished runs by row name, with the row's title as system name; rows without finished runs are left out.
 
-    Runs that are `left_out`, by run_name, do not count.
+    `left_out` has the run_name of runs to ignore.
     """
-    found = {}
+    systems = {}
     for row in rows:
         folders = [folder / run_name(row, seed) for seed in row.seeds if run_name(row, seed) not in left_out]
         if finished := [path for path in folders if is_finished(path)]:
-            found[row.name] = [dataclasses.replace(system, name=row.title)
-                               for system in results.collect(finished, split)]
-    return found
+            systems[row.name] = [dataclasses.replace(system, name=row.title)
+                                 for system in results.collect(finished, split)]
+    return systems
 
 
 def require_replaceable(figures: dict[str, Figure], folder: pathlib.Path) -> None:
-    """Raises UserError if `write` would replace what sedjax did not write."""
+    """Raises UserError if `write` would replace a file that sedjax did not write."""
     for name in (report.PAGE, *(f"{name}.png" for name in figures)):
         files.require_replaceable(folder / "report" / name)
 
 
 def write(rows: Sequence[Row], figures: dict[str, Figure], folder: pathlib.Path,
           problems: dict[str, str]) -> pathlib.Path:
-    """Writes report/index.md and its figures into the folder of a study, and returns the path of the page.
+    """Writes report/index.md and its figures to the folder of a study, and returns the path of the page.
 
     Args:
       rows: all systems of the study.
-      figures: by file name, without its ending.
-      folder: of the study.
-      problems: why runs are missing, or do not count, by run_name.
+      figures: figures by file name without suffix.
+      folder: folder of the study.
+      problems: reasons why runs are missing or ignored, by run_name.
 
     Raises:
       UserError: no run is finished, or the files cannot be written.
@@ -162,31 +162,31 @@ def write(rows: Sequence[Row], figures: dict[str, Figure], folder: pathlib.Path,
             DRAW[figure.show](systems, output / f"{name}.png")
             pictures.append(f"### {figure.title}\n\n![{figure.title}]({name}.png)")
         else:
-            pictures.append(f"### {figure.title}\n\nNot drawn: not all of its systems have a finished run.")
+            pictures.append(f"### {figure.title}\n\nNot drawn: some of its systems have no finished run.")
     first = next(iter(test.values()))[0]
     seeds = sorted({len(runs) for runs in test.values()})
     missing = "\n".join(f"- `{name}`: {text}" for name, text in problems.items())
     text = f"""# {first.task.name}: {len(rows)} systems
 
 Cost per minute (lower is better) on {len(first.counts):,} test recordings, at the checkpoint with the lowest
-validation cost; mean and standard deviation over {" or ".join(map(str, seeds))} seeds. A difference is against the
-parent system on the test split; its 95 % interval is a t interval for other recordings and other seeds, and a verdict
-needs one without 0. If a trained system has one run, its seeds are taken to spread as those of the other system; if
-neither has several, the interval is that of these two runs on other recordings only. Made by sedjax {__version__}.
+validation cost; mean and standard deviation over {" or ".join(map(str, seeds))} seeds. Differences are to the parent
+system on the test split; their 95 % interval is a t interval over recordings and seeds, and a verdict needs an interval
+that excludes 0. A trained system with one run is assumed to have the other system's spread between seeds; if neither
+has several runs, the interval covers recordings only. Made by sedjax {__version__}.
 
 {table(rows, validation, test)}
 
-{f"Runs that are missing:{chr(10)}{chr(10)}{missing}{chr(10)}" if missing else "No run is missing."}
+{f"Missing runs:{chr(10)}{chr(10)}{missing}{chr(10)}" if missing else "No run is missing."}
 
 ## Figures
 
-A dot is the best checkpoint; each line is a run, the runs of a system have one colour.
+Dots mark the best checkpoints; each line is a run, and the runs of a system share a colour.
 
 {(chr(10) * 2).join(pictures)}
 
 ## Cost of each class
 
-On the test split, mean over the seeds.
+Mean over the seeds, on the test split.
 
 {class_table(rows, test)}
 """
@@ -196,7 +196,7 @@ On the test split, mean over the seeds.
 
 
 def table(rows: Sequence[Row], validation: dict[str, list[System]], test: dict[str, list[System]]) -> str:
-    """One Markdown row per system, those without a run too."""
+    """One Markdown row per system, including those without a run."""
     titles = {row.name: row.title for row in rows}
     lines = [["system", "against", "verdict", "published", "the published verdict is", "parameters", "validation",
               "test", "difference", "95 % interval", "training (s)"]]
@@ -210,10 +210,10 @@ def table(rows: Sequence[Row], validation: dict[str, list[System]], test: dict[s
                  spread([run.cost for run in runs])]
         compared = ["", ""]
         if row.parent in test:
-            found = compare(runs, test[row.parent])
-            line[2] = found.verdict
-            note = f" ({found.note})" if found.note else ""
-            compared = [f"{found.difference:+.2f}", "{:+.2f} to {:+.2f}".format(*found.interval) + note]
+            comparison = compare(runs, test[row.parent])
+            line[2] = comparison.verdict
+            note = f" ({comparison.note})" if comparison.note else ""
+            compared = [f"{comparison.difference:+.2f}", "{:+.2f} to {:+.2f}".format(*comparison.interval) + note]
         seconds = [run.seconds for run in runs if run.seconds is not None]
         lines.append([*line, agreement(line[2], row.published) if line[2] else "", f"{runs[0].parameters:,}", *costs,
                       *compared, f"{np.mean(seconds):,.0f}" if seconds else ""])
@@ -231,5 +231,5 @@ def class_table(rows: Sequence[Row], test: dict[str, list[System]]) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and, of several values, their standard deviation."""
+    """Mean and, for several values, standard deviation."""
     return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")

@@ -29,7 +29,7 @@ FolderName = Annotated[str, Field(max_length=200, pattern=r"^[^/]*[^/.][^/]*$"),
 
 
 def new_sweep() -> ConfigDict:
-    """The ConfigDict of a sweep without systems; `add` and `add_figure` fill it."""
+    """The ConfigDict of an empty sweep, to be filled by `add` and `add_figure`."""
     return ConfigDict({"data": {"path": ""}, "seeds": (0, 1, 2), "systems": {}, "figures": {}})
 
 
@@ -38,36 +38,36 @@ def add(sweep: ConfigDict, name: str, title: str, base: ConfigDict | None = None
     """Adds a system to a sweep.
 
     Args:
-      sweep: from new_sweep.
-      name: of its folder.
-      title: for people.
-      base: its config; that of the parent if None.
-      parent: name of the system that it is compared with.
-      published: what the study that is repeated found: "better", "worse" or "no difference" than the parent.
-      seeds: instead of the sweep's.
-      changes: of keys of the config, with `__` for the dot.
+      sweep: ConfigDict from new_sweep.
+      name: name of its folder.
+      title: display name.
+      base: config to start from; that of the parent if None.
+      parent: name of the system it is compared with.
+      published: verdict of the reproduced study against the parent: "better", "worse" or "no difference".
+      seeds: seeds that replace the sweep's.
+      changes: config keys and values to change, with `__` for the dot.
     """
     config = configs.changed(base or sweep.systems[parent].config, **changes)
-    # A ConfigDict forgets the order of its keys.
+    # `place` records the order, since a ConfigDict does not keep that of its keys.
     sweep.systems[name] = ConfigDict({"place": len(sweep.systems), "title": title, "parent": parent,
                                       "published": published, "seeds": seeds, "config": config})
 
 
 def add_figure(sweep: ConfigDict, name: str, title: str, show: str, systems: tuple[str, ...]) -> None:
-    """Adds a figure of some systems: `show` is "validation_cost", "loss" or "class_costs" (on validation)."""
+    """Adds a figure of some systems; `show` is "validation_cost", "loss" or "class_costs" (on validation)."""
     sweep.figures[name] = ConfigDict({"title": title, "show": show, "systems": systems})
 
 
 @dataclasses.dataclass(frozen=True)
 class DataFields:
-    """Records of all systems; "" for those that each config names."""
+    """Records of all systems; "" for the path in each config."""
 
     path: FilePath = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepFields:
-    """What a sweep holds, see new_sweep."""
+    """Fields of a sweep, see new_sweep."""
 
     systems: dict[FolderName, dict]
     seeds: tuple[Seed, ...]
@@ -77,7 +77,7 @@ class SweepFields:
 
 @dataclasses.dataclass(frozen=True)
 class SystemFields:
-    """What a system of a sweep holds, see add."""
+    """Fields of a system of a sweep, see add."""
 
     place: int
     title: Annotated[str, AfterValidator(without_controls)]
@@ -89,20 +89,20 @@ class SystemFields:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A checked sweep: its rows, and its figures by file name."""
+    """A validated sweep: its rows, and its figures by file name."""
 
     rows: tuple[Row, ...]
     figures: dict[str, study.Figure]
 
 
 def freeze(fields: dict) -> Sweep:
-    """The checked form of a sweep. Raises UserError that names the system with an unusable config."""
+    """Validates a sweep. Raises UserError that names the system with an invalid config."""
     if "systems" not in fields:
-        raise UserError("The config is not a sweep: it has no systems; configs/sweeps/report.py is one.")
-    given = bounds.check(SweepFields, fields)
+        raise UserError("The config is not a sweep: it has no systems; see configs/sweeps/report.py for an example.")
+    sweep = bounds.check(SweepFields, fields)
     systems = {name: bounds.check(SystemFields, system, f"systems.{name}.")
-               for name, system in given["systems"].items()}
-    if not systems or not given["seeds"]:
+               for name, system in sweep["systems"].items()}
+    if not systems or not sweep["seeds"]:
         raise UserError("The sweep has no systems or no seeds.")
     rows = []
     for name, system in sorted(systems.items(), key=lambda item: item[1]["place"]):
@@ -110,14 +110,14 @@ def freeze(fields: dict) -> Sweep:
             config = configs.freeze(system["config"])
         except UserError as error:
             raise UserError(f"systems.{name}: {error}") from error
-        if path := given["data"].path:
+        if path := sweep["data"].path:
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
         if system["parent"] not in ("", *systems):
             raise UserError(f"systems.{name}: there is no system {system['parent']!r} to compare it with.")
         rows.append(Row(name, system["title"], system["parent"], system["published"],
-                        system["seeds"] or given["seeds"], config))
+                        system["seeds"] or sweep["seeds"], config))
     figures = {name: study.Figure(**bounds.check(study.Figure, figure, f"figures.{name}."))
-               for name, figure in given["figures"].items()}
+               for name, figure in sweep["figures"].items()}
     for name, figure in figures.items():
         if unknown := [system for system in figure.systems if system not in systems]:
             raise UserError(f"figures.{name}: there is no system {unknown[0]!r}.")
@@ -125,12 +125,12 @@ def freeze(fields: dict) -> Sweep:
 
 
 def run(rows: Sequence[Row], folder: pathlib.Path, stop: preemption.Stop) -> tuple[dict[str, str], dict[str, str]]:
-    """Trains each row with each seed and evaluates it; what is finished is left alone, what was cut off goes on.
+    """Trains and evaluates each row with each seed; skips finished runs and resumes interrupted ones.
 
-    A request to `stop` ends it after a step, which is saved.
+    A request to `stop` saves the current step and returns.
 
     Returns:
-      Why runs were not tried, and why runs failed, by their folder in `folder`; neither stops the others.
+      Reasons why runs were skipped, and why runs failed, by folder relative to `folder`; other runs still run.
     """
     not_run, failed = {}, {}
     runs = [(row, seed) for row in rows for seed in row.seeds]
@@ -146,7 +146,7 @@ def run(rows: Sequence[Row], folder: pathlib.Path, stop: preemption.Stop) -> tup
             log.info("Run %d of %d: %s.", number, len(runs), name)
             try:
                 run_one(row.config, seed, folder / name, stop)
-            except Exception as error:  # whatever it is, the other runs are worth having
+            except Exception as error:  # whatever the error, the other runs are worth having
                 log.error("%s failed.", name, exc_info=not isinstance(error, UserError))
                 failed[name] = str(error) or type(error).__name__
             jax.clear_caches()  # the next system compiles its own steps
@@ -154,8 +154,8 @@ def run(rows: Sequence[Row], folder: pathlib.Path, stop: preemption.Stop) -> tup
 
 
 def of_others(rows: Sequence[Row], folder: pathlib.Path) -> dict[str, str]:
-    """Which finished runs are of another config or of other records, and why, by their folder in `folder`."""
-    found = {}
+    """Reasons why finished runs have another config or other records, by folder relative to `folder`."""
+    reasons = {}
     for row in rows:
         for seed in row.seeds:
             name = study.run_name(row, seed)
@@ -163,8 +163,8 @@ def of_others(rows: Sequence[Row], folder: pathlib.Path) -> dict[str, str]:
                 try:
                     study.require_same(_with_seed(row.config, seed), folder / name)
                 except UserError as error:
-                    found[name] = str(error)
-    return found
+                    reasons[name] = str(error)
+    return reasons
 
 
 def _with_seed(config: Config, seed: int) -> Config:
@@ -172,11 +172,11 @@ def _with_seed(config: Config, seed: int) -> Config:
 
 
 def run_one(config: Config, seed: int, folder: pathlib.Path, stop: preemption.Stop) -> None:
-    """Trains one system with one seed in `folder`, and evaluates it on the validation and the test split."""
+    """Trains one system with one seed in `folder`, and evaluates it on the validation and test splits."""
     config = _with_seed(config, seed)
     if is_finished(folder):
         study.require_same(config, folder)
     elif not train(config, folder, stop).finished:
-        return  # it was asked to stop
+        return  # stop was requested
     for split in study.SPLITS:
-        collect([folder], split)  # keeps the result in the folder
+        collect([folder], split)  # caches the result in the folder

@@ -1,16 +1,16 @@
-"""Checkpoints with Orbax: the last two and the best, weights that can be read on their own.
+"""Checkpoints with Orbax: the last two and the best, with weights that can be read on their own.
 
-Which one is the best is said in one place, the progress of the newest checkpoint: the step whose validation cost was
-the lowest until then. "best" is the checkpoint of that step, as it was saved, or an error, and never another one. It is
-an error if the newest progress cannot be read, if metrics.jsonl has a lower cost (so that the newest checkpoint is
-gone), or if the best checkpoint is missing or damaged. Where nothing has been evaluated yet, the newest is the best.
+The progress of the newest checkpoint is the only record of which one is the best: the step with the lowest validation
+cost so far. "best" loads the checkpoint of exactly that step, unchanged since it was saved, or raises an error. It is
+an error if the newest progress is unreadable, if metrics.jsonl has a lower cost (so the newest checkpoint is missing),
+or if the best checkpoint is missing or damaged. Before the first evaluation, the newest is the best.
 
-A checkpoint is as it was saved if its progress has the digest that is in it and the step that its folder is called, and
-its arrays have the checksums that are in its progress. Checkpoints of older versions have checksums of arrays only; a
-training that resumes from one adds the rest to the best.
+A checkpoint is intact if its progress matches its own digest and the step in its folder's name, and its arrays match
+the checksums in its progress. Checkpoints of older versions have only the checksums of arrays; a run that resumes from
+them adds the step and the digest to the best.
 
-A folder is called by its step only while it is whole: it is renamed once it is written, and before it is deleted. So a
-kill at any moment leaves none that is not, and what is not whole has been damaged. Only training changes anything here.
+A folder is named after its step only while it is complete: it is renamed after it is written, and before it is deleted.
+So a kill never leaves an incomplete one: one that is incomplete was damaged later. Only training changes anything here.
 """
 
 import contextlib
@@ -58,11 +58,11 @@ DELETED = ".deleted"
 
 
 class Manager:
-    """The checkpoints of a workdir as its training has them.
+    """Saves and deletes the checkpoints of a workdir during training.
 
     Attributes:
-      directory: of the checkpoints.
-      steps: of which there is one, in ascending order.
+      directory: folder of the checkpoints.
+      steps: steps that have a checkpoint, in ascending order.
     """
 
     def __init__(self, directory: pathlib.Path):
@@ -77,7 +77,7 @@ class Manager:
         return max(self.steps, default=None)
 
     def start(self, step: int, progress: Progress, items: dict) -> None:
-        """Starts saving. Of a step that is saved already only the progress is replaced."""
+        """Starts saving. If the step is already saved, only its progress is replaced."""
         record = record_of(step, progress, {name: int(_summary(tree)[0]) for name, tree in items.items()})
         if step in self.steps:
             path = progress_path(self.directory, step)
@@ -90,14 +90,14 @@ class Manager:
         self._saved = progress
 
     def wait_until_finished(self) -> None:
-        """Waits until what was started is whole, then deletes all but the last two and the best."""
+        """Waits until the save in progress is complete, then deletes all but the last two and the best."""
         self._checkpointer.wait_until_finished()
         if self._saved is None:
             return
         for step in [step for step in self.steps[:-2] if step != self._saved.best_step]:
             self.steps.remove(step)
             if parallel.is_process_zero():
-                with contextlib.suppress(Damaged):  # what sedjax did not write stays
+                with contextlib.suppress(Damaged):  # keeps anything that sedjax did not write
                     read_progress(self.directory, step)
                     _delete(self.directory / str(step))
 
@@ -108,7 +108,7 @@ class Manager:
 
 @contextlib.contextmanager
 def open_manager(workdir: str | os.PathLike) -> Iterator[Manager]:
-    """The checkpoints of a workdir, for its training: what an interrupted save or deletion has left is removed."""
+    """The manager of a workdir's checkpoints; removes what an interrupted save or deletion left behind."""
     directory = pathlib.Path(workdir).absolute() / "checkpoints"
     parallel.on_process_zero(lambda: _sweep(directory))
     manager = Manager(directory)
@@ -119,11 +119,11 @@ def open_manager(workdir: str | os.PathLike) -> Iterator[Manager]:
 
 
 def save(manager: Manager, state: TrainState, progress: Progress) -> None:
-    """Starts saving; a checkpoint counts only once it is whole.
+    """Starts saving; a checkpoint counts only once it is complete.
 
-    Of a step that is saved already only the progress is replaced: a stop had interrupted its evaluation.
+    If the step is already saved (a stop interrupted its evaluation), only its progress is replaced.
 
-    Raises UserError if the state is not finite, or the disk has no room for it.
+    Raises UserError if the state is not finite, or the disk is full.
     """
     manager.wait_until_finished()
     step = int(state.step)
@@ -131,32 +131,32 @@ def save(manager: Manager, state: TrainState, progress: Progress) -> None:
         _require_space(manager, step, state)
     items = {"weights": state.eval_variables, "training": _training(state)}
     if not all(_summary(tree)[1] for tree in items.values()):
-        raise diverged("state of the training", step, manager)
+        raise diverged("training state", step, manager)
     manager.start(step, progress, items)
 
 
 def diverged(what: str, step: int, manager: Manager) -> UserError:
-    """What to say of a number that is not finite. What is saved is finite."""
+    """The error for a value that is not finite. Saved checkpoints are always finite."""
     last = manager.latest_step()
-    return UserError(f"The {what} became NaN or infinite at step {step}; the last good checkpoint in "
-                     f"{manager.directory.parent} is {'none yet' if last is None else f'that of step {last}'}: lower "
+    good = "no good checkpoint yet" if last is None else f"the last good checkpoint is that of step {last}"
+    return UserError(f"The {what} became NaN or infinite at step {step}; {good} in {manager.directory.parent}: lower "
                      "optimizer.learning_rate or set optimizer.clip_norm, and start in a new workdir.")
 
 
 def restore(manager: Manager, state: TrainState) -> tuple[TrainState, Progress] | None:
-    """The last whole checkpoint, on the devices of `state` and with its shapes; None if there is none.
+    """The last intact checkpoint, with the shapes of `state` and on its devices; None if there are no checkpoints.
 
-    A damaged one is set aside with a warning, and the one before it is taken.
+    A damaged one is set aside with a warning, and the previous one is tried.
 
-    Raises UserError if the checkpoint is not of this model, or if all are damaged.
+    Raises UserError if the checkpoint belongs to another model, or if all are damaged.
     """
     directory, steps = manager.directory, manager.steps[::-1]
     for step in steps:
-        wanted = {"weights": _abstract(state.eval_variables), "training": _abstract(_training(state))}
+        targets = {"weights": _abstract(state.eval_variables), "training": _abstract(_training(state))}
         try:
-            found, progress = _read(directory, step, wanted, wanted["weights"])
+            items, progress = _read(directory, step, targets, targets["weights"])
         except Damaged as error:
-            log.warning("The checkpoint of step %d in %s is damaged (%s): resuming from the one before it.", step,
+            log.warning("The checkpoint of step %d in %s is damaged (%s): resuming from the previous one.", step,
                         directory, error)
             parallel.on_process_zero(lambda step=step: _set_aside(directory, step))
             manager.steps.remove(step)
@@ -166,50 +166,50 @@ def restore(manager: Manager, state: TrainState) -> tuple[TrainState, Progress] 
             progress = dataclasses.replace(progress, best_step=best)
             if best is not None:
                 parallel.on_process_zero(lambda best=best: add_digest(directory, best))
-        weights, training = found["weights"], found["training"]
+        weights, training = items["weights"], items["training"]
         average = {name: weights[name] for name in state.ema} if state.ema else None
         model_state = {**weights, **training.get("learned", {})}
         params = model_state.pop("params")
         return TrainState(training["step"], params, average, model_state, training["opt_state"]), progress
     if steps:
-        raise UserError(f"Every checkpoint in {directory} was damaged: start in a new workdir.")
+        raise UserError(f"All checkpoints in {directory} were damaged: start in a new workdir.")
     return None
 
 
 def load_weights(workdir: str | os.PathLike, which: str | int = "best",
                  shapes: dict | None = None) -> tuple[dict, Progress, int]:
-    """The variables to predict with, as numpy arrays, with progress and step.
+    """The variables to predict with, as numpy arrays, with the progress and the step.
 
     Args:
-      workdir: of a training.
-      which: "best" (lowest validation cost), "last", or a step. If the last is damaged, the one before it is taken,
+      workdir: workdir of a training run.
+      which: "best" (lowest validation cost), "last", or a step. If the last is damaged, the previous one is loaded
         with a warning.
-      shapes: those of the model's variables, as a tree; those of the checkpoint if None.
+      shapes: tree of the shapes that the model's variables have; None accepts those of the checkpoint.
 
     Raises:
-      UserError: there is no such checkpoint, it is damaged or not finite, or it is of another model.
+      UserError: the checkpoint does not exist, is damaged or not finite, or belongs to another model.
     """
     directory = require_some(workdir)
     steps = saved_steps(directory)
     newest = None
     if which == "best":
         best, newest = find_best(pathlib.Path(workdir))
-        chosen = [best]
+        candidates = [best]
     elif which == "last":
-        chosen = steps[::-1]
+        candidates = steps[::-1]
     else:
-        chosen = [step for step in steps if str(step) == str(which)]
-    if not chosen:
-        raise UserError(f"There is no checkpoint {which} in {workdir}; there are {listed(steps)}.")
-    for step in chosen:
+        candidates = [step for step in steps if str(step) == str(which)]
+    if not candidates:
+        raise UserError(f"There is no checkpoint {which} in {workdir}; choose one of {listed(steps)}.")
+    for step in candidates:
         try:
-            found, progress = _read(directory, step, {"weights": None}, shapes)
+            items, progress = _read(directory, step, {"weights": None}, shapes)
             if newest and not is_best(progress, newest):
-                raise Damaged("its progress is not that of the best")
-            return found["weights"], progress, step
+                raise Damaged("its progress is not that of the best checkpoint")
+            return items["weights"], progress, step
         except Damaged as error:
             log.warning("The checkpoint of step %d in %s is damaged (%s).", step, workdir, error)
-    raise UserError(f"The checkpoint {which!r} in {workdir} (step {chosen[0]}) is missing or damaged: "
+    raise UserError(f"The checkpoint {which!r} in {workdir} (step {candidates[0]}) is missing or damaged: "
                     f"{otherwise(steps)}")
 
 
@@ -221,49 +221,49 @@ def require_some(workdir: str | os.PathLike) -> pathlib.Path:
     return directory
 
 
-def _read(directory: pathlib.Path, step: int, wanted: dict[str, Any],
+def _read(directory: pathlib.Path, step: int, targets: dict[str, Any],
           shapes: dict | None = None) -> tuple[dict, Progress]:
     """Items of a checkpoint, with its progress.
 
     Args:
-      directory: of the checkpoints.
-      step: of the one.
-      wanted: the arrays of each item on their devices, as jax.ShapeDtypeStruct; None for numpy arrays.
-      shapes: what the weights must be, if that is known.
+      directory: folder of the checkpoints.
+      step: step of the checkpoint.
+      targets: for each item, jax.ShapeDtypeStructs of its arrays with their devices; None for numpy arrays.
+      shapes: expected shapes of the weights, if known.
 
     Raises:
-      Damaged: it cannot be read, or is not what was saved.
-      UserError: its weights are those of another model, or something in it is not finite.
+      Damaged: the checkpoint is unreadable, or differs from what was saved.
+      UserError: the weights belong to another model, or a value is not finite.
     """
     folder = directory / str(step)
-    if odd := next((path for path in folder.rglob("*") if not (path.is_file() or path.is_dir())), None):
-        raise Damaged(f"{odd.relative_to(folder)} is not a file")  # TensorStore would wait for a pipe
-    progress, sums = read_record(directory, step)
-    found = {}
-    for name, tree in wanted.items():
+    if special := next((path for path in folder.rglob("*") if not (path.is_file() or path.is_dir())), None):
+        raise Damaged(f"{special.relative_to(folder)} is not a file")  # TensorStore would wait for a pipe
+    progress, checksums = read_record(directory, step)
+    items = {}
+    for name, tree in targets.items():
         path = folder / name
         stored = _shapes(path)
-        if name == "weights" and shapes is not None and (odd := _difference(stored, shapes)):
-            raise UserError(f"The checkpoint of step {step} in {directory} is not of the model in config.json: {odd}; "
-                            "use another --workdir.")
+        if name == "weights" and shapes is not None and (difference := _difference(stored, shapes)):
+            raise UserError(f"The checkpoint of step {step} in {directory} does not match the model in config.json: "
+                            f"{difference}; use another --workdir.")
         tree = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), stored) if tree is None else tree
-        found[name] = _from_disk(lambda handler, path=path, tree=tree: handler.restore(
+        items[name] = _from_disk(lambda handler, path=path, tree=tree: handler.restore(
             path, args=ocp.args.StandardRestore(tree)))
-        checksum, finite = _summary(found[name])
-        if name in sums and sums[name] != int(checksum):
-            raise Damaged(f"{name} are not what was saved")
+        checksum, finite = _summary(items[name])
+        if name in checksums and checksums[name] != int(checksum):
+            raise Damaged(f"the checksum of {name} does not match")
         if not finite:
-            raise UserError(f"The checkpoint of step {step} in {directory} holds NaN or infinity: its training "
+            raise UserError(f"The checkpoint of step {step} in {directory} contains NaN or infinity: training "
                             "diverged; choose another checkpoint, or train in a new workdir.")
-    return found, progress
+    return items, progress
 
 
 @functools.cache
 def _ignore_abandoned_tasks() -> None:
-    """Keeps tracebacks of a damaged checkpoint or a full disk off the screen, those that come late included.
+    """Hides the tracebacks, late ones included, that a damaged checkpoint or a full disk causes.
 
-    When Orbax fails to read or write an array, it closes its event loop while others are in progress; each of them then
-    ends with an exception that nobody can catch.
+    When Orbax fails to read or write an array, it closes its event loop while others are in progress; each of those
+    then raises an exception that cannot be caught.
     """
     report = sys.unraisablehook
 
@@ -284,74 +284,71 @@ def _ignore_abandoned_tasks() -> None:
 
 
 def _from_disk(read):
-    """What `read` returns of a handler of arrays. Raises Damaged."""
+    """The result of `read(handler)` with an Orbax array handler. Raises Damaged."""
     _ignore_abandoned_tasks()
     try:
-        # What TensorStore's threads write to standard error about a damaged file fills a screen.
+        # TensorStore's threads fill a screen of standard error for each damaged file.
         with contextlib.redirect_stderr(io.StringIO()), contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
             return read(handler)
     except (PermissionError, MemoryError, jax.errors.JaxRuntimeError):
         raise
-    except Exception as error:  # Orbax, TensorStore and json raise many kinds
+    except Exception as error:  # Orbax, TensorStore and json raise many types
         raise Damaged(reason_of(error)) from error
 
 
 def _shapes(path: pathlib.Path) -> dict:
-    """Shapes and types of the arrays of an item, as a tree. Raises Damaged."""
+    """Shapes and dtypes of the arrays of an item, as a tree. Raises Damaged."""
     def read(handler: ocp.StandardCheckpointHandler) -> dict:
-        found = handler.metadata(path)
-        found = found.tree if hasattr(found, "tree") else found
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), found)
+        metadata = handler.metadata(path)
+        metadata = metadata.tree if hasattr(metadata, "tree") else metadata
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), metadata)
 
     return _from_disk(read)
 
 
-def _difference(stored: dict, wanted: dict) -> str:
-    """The first array by name that is not in both, or has another shape there; nothing if there is none."""
+def _difference(stored: dict, expected: dict) -> str:
+    """Describes the first array by name that only one tree has, or whose shapes differ; "" if there is none."""
     shapes = [{"/".join(str(key.key) for key in path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-              for tree in (stored, wanted)]
+              for tree in (stored, expected)]
     names = [name for name in sorted(shapes[0].keys() | shapes[1].keys()) if shapes[0].get(name) != shapes[1].get(name)]
     if not names:
         return ""
-    there, here = (of.get(names[0], "missing") for of in shapes)
+    there, here = (by_name.get(names[0], "missing") for by_name in shapes)
     return f"{names[0]} is {there} there and {here} in the model"
 
 
 def _require_space(manager: Manager, step: int, state: TrainState) -> None:
     needed, free = sum(x.nbytes for x in jax.tree.leaves(state)), shutil.disk_usage(manager.directory).free
     if free < needed:
-        raise UserError(f"The disk is full: the checkpoint of step {step} takes {needed / 1e6:,.1f} MB, and "
-                        f"{free / 1e6:,.1f} MB are free in {manager.directory}; make room and start again"
-                        + (", the checkpoints before it are whole." if manager.latest_step() is not None else "."))
+        raise UserError(f"The disk is full: the checkpoint of step {step} takes {needed / 1e6:,.1f} MB, but only "
+                        f"{free / 1e6:,.1f} MB are free in {manager.directory}; free some space and start again"
+                        + (", earlier checkpoints are intact." if manager.latest_step() is not None else "."))
 
 
 def _sweep(directory: pathlib.Path) -> None:
-    """Makes the folder, and removes what an interrupted save or deletion has left in it."""
+    """Creates the folder, and removes what an interrupted save or deletion left in it."""
     make_folder(directory)
     for path in (*directory.glob(f"*{UNFINISHED}*"), *directory.glob(f"*{DELETED}")):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _delete(path: pathlib.Path) -> None:
-    doomed = path.with_name(path.name + DELETED)
-    path.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    renamed = path.with_name(path.name + DELETED)
+    path.rename(renamed)
+    shutil.rmtree(renamed, ignore_errors=True)
 
 
 def _set_aside(directory: pathlib.Path, step: int) -> None:
-    """Moves a checkpoint to `damaged` beside their folder, so that the step can be saved again."""
-    aside = make_folder(directory.parent / "damaged")
+    """Moves a checkpoint to `damaged` in the workdir, so that the step can be saved again."""
+    damaged = make_folder(directory.parent / "damaged")
     names = (f"{step}{suffix}" for suffix in ("", *(f".{i}" for i in range(1, 1000))))
-    target = next(aside / name for name in names if not os.path.lexists(aside / name))
+    target = next(damaged / name for name in names if not os.path.lexists(damaged / name))
     (directory / str(step)).rename(target)
 
 
 @jax.jit
 def _summary(tree) -> tuple[Array, Array]:
-    """A number that changes with any word of any array, and whether all of them are finite.
-
-    So what a disk has lost is not taken for weights.
-    """
+    """A checksum over every word of every array, to detect corruption on disk, and whether all values are finite."""
     total, finite = jnp.uint32(0), jnp.bool_(True)
     for leaf in jax.tree.leaves(tree):
         words = jax.lax.bitcast_convert_type(leaf.reshape(-1), f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)
@@ -361,7 +358,7 @@ def _summary(tree) -> tuple[Array, Array]:
 
 
 def _training(state: TrainState) -> dict:
-    """What only training needs. Without an average, what is learned is among the weights already."""
+    """The state that only training needs. Without an average, the weights already hold the trained variables."""
     tree = {"step": state.step, "opt_state": state.opt_state}
     return tree if state.ema is None else {**tree, "learned": trained_variables(state.params, state.model_state)}
 

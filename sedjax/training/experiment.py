@@ -1,6 +1,6 @@
-"""What a config and its records give: model, clips, durations, optimizer, and the compiled step with what it is fed.
+"""The parts of a training run, from a config and its records: model, clips, durations, optimizer and compiled step.
 
-`train` and `bench` both begin here, so that what is timed is what is trained.
+`train` and `bench` share them, so that `bench` times the computation that `train` runs.
 """
 
 import dataclasses
@@ -35,10 +35,10 @@ class Durations:
     """The durations of a config in steps.
 
     Attributes:
-      per_epoch, total: steps of an epoch, and of the training at most.
-      evaluate_every, save_every, log_every: between evaluations, checkpoints, and entries of the training loss.
-      warmup: of the learning rate.
-      frozen: in which a pretrained encoder does not change.
+      per_epoch, total: steps per epoch, and in the whole run unless it stops early.
+      evaluate_every, save_every, log_every: steps between evaluations, checkpoints, and entries of the training loss.
+      warmup: steps of learning-rate warm-up.
+      frozen: steps in which the pretrained encoder stays fixed.
     """
 
     per_epoch: int
@@ -51,13 +51,13 @@ class Durations:
 
     @classmethod
     def from_config(cls, config: Config, per_epoch: int) -> "Durations":
-        in_steps = functools.partial(duration_steps, batch_size=config.data.batch_size, steps_per_epoch=per_epoch)
-        total = in_steps(config.train.duration, "train.duration", total_steps=0)
-        every = {key: max(in_steps(getattr(config.train, key), f"train.{key}", total_steps=total), 1)
-                 for key in ("evaluate_every", "save_every", "log_every")}
-        of_optimizer = {key: in_steps(getattr(config.optimizer, key), f"optimizer.{key}", total_steps=total)
-                        for key in ("warmup", "frozen")}
-        return cls(per_epoch, total, **every, **of_optimizer)
+        to_steps = functools.partial(duration_steps, batch_size=config.data.batch_size, steps_per_epoch=per_epoch)
+        total = to_steps(config.train.duration, "train.duration", total_steps=0)
+        intervals = {key: max(to_steps(getattr(config.train, key), f"train.{key}", total_steps=total), 1)
+                     for key in ("evaluate_every", "save_every", "log_every")}
+        phases = {key: to_steps(getattr(config.optimizer, key), f"optimizer.{key}", total_steps=total)
+                  for key in ("warmup", "frozen")}
+        return cls(per_epoch, total, **intervals, **phases)
 
     def evaluates(self, step: int) -> bool:
         """Whether an evaluation follows a step."""
@@ -74,18 +74,18 @@ class Durations:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A training that has not begun.
+    """A training run before its first step.
 
     Attributes:
-      config: what it was made from.
-      mesh: the devices.
-      records: of the training split.
-      model: the module.
-      features: width and statistics of each feature that the model takes, and of the labels.
-      clips: of the training split; with data.crop_frames those of the first epoch:
-        others have as many, and a crop that ends with its recording may be shorter.
-      durations: in steps.
-      optimizer: of the parameters.
+      config: config of the run.
+      mesh: mesh of the devices.
+      records: records of the training split.
+      model: module to train.
+      features: width and statistics of each input feature of the model, and of the labels.
+      clips: clips of the training split. With data.crop_frames, those of the first epoch; later epochs have as many,
+        and a crop at the end of a recording may be shorter.
+      durations: durations in steps.
+      optimizer: optimizer of the parameters.
     """
 
     config: Config
@@ -102,7 +102,7 @@ class Experiment:
         return self.records.task
 
     def ids(self, number: int) -> np.ndarray:
-        """The clips of batch `number`, which step `number` + 1 takes, -1 for padding."""
+        """Clip ids of batch `number`, which step `number` + 1 trains on; -1 for padding."""
         epoch, batch = divmod(number, self.durations.per_epoch)
         return self._plan(epoch)[1][batch]
 
@@ -110,16 +110,16 @@ class Experiment:
         """This process's share of batch `number`."""
         clips, _ = self._plan(number // self.durations.per_epoch)
         return read_batch(self.records, clips, self.ids(number), self.model.inputs,
-                                         self.config.data, parallel.local_rows(self.config.data.batch_size))
+                          self.config.data, parallel.local_rows(self.config.data.batch_size))
 
     def initial_state(self) -> train_state.TrainState:
-        """The state at step 0, not yet on all devices."""
+        """The state at step 0, before it is replicated to all devices."""
         train = self.config.train
         return train_state.create(self.model, self.optimizer, self.features, train.ema > 0, train.seed,
                                   train.initial_weights)
 
     def step(self, accumulate: int) -> Callable:
-        """steps.train_step of this training: a function of (state, batch, key)."""
+        """train_step.train_step for this run: a function of (state, batch, key)."""
         weights = losses.class_weights(self.task, **vars(self.config.loss))
         return functools.partial(train_step.train_step, model=self.model, optimizer=self.optimizer,
                                  accumulate=accumulate, weights=weights, mixup=self.config.train.mixup,
@@ -127,16 +127,16 @@ class Experiment:
 
     @functools.cached_property
     def _plan(self) -> Callable[[int], tuple[ClipTable, np.ndarray]]:
-        """The clips of an epoch, and those of each batch."""
+        """A function of the epoch: its clips, and the clip ids of each batch."""
         return functools.lru_cache(maxsize=2)(functools.partial(
             training_plan, self.records, self.config.data, self.config.train.seed))
 
 
 def prepare(config: Config, devices: int | None = None, records: Source | None = None) -> Experiment:
-    """Opens the training split, or takes the given one, and makes what the config says, on all or some devices.
+    """The training run of a config, on all or some devices; `records` replaces those in data.path.
 
-    Raises UserError if there are no records, they lack a feature, the devices cannot share a batch, or it cannot be
-    accumulated.
+    Raises UserError if there are no records, they lack a feature, a batch cannot be split evenly over the devices, or
+    the model does not support accumulation.
     """
     records = records or open_records(config.data.path, "train")
     model = registry.build_from(config, records.task)
@@ -148,9 +148,9 @@ def prepare(config: Config, devices: int | None = None, records: Source | None =
         if "batch_stats" in variables:
             raise UserError(f"optimizer.accumulate = {config.optimizer.accumulate} cannot be used with batch norm, "
                             "which needs the whole batch at once: set optimizer.accumulate = 1, or choose a model "
-                            "without it.")
+                            "without batch norm.")
     mesh = parallel.make_mesh(devices)
-    # Under pmap each device splits its own share; under jit the compiler moves clips where it must.
+    # Under pmap each device splits its own share; under jit the compiler moves clips between devices as needed.
     parallel.require_divisible(config.data.batch_size, mesh, "data.batch_size",
                                config.optimizer.accumulate if config.parallel == "pmap" else 1)
     if config.train.mixup:
@@ -162,11 +162,11 @@ def prepare(config: Config, devices: int | None = None, records: Source | None =
 
 
 def compile_training(experiment: Experiment) -> tuple[Callable, Calls]:
-    """The training as the devices run it, with the data where the config places them.
+    """Compiles the train step, with the data on the host or on the devices as data.placement says.
 
     Returns:
-      call(state, *inputs, key) -> (state, scalars): takes one step or several, whose scalars then are stacked.
-      calls(first, last): what it takes to get from step `first` to `last`: the last step of each call, and its inputs.
+      call(state, *inputs, key) -> (state, scalars): one step, or several, with stacked scalars.
+      calls(first, last): the calls from step `first` to step `last`: the last step and the inputs of each.
     """
     config, mesh, clips = experiment.config, experiment.mesh, experiment.clips
     step = experiment.step(config.optimizer.accumulate)
@@ -182,5 +182,5 @@ def compile_training(experiment: Experiment) -> tuple[Callable, Calls]:
 
         def calls(first: int, last: int) -> Iterator[tuple[int, tuple]]:
             return resident.schedule(split, experiment.ids, clips, config, lengths, first, last,
-                                   experiment.durations.due)
+                                     experiment.durations.due)
     return parallel.compile_step(step, mesh, donate_state=True, mode=config.parallel), calls

@@ -1,4 +1,4 @@
-"""Numbers of a run over its steps: metrics.jsonl and TensorBoard events."""
+"""Metrics of a run by step: metrics.jsonl and TensorBoard events."""
 
 import contextlib
 import json
@@ -31,9 +31,9 @@ class _Validation(_Entry):
 
 
 class MetricWriter:
-    """Appends scalars by step to a workdir, with the seconds since the entry before.
+    """Appends scalars by step to a workdir, with the seconds since the previous entry.
 
-    A run that resumes drops what it wrote after its last checkpoint.
+    A run that resumes drops the entries after its last checkpoint.
     """
 
     def __init__(self, workdir: pathlib.Path, first_step: int):
@@ -42,7 +42,7 @@ class MetricWriter:
 
         path = workdir / "metrics.jsonl"
         kept = [entry for entry in read_metrics(workdir) if entry["step"] <= first_step]
-        # Whoever kills this process now must not take the older entries along.
+        # Atomic, so that a kill at this point does not lose the older entries.
         with atomic_output(path, ours=True, durable=True) as new:
             new.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
         self._file = path.open("a", buffering=1)
@@ -62,7 +62,7 @@ class MetricWriter:
 
 
 class Silent:
-    """What the processes write that are not the first."""
+    """The writer of every process but process 0: discards everything."""
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         pass
@@ -81,6 +81,6 @@ def open_writer(workdir: pathlib.Path, first_step: int) -> Iterator[MetricWriter
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """The entries of metrics.jsonl in order; a line that is incomplete or damaged is left out."""
+    """The entries of metrics.jsonl in order, without incomplete or damaged lines."""
     entries = read_json_lines(workdir / "metrics.jsonl", _Training | _Validation)
     return [entry.model_dump(exclude_unset=True) for entry in entries]

@@ -1,4 +1,4 @@
-"""AdamW with a schedule, and rules of decay and depth that must cover every parameter."""
+"""AdamW with a schedule, and rules for weight decay and layer-wise rates that must cover every parameter."""
 
 import re
 
@@ -12,7 +12,7 @@ from sedjax.core.config import OptimizerConfig
 DECAY_RULES = (
     (r"(^|/)(bias|scale)$", False),
     (r"(^|/)(kernel|positions)$", True),
-    # As in training ATST-Frame; mask_embed gets no gradient here, so decay alone would wear it away.
+    # As in the training of ATST-Frame; mask_embed gets no gradient here, so decay would shrink it to 0.
     (r"^atst/(pos_embed|mask_embed)$", False),
 )
 
@@ -32,8 +32,8 @@ def decay_mask(params, rules=DECAY_RULES):
 def layer_rates(params, decay: float):
     """Factors on the learning rate by depth, as a tree of float: layer-wise decay (Bao et al. 2022, BEiT).
 
-    1 for what follows ATST-Frame's blocks, decay^(n - i) for block i of n, decay^(n + 1) for what is before them.
-    Raises ValueError for a parameter of the encoder that is in none of these places.
+    1 for all parameters after ATST-Frame's blocks, decay^(n - i) for block i of n, decay^(n + 1) for those before.
+    Raises ValueError for a parameter of the encoder that no rule covers.
     """
     names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     blocks = len({match[0] for name in names if (match := re.match(r"atst/block_\d+/", name))})
@@ -45,7 +45,7 @@ def layer_rates(params, decay: float):
         if re.match(r"atst/(patch_embed/|pos_embed$|mask_embed$)", name):
             return decay ** (blocks + 1)
         if re.match(r"atst/(?!norm_frame/)", name):
-            raise ValueError(f"No depth is known of the parameter {name!r}: add it to layer_rates.")
+            raise ValueError(f"The depth of the parameter {name!r} is unknown: add it to layer_rates.")
         return 1.0
 
     return jax.tree_util.tree_map_with_path(rate, params)
@@ -54,8 +54,8 @@ def layer_rates(params, decay: float):
 def scale_by_layer(decay: float, frozen_steps: int) -> optax.GradientTransformation:
     """Multiplies updates by layer_rates; those of the pretrained encoder by 0 in the first `frozen_steps` steps.
 
-    It comes after Adam, whose moments of the frozen part so follow its gradients: if they began at 0 when the count of
-    steps is late, the first steps would be up to six times as long as they should be.
+    It comes after Adam, so that Adam's moments track the gradients of the frozen encoder. If they started from 0 after
+    unfreezing, late in Adam's step count, its first updates would be up to six times too large.
     """
     def update(updates, state, params=None):
         frozen = state.count < frozen_steps
@@ -71,21 +71,21 @@ def scale_by_layer(decay: float, frozen_steps: int) -> optax.GradientTransformat
 
 
 def schedule(config: OptimizerConfig, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Learning rate by step: linear rise from 0, then constant, or a cosine to 0 at `total_steps`."""
+    """Learning rate by step: linear warm-up from 0, then constant, or cosine decay to 0 at `total_steps`."""
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(config.learning_rate, max(total_steps - warmup_steps, 1))
     else:
         after = optax.constant_schedule(config.learning_rate)
     if not warmup_steps:
         return after
-    # The first step must move: its rate is 1 / warmup_steps of the highest, not 0.
-    rise = optax.linear_schedule(config.learning_rate / warmup_steps, config.learning_rate, max(warmup_steps - 1, 1))
-    return optax.join_schedules([rise, after], [warmup_steps])
+    # The first step must change the parameters: its rate is 1 / warmup_steps of the peak, not 0.
+    warmup = optax.linear_schedule(config.learning_rate / warmup_steps, config.learning_rate, max(warmup_steps - 1, 1))
+    return optax.join_schedules([warmup, after], [warmup_steps])
 
 
 def make_optimizer(config: OptimizerConfig, warmup_steps: int, total_steps: int,
                    frozen_steps: int = 0) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW, as optax.adamw defines it, with the decay rules, then scale_by_layer."""
+    """Clipping by global norm, then optax.adamw with the decay rules, then scale_by_layer."""
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     parts.append(optax.adamw(schedule(config, warmup_steps, total_steps), b1=config.beta1, b2=config.beta2,
                              weight_decay=config.weight_decay, mask=decay_mask))

@@ -1,4 +1,4 @@
-"""A request to stop, by signal, which training follows at the end of a step."""
+"""Requests to stop, sent by signal, which training obeys at the end of a step."""
 
 import contextlib
 import logging
@@ -14,7 +14,7 @@ log = logging.getLogger("sedjax")
 
 
 class Stop:
-    """Whether this process was asked to stop, and by which signal; never, unless `listen` made it."""
+    """Whether this process was asked to stop, and by which signal; stays False unless created by `listen`."""
 
     def __init__(self):
         self.signal: str | None = None
@@ -24,10 +24,10 @@ class Stop:
         return self.signal is not None
 
     def agreed(self) -> bool:
-        """Whether all processes are to stop here, because any of them was asked to.
+        """Whether all processes must stop now, because at least one of them was asked to.
 
-        All must call this equally often. Where there are several, a request takes one more call to get to all, so that
-        no process waits for another, nor for its own device.
+        All must call this equally often. With several processes a request takes effect one call later, so that no
+        process waits for another, or for its own device.
         """
         if jax.process_count() == 1:
             return bool(self)
@@ -39,10 +39,10 @@ class Stop:
 def listen() -> Iterator[Stop]:
     """Turns SIGTERM (preemption) and SIGINT (Ctrl-C) into a request; a second one of the same kind ends the process.
 
-    Whoever stops a process may send both. Of several processes each listens for itself; `agreed` tells all of them.
+    One shutdown may send both. Each of several processes handles its own signals; `agreed` shares them.
     """
     stop = Stop()
-    before = {}
+    previous = {}
 
     def request(number: int, frame) -> None:
         signal.signal(number, signal.SIG_DFL)
@@ -51,9 +51,9 @@ def listen() -> Iterator[Stop]:
             log.warning("%s: stopping after this step.", stop.signal)
 
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+        previous = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Everything that training changes, as one tree."""
+"""The state of training: everything that a step changes, as one tree."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ from sedjax.models.variables import example_inputs, fill_statistics, fill_weight
 
 @struct.dataclass
 class TrainState:
-    """What training changes.
+    """The state of training.
 
     Attributes:
-      step: steps taken, int32.
+      step: number of steps taken, int32.
       params: trainable parameters.
       ema: running average of the parameters and the batch statistics, as variables, or None.
-      model_state: the model's other variables: batch statistics, statistics of the features.
-      opt_state: the optimizer's.
+      model_state: other variables of the model: batch statistics and statistics of the features.
+      opt_state: state of the optimizer.
     """
 
     step: Any
@@ -31,7 +31,7 @@ class TrainState:
 
     @property
     def eval_variables(self) -> dict:
-        """The variables to predict with: averaged where there is an average, and the model's other state."""
+        """The variables to predict with: the averaged ones if there is an average, and the rest of the model state."""
         return {"params": self.params, **self.model_state, **(self.ema or {})}
 
 
@@ -41,7 +41,7 @@ def trained_variables(params, model_state: dict) -> dict:
 
 
 def random_keys(seed: int) -> tuple[jax.Array, jax.Array]:
-    """The keys of initialisation and of everything random in training, for `create` and steps.train_step."""
+    """Random keys for initialisation (`create`) and for training (train_step.train_step)."""
     initial_key, training_key = jax.random.split(jax.random.key(seed))
     return initial_key, training_key
 
@@ -51,12 +51,12 @@ def create(model: nn.Module, optimizer: optax.GradientTransformation, features: 
     """The state at step 0, a function of the seed.
 
     Args:
-      model: the module.
-      optimizer: its optimizer.
+      model: module to train.
+      optimizer: optimizer of its parameters.
       features: width and statistics of each feature, from the records' metadata.
-      ema: whether to average what is learned.
-      seed: of the initial values.
-      initial_weights: file of the weights that a part of the model starts from, see models.fill_weights.
+      ema: whether to average the trained variables.
+      seed: seed of the initial values.
+      initial_weights: npz of pretrained weights for a part of the model, see variables.fill_weights.
     """
     widths = {key: entry["width"] for key, entry in features.items()}
     variables = jax.jit(model.init)(random_keys(seed)[0], *example_inputs(model, widths))

@@ -1,4 +1,4 @@
-"""The train step: a pure function of the global batch, without jit and without devices."""
+"""The train step: a pure function of the global batch, independent of jit and devices."""
 
 from typing import Any
 
@@ -19,25 +19,25 @@ from sedjax.training.train_state import TrainState, trained_variables
 def train_step(state: TrainState, batch: Batch, key: Key[Array, ""], *, model: nn.Module,
                optimizer: optax.GradientTransformation, weights: Float[np.ndarray, "2 class"], accumulate: int = 1,
                mixup: float = 0.0, ema: float = 0.0) -> tuple[TrainState, dict[str, Array]]:
-    """One step on the mean loss per real frame of the global batch.
+    """One optimizer step on the mean loss per real frame of the global batch.
 
     Args:
-      state: before the step.
-      batch: the global batch.
-      key: of everything random in the training; an argument, so that all seeds share one compiled step.
-      model, optimizer: as for train_state.create.
-      weights: of the loss, from losses.class_weights.
-      accumulate: equal parts into which the batch is split, one after the other; the gradient is that of the whole,
-        unless the model has batch norm (experiment.prepare refuses that).
-      mixup: alpha of augment.mixup, for which each device needs an even number of clips; 0 for none.
-      ema: decay of the average of what is learned.
+      state: state before the step.
+      batch: global batch.
+      key: random key of the whole run; an argument, so that all seeds share one compiled step.
+      model, optimizer: same as for train_state.create.
+      weights: class weights of the loss, from losses.class_weights.
+      accumulate: number of equal parts into which the batch is split, processed one after the other; the gradient is
+        that of the full batch, except with batch norm (which experiment.prepare refuses).
+      mixup: alpha of augment.mixup, which needs an even number of clips on each device; 0 for none.
+      ema: decay of the running average of the trained variables.
 
     Returns:
-      The state after the step, and scalars `loss` (mean per real frame) and `gradient_norm`.
+      The state after the step, and the scalars `loss` (mean per real frame) and `gradient_norm`.
     """
     dropout_key, augment_key, mixup_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
     streams = {"dropout": dropout_key, "augment": augment_key}
-    # Before the batch is split into parts, which would tear the pairs of mixup apart.
+    # Mixup comes before the batch is split into parts, which would separate its pairs.
     features, targets = batch["features"], (batch["votes"] > 0).astype(jnp.float32)
     if mixup:
         features, targets = augment.mixup(mixup_key, features, targets, batch["frame_mask"], batch["clip_id"],
@@ -64,7 +64,7 @@ def train_step(state: TrainState, batch: Batch, key: Key[Array, ""], *, model: n
     if accumulate == 1:
         carry, _ = part(carry, batch)
     else:
-        # Part i takes every accumulate-th clip, so that each device keeps the clips it has.
+        # Part i takes every accumulate-th clip, so that each device keeps its own clips.
         parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch)
         carry, _ = jax.lax.scan(part, carry, parts)
     gradient, total, count, model_state = carry
@@ -75,7 +75,7 @@ def train_step(state: TrainState, batch: Batch, key: Key[Array, ""], *, model: n
     params = optax.apply_updates(state.params, updates)
     average = state.ema
     if average is not None:
-        # A young average must forget the initial values sooner than an old one.
+        # A young average must forget the initial values faster than an old one.
         decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
         average = optax.incremental_update(trained_variables(params, model_state), average, 1 - decay)
     metrics = {"loss": total / jnp.maximum(count, 1), "gradient_norm": optax.tree.norm(gradient)}

@@ -7,7 +7,6 @@ import time
 
 import jax
 import numpy as np
-from clu import parameter_overview
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -25,9 +24,9 @@ log = logging.getLogger("sedjax")
 
 
 def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = None) -> Progress:
-    """Trains in `folder`, from its last checkpoint if it has one; returns where the training ended.
+    """Trains in `folder`, from its last checkpoint if there is one; returns the final progress.
 
-    A request to `stop` ends it after the current step, which is saved.
+    A request to `stop` ends training after the current step, which is saved.
     """
     stop = preemption.Stop() if stop is None else stop
     with parallel.all_or_none():
@@ -36,15 +35,17 @@ def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = N
     mesh, task, durations = setup.mesh, setup.task, setup.durations
     per_epoch, total = durations.per_epoch, durations.total
     if (rows := config.model.get("positions", 0)) > config.data.max_frames:
-        log.warning("Clips have %d frames at most but model.positions is %d: the optimizer carries rows that no clip "
-                    "uses.", config.data.max_frames, rows)
+        log.warning("Clips have at most %d frames but model.positions is %d: the unused position embeddings only cost "
+                    "memory.", config.data.max_frames, rows)
     if 0 < (crop := config.data.crop_frames) < min(rows, config.data.max_frames):
-        log.warning("Crops have %d frames but model.positions is %d: evaluation uses positions that no crop "
-                    "trains.", crop, rows)
+        log.warning("Crops have %d frames but model.positions is %d: later positions are evaluated but never "
+                    "trained.", crop, rows)
 
     parallel.on_process_zero(lambda: workdir.require_usable(folder, config, task, setup.features))
     with parallel.all_or_none():
         state = setup.initial_state()
+    from clu import parameter_overview  # an extra: what needs it has said so by now
+
     parameters = parameter_overview.get_parameter_overview(state.params)
     state = parallel.replicate(state, mesh)
     key = parallel.replicate(train_state.random_keys(config.train.seed)[1], mesh)
@@ -54,27 +55,27 @@ def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = N
                              frame_counts=False)
     thresholds = decisions.candidates(config.decision, task)
 
-    def write_beginning() -> None:
+    def write_workdir() -> None:
         workdir.prepare(folder, config, task, setup.features)
         with atomic_output(folder / "parameters.txt", ours=True) as path:
             path.write_text(parameters + "\n")
 
-    parallel.on_process_zero(write_beginning)  # after all checks of data and config
+    parallel.on_process_zero(write_workdir)  # after all checks of data and config
 
     def validate(state: train_state.TrainState, step: int, progress: Progress,
                  writer: MetricWriter, manager: checkpoint.Manager) -> Progress:
         try:
-            found = evaluate(state.eval_variables, thresholds, stop.agreed)
+            evaluation = evaluate(state.eval_variables, thresholds, stop.agreed)
         except Stopped:
             return dataclasses.replace(progress, cost=None, evaluation_due=True)
-        if len(found.non_finite):
+        if len(evaluation.non_finite):
             raise checkpoint.diverged("loss on the validation split", step, manager)
-        chosen, cost = decisions.tune(found.segments.sum(0), thresholds, task)
-        progress = advance(progress, step, cost, chosen, config.train.patience, last=step == total)
-        manager.wait_until_finished()  # so that this entry is not long ahead of its checkpoint
-        writer.write(step, {"epoch": step / per_epoch, "validation_loss": found.loss, "validation_cost": cost})
+        tuned, cost = decisions.tune(evaluation.segments.sum(0), thresholds, task)
+        progress = advance(progress, step, cost, tuned, config.train.patience, last=step == total)
+        manager.wait_until_finished()  # so that this entry is written shortly before its checkpoint
+        writer.write(step, {"epoch": step / per_epoch, "validation_loss": evaluation.loss, "validation_cost": cost})
         log.info("Step %d, epoch %.1f: validation cost %.3f (best %.3f), loss %.4f.", step, step / per_epoch, cost,
-                 progress.best_cost, found.loss)
+                 progress.best_cost, evaluation.loss)
         return progress
 
     with checkpoint.open_manager(folder) as manager:
@@ -85,17 +86,17 @@ def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = N
             state, progress = restored
             log.info("Resuming at step %d.", int(state.step))
         if progress.finished:
-            log.info("The training in %s is finished: best validation cost %.3f.", folder, progress.best_cost)
+            log.info("Training in %s is already finished: best validation cost %.3f.", folder, progress.best_cost)
             return progress
         step = first = int(state.step)
-        log.info("%d clips of up to %d frames, %d steps per epoch, up to %d steps, on %s.", len(setup.clips),
+        log.info("%d clips of up to %d frames, %d steps per epoch, at most %d steps, on %s.", len(setup.clips),
                  setup.clips.frames.max(), per_epoch, total, parallel.describe_devices())
         log.info("Compiling: the first steps take longer.")
 
         bar = tqdm(total=total, initial=first, unit="step", leave=None, dynamic_ncols=True,
                    disable=None if parallel.is_process_zero() else True)
-        running: list[tuple] = []  # steps and scalars of the calls since the last entry, still on the device
-        before, last, pace = first, None, _Pace(first, total)
+        running: list[tuple] = []  # step counts and scalars of the calls since the last entry, still on the device
+        previous, last, pace = first, None, _Pace(first, total)
         with open_writer(folder, first) as writer, logging_redirect_tqdm([log]), bar:
             if progress.evaluation_due:
                 progress = validate(state, first, progress, writer, manager)
@@ -103,63 +104,63 @@ def train(config: Config, folder: pathlib.Path, stop: preemption.Stop | None = N
                     checkpoint.save(manager, state, progress)
             for step, inputs in () if stop.agreed() or progress.finished else calls(first, total):
                 state, scalars = train_call(state, *inputs, key)
-                # The host is one call ahead of the device and no more, so that a stop need not wait for many.
+                # The host stays only one call ahead of the device, so that a stop need not wait for many.
                 jax.block_until_ready(last)
                 last = scalars
-                stops = stop.agreed()
-                if before % durations.log_every == 0:
-                    write_training(writer, running, before, manager)
+                stopping = stop.agreed()
+                if previous % durations.log_every == 0:
+                    write_training(writer, running, previous, manager)
                     running = []
-                running.append((step - before, scalars))
-                if durations.saves(step) or stops:
+                running.append((step - previous, scalars))
+                if durations.saves(step) or stopping:
                     write_training(writer, running, step, manager)
                     running = []
-                bar.update(step - before)
-                before = step
-                if bar.disable and (left := pace.line(step)):
-                    log.info("Step %d of %d, epoch %.1f, %s.", step, total, step / per_epoch, left)
+                bar.update(step - previous)
+                previous = step
+                if bar.disable and (estimate := pace.line(step)):
+                    log.info("Step %d of %d, epoch %.1f, %s.", step, total, step / per_epoch, estimate)
                 if durations.evaluates(step):
                     progress = validate(state, step, progress, writer, manager)
                     bar.set_postfix(cost=progress.cost, best=progress.best_cost)
-                if durations.saves(step) or stops:
+                if durations.saves(step) or stopping:
                     checkpoint.save(manager, state, progress if durations.evaluates(step)
                                     else without_cost(progress))
-                if progress.finished or stops or progress.evaluation_due:
+                if progress.finished or stopping or progress.evaluation_due:
                     break
     if progress.finished:
-        log.info("Finished after step %d: best validation cost %.3f, at step %d, in %s. Next: sedjax evaluate "
+        log.info("Finished after step %d: best validation cost %.3f, at step %s, in %s. Next: sedjax evaluate "
                  "--workdir=%s", step, progress.best_cost, progress.best_step, folder, folder)
     else:
         log.info("Stopped by %s after step %d%s.", stop.signal or "a signal to another process", step,
-                 ": it is saved, and the same command resumes there" if manager.latest_step() == step
+                 ": checkpoint saved; run the same command to resume" if manager.latest_step() == step
                  else ", with nothing to save")
     return progress
 
 
 class _Pace:
-    """Says now and then how long a training will take, for logs that no progress bar is in."""
+    """Estimates the remaining time now and then, for logs without a progress bar."""
 
     def __init__(self, first: int, total: int):
-        self._first, self._total, self._began = first, total, time.monotonic()
-        self._said = self._began
+        self._first, self._total, self._started = first, total, time.monotonic()
+        self._reported = self._started
 
     def line(self, step: int) -> str | None:
-        """The time left after a step, at most once a minute."""
+        """The estimated time left after a step, at most once a minute."""
         now = time.monotonic()
-        if now - self._said < 60:
+        if now - self._reported < 60:
             return None
-        self._said = now
-        seconds = (now - self._began) / (step - self._first) * (self._total - step)
+        self._reported = now
+        seconds = (now - self._started) / (step - self._first) * (self._total - step)
         return f"at most {tqdm.format_interval(seconds)} left"
 
 
 def write_training(writer: MetricWriter, running: list[tuple], step: int, manager: checkpoint.Manager) -> None:
-    """Writes the mean of the scalars that calls returned, up to `step`. Raises UserError if one is not finite."""
+    """Writes the mean scalars of the calls up to `step`. Raises UserError if one is not finite."""
     if not running:
         return
-    taken = [jax.tree.map(lambda x, count=count: np.atleast_1d(x)[:count], found)
-             for count, found in jax.device_get(running)]
-    values = jax.tree.map(lambda *calls: np.concatenate(calls), *taken)
+    parts = [jax.tree.map(lambda x, count=count: np.atleast_1d(x)[:count], scalars)
+             for count, scalars in jax.device_get(running)]
+    values = jax.tree.map(lambda *calls: np.concatenate(calls), *parts)
     bad = {name: int(np.argmin(np.isfinite(value))) for name, value in values.items() if not np.isfinite(value).all()}
     if bad:
         name = min(bad, key=lambda name: (bad[name], name != "loss"))
@@ -169,7 +170,7 @@ def write_training(writer: MetricWriter, running: list[tuple], step: int, manage
 
 def advance(progress: Progress, step: int, cost: float, thresholds: np.ndarray, patience: int,
             last: bool) -> Progress:
-    """The progress after an evaluation of a step."""
+    """The progress after the evaluation of a step."""
     better = progress.best_cost is None or cost < progress.best_cost
     since = 0 if better else progress.evaluations_since_best + 1
     return dataclasses.replace(progress, cost=cost, thresholds=tuple(map(float, thresholds)),

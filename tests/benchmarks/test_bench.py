@@ -1,0 +1,262 @@
+"""Figures of tiny data: there, positive, consistent. How fast anything is, no test says."""
+
+import builtins
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from tiny import TINY_TASK, run_command, tiny_config
+
+from sedjax.benchmarks import audio, experiment, scoring, throughput, timing
+from sedjax.commands import bench
+from sedjax.core import parallel
+from sedjax.core.errors import UserError
+from sedjax.data.records import open_records
+from sedjax.models import registry
+from sedjax.models.atst_frame import AtstFrame
+from sedjax.models.variables import count_parameters
+
+
+@pytest.fixture(scope="module")
+def config(records):
+    return tiny_config(data__path=str(records), optimizer__learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def shallow(config):
+    """Without the layers, which compile longest."""
+    return dataclasses.replace(config, model={**config.model, "layers": 0})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_turns():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(throughput, "LONG_PRODUCT_SECONDS", 1e-9)
+        patch.setattr(throughput, "PRODUCT_REPEATS", 2)
+        patch.setattr(audio, "TURN_SECONDS", 1e-9)
+        yield
+
+
+@pytest.fixture(scope="module")
+def result(records, short_turns, tmp_path_factory):
+    """What the command writes."""
+    path = tmp_path_factory.mktemp("bench") / "bench.json"
+    run_command(bench, "--config=configs/embedding_transformer.py", f"--config.data.path={records}",
+                "--config.model.width=16", "--config.model.heads=2", "--config.model.layers=1",
+                "--config.model.feed_forward=16", "--config.data.batch_size=8", "--config.model.positions=40",
+                "--config.data.max_frames=40", "--config.data.bucket_frames=40", "--steps=2", "--sweep=batch_size",
+                f"--json={path}")
+    return json.loads(path.read_text())
+
+
+def test_the_figures(result):
+    assert result["device"] == {"platform": "cpu", "kind": "cpu", "devices": 8}
+    for name in ("training", "evaluation"):
+        found = result[name]
+        assert found["frames_per_second"] > 0
+        assert found["flops_per_second"] > 0
+        assert found["flops_per_second"] == pytest.approx(
+            found["ceiling_share"] * result["ceiling"]["flops_per_second"])
+        assert 0 <= found["waiting_share"] <= 1
+        assert 0 < found["padded_share"] < 1
+    assert result["first_step_seconds"] > 0
+    assert (result["placement"], result["steps_per_call"], result["parallel"]) == ("host", 1, "jit")
+    assert result["peak_memory"]["bytes"] > 1e6
+    assert result["scoring"]["recordings"] == 4
+    assert [row["batch_size"] for row in result["sweep"]["batch_size"]] == [8, 16]
+    assert all(row["frames_per_second"] > 0 for row in result["sweep"]["batch_size"])
+
+
+def test_the_table_has_a_line_for_each(result):
+    other = {"frames_per_second": 1234.0, "ratio": 0.5, "lowest_ratio": 0.4, "highest_ratio": 0.6}
+    text = experiment.format_result({**result, "against": {"sedjax": {}, "other": other, "none": {"error": "no"}}})
+    for words in ("training: real frames", "evaluation: ", "are padding", "first step", "cost analysis", "ceiling: ",
+                  "of the ceiling", "waiting for input", "peak memory", "cost per class", "s/step",
+                  "0.50 x  training against other, 1,234 frames/s (0.40 to 0.60 in 5 turns)", "none: no"):
+        assert words in text
+    assert max(map(len, text.splitlines())) < 120
+
+
+def test_padding_against_brute_force(shallow):
+    shallow = dataclasses.replace(shallow, data=dataclasses.replace(shallow.data, bucket_frames=20))
+    training = throughput.Training(shallow, devices=2)
+    counts = []
+    for number in range(training.batches):
+        batch = training.read(number)
+        counts.append((batch["frame_mask"].sum(), batch["frame_mask"].size))
+    real, padded = np.sum(counts, axis=0)
+    found = training.stretch(training.batches)
+    assert (found.real_frames, found.padded_frames) == (real, padded)
+    assert training.padded_share == pytest.approx(1 - real / padded)
+    evaluation = throughput.Evaluation(training)
+    found = evaluation.stretch(evaluation.batches)
+    assert found.real_frames == open_records(shallow.data.path, "validation").lengths.sum()
+
+
+def test_the_operations_are_those_of_the_matrix_products(config):
+    """A model of one known size: XLA's count is at least its linear layers', three times for training, and not far."""
+    training = throughput.Training(dataclasses.replace(config, model={**config.model, "feed_forward": 512}), 1)
+    found = training.stretch(1)
+    width, hidden, columns = 16, 512, 16
+    frame = 2 * (columns * width + width * width + 4 * width * width + 2 * width * hidden + width * 8 + 8 * 3)
+    assert 2.5 * frame < found.flops / found.padded_frames < 5 * frame
+
+
+def test_what_is_timed_is_what_the_config_says(shallow):
+    """From device memory, two steps a call, in parts, under pmap: the same steps and the same operations."""
+    moved = dataclasses.replace(shallow, parallel="pmap", data=dataclasses.replace(shallow.data, placement="device"),
+                                optimizer=dataclasses.replace(shallow.optimizer, accumulate=4),
+                                train=dataclasses.replace(shallow.train, steps_per_call=2))
+    one, other = (throughput.Training(case, devices=2) for case in (shallow, moved))
+    assert [len(list(each.calls(0, 4))) for each in (one, other)] == [4, 2]
+    expected, found = (each.stretch(4) for each in (one, other))
+    assert dataclasses.replace(found, seconds=0, waiting=0) == dataclasses.replace(expected, seconds=0, waiting=0)
+    for a, b in zip(jax.tree.leaves(one.variables), jax.tree.leaves(other.variables)):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    found = throughput.Evaluation(other).stretch(1)
+    assert found.real_frames == open_records(shallow.data.path, "validation").lengths.sum()
+    assert [experiment._whole_calls(moved, steps) for steps in (1, 2, 3)] == [2, 2, 4]
+
+
+def test_accumulation_counts_every_part(shallow):
+    parts = dataclasses.replace(shallow, data=dataclasses.replace(shallow.data, batch_size=16),
+                                optimizer=dataclasses.replace(shallow.optimizer, accumulate=2))
+    whole = dataclasses.replace(parts, optimizer=shallow.optimizer)
+    one, two = (throughput.Training(case, devices=1).stretch(1).flops for case in (whole, parts))
+    assert two == pytest.approx(one, rel=0.1)
+
+
+def test_the_ceiling_takes_the_best(config):
+    mesh = parallel.make_mesh(2)
+    found = throughput.matmul_ceiling(mesh, "bfloat16", [(64, 32, 32)])
+    assert found["flops_per_second"] > 0
+    assert found["precision"] == "bfloat16"
+    assert " x " in found["shape"]
+
+
+def test_a_sweep_doubles():
+    assert experiment._doubling(1, 8) == [1, 2, 4, 8]
+    assert experiment._doubling(3, 20) == [3, 6, 12]
+
+
+def test_ratios_of_injected_times():
+    clock = {"sedjax": iter([2.0, 4.0, 2.0]), "peer": iter([1.0, 1.0, 4.0])}
+    calls = []
+
+    def contestant(name):
+        def run():
+            calls.append(name)
+            return 80 / next(clock[name])
+
+        return run
+
+    speeds = timing.take_turns({name: contestant(name) for name in clock}, rounds=3)
+    assert calls == ["sedjax", "peer"] * 3
+    assert speeds == {"sedjax": [40, 20, 40], "peer": [80, 80, 20]}
+    found = timing.ratios(speeds, "sedjax", "frames_per_second")
+    assert found["sedjax"]["ratio"] == 1
+    assert found["peer"] == {"frames_per_second": 80, "ratio": 0.5, "lowest_ratio": 0.25, "highest_ratio": 2}
+
+
+def test_scoring_with_arrays_is_the_evaluation(config):
+    rng = np.random.default_rng(1)
+    lengths = (7, 10, 23)
+    probabilities = [rng.random((n, 3), np.float32) for n in lengths]
+    truth = [rng.random((n, 3)) < 0.2 for n in lengths]
+    outcomes = np.zeros((3, 4))
+    for said, true in zip(probabilities, truth):
+        for first in range(0, len(said), 10):
+            for c in range(3):
+                a, b = (said[first : first + 10, c] > 0.5).any(), true[first : first + 10, c].any()
+                outcomes[c, {(True, True): 0, (True, False): 1, (False, False): 2, (False, True): 3}[a, b]] += 1
+    expected = (outcomes / 5 * 50 * TINY_TASK.cost_matrix).sum(-1)
+    np.testing.assert_allclose(scoring.with_arrays(TINY_TASK)(probabilities, truth), expected)
+
+
+def test_data_frames_give_the_same_cost(config):
+    pytest.importorskip("pandas")
+    found = scoring.scoring(config, repeats=1)  # compares them
+    assert found["ratio"] > 0
+
+
+def test_mistakes(config, monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="--sweep .*batch_size.*'wings'"):
+        experiment.bench(config, 1, sweep=["wings"])
+    with pytest.raises(UserError, match="--against=torch .*embedding_transformer.* naive"):
+        experiment.bench(dataclasses.replace(config, model={"name": "naive"}), 1, against="torch")
+    real = builtins.__import__
+
+    def without_torch(name, *args, **kwargs):
+        if name.split(".")[0] == "torch":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_torch)
+    with pytest.raises(UserError, match=r"needs PyTorch: pip install 'sedjax\[bench\]'"):
+        experiment.bench(config, 1, against="torch")
+
+
+def test_the_peer_is_the_same_architecture(config):
+    torch = pytest.importorskip("torch")
+    from sedjax.benchmarks import torch_peer
+
+    records = open_records(config.data.path, "train")
+    peer = torch_peer.Peer(config, records, compiled=False, precision="float32")
+    model = registry.build_from(config, records.task)
+    assert peer.parameters == count_parameters(model, {"embeddings": 16})
+    found = peer.stretch(2)
+    assert 0 < found.real_frames <= found.padded_frames
+    assert torch.isfinite(peer.step(*peer._batch()))
+
+
+@pytest.fixture
+def recordings(tmp_path, monkeypatch):
+    """A folder with two recordings and a damaged one; and an encoder that is small."""
+    rng = np.random.default_rng(0)
+    for name, seconds, rate in (("a.wav", 3, 22050), ("c.flac", 12, 16000)):
+        soundfile.write(tmp_path / name, 0.1 * rng.standard_normal(seconds * rate), rate)
+    (tmp_path / "b.mp3").write_bytes(b"no audio")
+    monkeypatch.setattr(audio, "CLIPS", 4)
+    monkeypatch.setattr(audio, "AtstFrame", functools.partial(AtstFrame, 1, 0, 64, 32))
+    return tmp_path
+
+
+def test_audio_to_features(recordings, capsys):
+    run_command(bench, f"--audio={recordings}", "--steps=1", f"--json={recordings / 'bench.json'}")
+    found, text = json.loads((recordings / "bench.json").read_text()), capsys.readouterr().out
+    extraction = found["extraction"]
+    assert (extraction["recordings"], extraction["damaged"]) == (2, 1)
+    assert extraction["hours"] == pytest.approx(15 / 3600)
+    assert extraction["times_real_time"] > 0
+    assert set(found["frontend"]) == {"log-mel of ATST-Frame", "mel bands of 120 ms"}
+    for each in found["frontend"].values():
+        assert each["sedjax"]["times_real_time"] == pytest.approx(each["librosa"]["times_real_time"]
+                                                                  * each["librosa"]["ratio"])
+    assert [set(each) for each in found["encoder"].values()] == [{"sedjax"}] * 2
+    for words in ("h/h  reading, resampling", "2 recordings of 0.00 h, 1 damaged", "log-mel of ATST-Frame", "librosa",
+                  "mel bands of 120 ms", "encoder of ATST-Frame, batch 1", "batch 4", "in 1 turns"):
+        assert words in text
+    assert max(map(len, text.splitlines())) < 120
+
+
+def test_mistakes_with_audio(recordings):
+    config = "--config=configs/naive.py"
+    for arguments, words in (([], "Give either --config=FILE"), ([f"--audio={recordings}", config], "Give either"),
+                             ([f"--audio={recordings}", "--sweep=devices"], "--sweep needs --config")):
+        with pytest.raises(UserError, match=words):
+            run_command(bench, *arguments)
+    for path in (recordings / "a.wav", recordings / "c.flac"):
+        path.unlink()
+    with pytest.raises(UserError, match="None of the 1 recordings can be read"):
+        audio.bench(recordings, 1)
+
+
+def test_the_peer_of_the_encoder_has_the_same_numbers():
+    pytest.importorskip("torch")
+    contestants = audio.encoders(AtstFrame(layers=2, width=64, feed_forward=32), "torch")
+    mel = np.random.default_rng(0).standard_normal((2, 101, 64)).astype(np.float32)
+    np.testing.assert_allclose(contestants["sedjax"](mel), contestants["PyTorch"](mel), atol=1e-4)
