@@ -91,13 +91,13 @@ def _resolve(path: str) -> str:
     Raises UserError if it is neither.
     """
     name = path.removeprefix("configs/").removesuffix(".py")
-    if os.path.lexists(path) or not re.fullmatch(r"[\w/]+", name):
+    if os.path.isfile(path) or not re.fullmatch(r"[\w/]+", name):  # a folder may have the name of a config
         return path
     configs = {file.relative_to(CONFIGS).with_suffix("").as_posix(): file for file in CONFIGS.rglob("*.py")
                if file.stem != "__init__"}
     if name in configs:
         return str(configs[name])
-    if path.endswith(".py"):
+    if path.endswith(".py") or os.path.lexists(path):
         return path
     raise UserError(f"There is no config file {errors.printable(path)}, and no config of that name"
                     f"{bounds.unknown(name, configs)}")

@@ -250,3 +250,17 @@ def test_config_files_that_are_not_files_and_arguments_that_are_not_known(tmp_pa
                         ("configs/sweeps/report.py:tiny", "report.py.*'tiny'")):
         with pytest.raises(UserError, match=words):
             ConfigFile().parse(str(path))
+
+
+def test_a_config_by_name_where_a_folder_has_that_name(tmp_path, monkeypatch):
+    (tmp_path / "naive").mkdir()
+    (tmp_path / "configs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("naive", "configs/naive.py", "configs/naive"):
+        assert ConfigFile().parse(name).model.name == "naive"
+    assert ConfigFile().parse("sweeps/report:small").systems.naive
+    (tmp_path / "naive.py").write_text("from sedjax.configs import demo\n"
+                                        "def get_config():\n  return demo.get_config('conv_transformer')\n")
+    assert ConfigFile().parse("naive.py").model.name == "conv_transformer"
+    with pytest.raises(UserError, match=r"naiv.*did you mean naive\?"):
+        ConfigFile().parse("naiv")
