@@ -27,6 +27,7 @@ from sedjax.commands.cli import BAD_LIST, SOME_BAD_STATUS, write_bad
 from sedjax.core import errors, files, task
 from sedjax.core.errors import UserError
 from sedjax.core.files import read_csv
+from sedjax.data import provenance
 from sedjax.data.identity import Extractor
 from sedjax.data.layout import Layout, read_layout, read_task
 
@@ -105,7 +106,7 @@ def add_embeddings(source: str, embeddings_from: str) -> None:
     layout, model = read_layout(source), load_model(embeddings_from)
     extractor = ModelExtractor(model)
     width = extractor.width
-    origin = extraction.origin_of(embeddings_from, extractor.parameters, **{extraction.FROM_FEATURES: 1})
+    origin = extraction.origin_of(embeddings_from, extractor.parameters, **{provenance.FROM_FEATURES: 1})
     for filename in layout.filenames:
         extraction.require_ours(layout.features_path(filename), ("embeddings",))
     clips = ahead(recut(directory_clips(layout, model.inputs, model.widths), extractor.max_frames))

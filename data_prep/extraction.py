@@ -68,12 +68,11 @@ class Job:
                 return None
         except (OSError, UserError):
             return None
-        is_done = all(key in recorded.origins and recorded.origins[key].parameters == origin.parameters
-                      and FROM_FEATURES not in recorded.origins[key].model_extra for key, origin in origins.items())
+        by_recording = {key: origin.parameters for key, origin in recorded.origins.items()
+                        if provenance.FROM_FEATURES not in origin.model_extra}
+        is_done = all(by_recording.get(key) == origin.parameters for key, origin in origins.items())
         return recorded.recording.seconds if is_done else None
 
-
-FROM_FEATURES = "from_features"  # field of an origin: computed from other features, not from the recording
 
 
 def origin_of(path: str, parameters: str, **options) -> Extractor:

@@ -89,8 +89,9 @@ class Layout:
         origins = [provenance.origins.get(key) for keys, provenance in self._provenance if key in keys]
         if not any(origins):
             return self._older_extractors.get(key)
-        return origins[0].model_dump(exclude_unset=True) if origins[0] and origins.count(origins[0]) == len(
-            self.filenames) else None
+        extractors = [origin and origin.model_dump(exclude_unset=True, exclude={provenance_lib.FROM_FEATURES})
+                      for origin in origins]
+        return extractors[0] if extractors.count(extractors[0]) == len(self.filenames) else None
 
     @functools.cached_property
     def _provenance(self) -> list[tuple[set[str], provenance_lib.Provenance]]:

@@ -14,6 +14,8 @@ import pydantic
 from sedjax.core import npz
 from sedjax.data.identity import Extractor
 
+FROM_FEATURES = "from_features"  # of the origin of embeddings: they were computed from features, not the recording
+
 
 class Recording(pydantic.BaseModel):
     """The recording that arrays were computed from: its size and time, by which a change is told, and its length."""
