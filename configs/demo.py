@@ -3,7 +3,7 @@
 Command:  sedjax train --config=demo:MODEL --workdir=WORKDIR
           MODEL is conv_transformer (on mel spectrograms), embedding_transformer (on embeddings of the
           conv-transformer) or naive.
-Time: half a minute each on two CPU cores.  Expected test cost: 155 (conv), 157 (embedding), 489 (naive).
+Time: half a minute each on two CPU cores.  Expected test cost: 136 (conv), 148 (embedding), 489 (naive).
 """
 
 from sedjax.core.errors import UserError
