@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sedjax.benchmarks import chips, compiled
+from sedjax.benchmarks import chips, compiled, flops
 from sedjax.core import parallel
 from sedjax.core.collective import AXIS
 from sedjax.core.config import Config
@@ -97,16 +97,14 @@ def cost(config: Config, data: Data, machine: chips.Machine, step: str) -> dict:
               "results": sizes.output_size_in_bytes - sizes.alias_size_in_bytes,  # those that reuse no argument
               "temporary": sizes.temp_size_in_bytes, "program": sizes.generated_code_size_in_bytes}
     chip, count = machine.chip, machine.mesh.size
-    flops, moved, exchanged = float(analysis.get("flops", 0)), compiled.traffic(text), compiled.collectives(text)
-    if not flops:  # for GPUs XLA counts nothing, since library calls are opaque to it
-        function, arguments = step_of(config, data, parallel.make_mesh(1), step)
-        flops = float((function.lower(*arguments).cost_analysis() or {}).get("flops", 0)) / count
+    work = flops.count(function.trace(*arguments).jaxpr.jaxpr) / count
+    moved, exchanged = compiled.traffic(text), compiled.collectives(text)
     # In a ring each chip sends all but its own part; an all-reduce does so twice, for the sums and their copies.
     sent = sum(size * (2 if kind == "all-reduce" else 1) for kind, (_, size) in exchanged.items()) * (count - 1) / count
     rate = chip.flops if config.precision == "bfloat16" else chip.float32_flops
-    seconds = {"arithmetic": flops / rate, "memory": moved / chip.bandwidth, "interconnect": sent / chip.interconnect}
+    seconds = {"arithmetic": work / rate, "memory": moved / chip.bandwidth, "interconnect": sent / chip.interconnect}
     clips = config.data.batch_size if step == "training" else _whole(config.data.eval_batch_size, machine.mesh)
-    return {"flops": flops, "bytes": moved, "xla_bytes": float(analysis.get("bytes accessed", 0)), "memory": memory,
+    return {"flops": work, "bytes": moved, "xla_bytes": float(analysis.get("bytes accessed", 0)), "memory": memory,
             "fits": sum(memory.values()) <= chip.memory, "collectives": exchanged, "seconds": seconds,
             "binds": max(seconds, key=seconds.get),
             "frames_per_second": clips * config.data.max_frames / max(max(seconds.values()), 1e-12)}

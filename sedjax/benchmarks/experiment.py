@@ -105,7 +105,8 @@ def format_result(result: dict) -> str:
     row(f"{evaluation['frames_per_second']:,.0f} frames/s", "evaluation: the same, forward pass and counts")
     row(f"{training['padded_share']:.1%}", "of the frames that training computes are padding")
     row(f"{result['first_step_seconds']:.1f} s", "to the end of the first step, including data loading and compilation")
-    row(f"{training['flops_per_second'] / 1e9:,.0f} GFLOP/s", "training, padding included, by XLA's cost analysis")
+    row(f"{training['flops_per_second'] / 1e9:,.0f} GFLOP/s",
+        "training: matrix products and convolutions, padding included")
     row(f"{ceiling['flops_per_second'] / 1e9:,.0f} GFLOP/s", f"ceiling: the fastest matrix product measured "
         f"({ceiling['shape']})")
     row(f"{training['ceiling_share']:.1%}", "of the ceiling is reached in training")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from sedjax.benchmarks import flops
 from sedjax.core import parallel
 from sedjax.core.config import Config
 from sedjax.core.task import Task
@@ -35,14 +36,14 @@ class Stretch:
       seconds: wall time.
       real_frames, padded_frames: frame counts without and with the padding of clips and batches.
       waiting: seconds in which the device was idle because the next batch was not ready.
-      flops: floating-point operations by XLA's cost analysis, including padding; 0 if unknown.
+      flops: floating-point operations of matrix products and convolutions, including padding.
     """
 
     seconds: float
     real_frames: int
     padded_frames: int
     waiting: float = 0.0
-    flops: float = 0.0
+    flops: int = 0
 
     @property
     def frames_per_second(self) -> float:
@@ -62,7 +63,7 @@ class Loop(abc.ABC):
 
     def __init__(self):
         self._next = 0
-        self._flops: dict[int, float] = {}
+        self._flops: dict[int, int] = {}
 
     @abc.abstractmethod
     def ids(self, number: int) -> np.ndarray:
@@ -81,7 +82,7 @@ class Loop(abc.ABC):
         """Batch `number`."""
 
     @abc.abstractmethod
-    def lower(self, batch: Batch) -> jax.stages.Lowered:
+    def trace(self, batch: Batch) -> jax.stages.Traced:
         """A single step, without accumulation, on a batch of this shape."""
 
     @property
@@ -130,17 +131,12 @@ class Loop(abc.ABC):
         return padded_frames(int(self.clips.frames[ids].max(where=ids >= 0, initial=1)),
                                             self.config.data)
 
-    def _flops_of(self, frames: int) -> float:
-        """XLA's count for one step of this length, before partitioning and library calls.
-
-        The program that runs has loops over steps and parts of a batch, whose body XLA counts once, and a branch for
-        each length.
-        """
+    def _flops_of(self, frames: int) -> int:
+        """The count for one step of this length; the program that runs also has a branch for each other length."""
         if frames not in self._flops:
             batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
                 (len(x), frames, *x.shape[2:]) if x.ndim > 1 else x.shape, x.dtype), self.read(0))
-            cost = self.lower(batch).cost_analysis() or {}
-            self._flops[frames] = max(float(cost.get("flops", 0)), 0.0)
+            self._flops[frames] = flops.count(self.trace(batch).jaxpr.jaxpr)
         return self._flops[frames]
 
 
@@ -174,8 +170,8 @@ class Training(Loop):
         self._state, scalars = self._call(self._state, *inputs, self._key)
         return scalars["loss"]
 
-    def lower(self, batch: Batch) -> jax.stages.Lowered:
-        return jax.jit(self.experiment.step(accumulate=1)).lower(self._state, batch, self._key)
+    def trace(self, batch: Batch) -> jax.stages.Traced:
+        return jax.jit(self.experiment.step(accumulate=1)).trace(self._state, batch, self._key)
 
     def read(self, number: int) -> Batch:
         return self.experiment.read(number)
@@ -211,8 +207,8 @@ class Evaluation(Loop):
     def run(self, inputs: tuple) -> jax.Array:
         return self._evaluator.step(self._variables, *inputs, self._thresholds)["loss"]
 
-    def lower(self, batch: Batch) -> jax.stages.Lowered:
-        return jax.jit(self._evaluator.eval_step).lower(self._variables, batch, self._thresholds)
+    def trace(self, batch: Batch) -> jax.stages.Traced:
+        return jax.jit(self._evaluator.eval_step).trace(self._variables, batch, self._thresholds)
 
     def read(self, number: int) -> Batch:
         return self._evaluator.read(number)
