@@ -7,13 +7,11 @@ from collections.abc import Callable, Sequence
 import jax
 
 from sedjax.benchmarks import scoring, throughput
-from sedjax.benchmarks.timing import ratios, take_turns
+from sedjax.benchmarks.timing import ROUNDS, ratios, take_turns
 from sedjax.core.config import Config
 from sedjax.core.errors import UserError
 from sedjax.core.numbers import ceil_div
-from sedjax.data.records import open_records
 
-ROUNDS = 5
 DIMENSIONS = ("batch_size", "devices")
 SWEEP_VALUES = 4
 
@@ -34,12 +32,12 @@ def bench(config: Config, steps: int, against: str | None = None, sweep: Sequenc
         if name not in DIMENSIONS:
             raise UserError(f"--sweep takes {' and '.join(DIMENSIONS)}, not {name!r}.")
     peers = torch_peers(config) if against else {}
-    steps = _whole_calls(config, steps)
+    steps = whole_calls(config, steps)
     began = time.perf_counter()
     training = throughput.Training(config)
     training.warm_up(1)
     first_step = time.perf_counter() - began
-    training.warm_up(steps + (ROUNDS * _turn(config, steps) if peers else 0))
+    training.warm_up(steps + (ROUNDS * turn_steps(config, steps) if peers else 0))
     ours = training.stretch(steps)
     evaluation = throughput.Evaluation(training)
     evaluated = min(steps, evaluation.batches)
@@ -61,7 +59,7 @@ def bench(config: Config, steps: int, against: str | None = None, sweep: Sequenc
         "scoring": scoring.scoring(config),
     }
     if peers:
-        result["against"] = _against(training, peers, steps)
+        result["against"] = against(training, peers, turn_steps(config, steps))
     for name in sweep:
         result.setdefault("sweep", {})[name] = sweep_over(config, name, steps)
     return result
@@ -78,7 +76,7 @@ def sweep_over(config: Config, name: str, steps: int) -> list[dict[str, float]]:
         cases = [(n, dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=n)), None)
                  for n in _doubling(max(smallest, largest >> (SWEEP_VALUES - 1)), largest)]
     rows = []
-    steps = _whole_calls(config, steps)
+    steps = whole_calls(config, steps)
     for value, case, count in cases:
         training = throughput.Training(case, count)
         training.warm_up(steps)
@@ -138,13 +136,14 @@ def _figures(loop: throughput.Loop, stretch: throughput.Stretch, ceiling: float)
             "waiting_share": stretch.waiting / stretch.seconds}
 
 
-def _whole_calls(config: Config, steps: int) -> int:
+def whole_calls(config: Config, steps: int) -> int:
     """`steps` rounded up to a multiple of train.steps_per_call, so that every call is complete."""
     return ceil_div(steps, config.train.steps_per_call) * config.train.steps_per_call
 
 
-def _turn(config: Config, steps: int) -> int:
-    return _whole_calls(config, max(1, steps // ROUNDS))
+def turn_steps(config: Config, steps: int) -> int:
+    """The steps of each of ROUNDS turns."""
+    return whole_calls(config, max(1, steps // ROUNDS))
 
 
 def _doubling(first: int, last: int) -> list[int]:
@@ -163,18 +162,17 @@ def torch_peers(config: Config) -> dict[str, tuple[bool, str]]:
     return torch_peer.VARIANTS
 
 
-def _against(training: throughput.Training, variants: dict[str, tuple[bool, str]], steps: int) -> dict[str, dict]:
+def against(training: throughput.Training, variants: dict[str, tuple[bool, str]], turn_steps: int) -> dict[str, dict]:
+    """Speeds of a training and of peers, see timing.ratios, in turns of `turn_steps`; an `error` for one that fails."""
     from sedjax.benchmarks import torch_peer
 
-    turn_steps = _turn(training.config, steps)
-    records = open_records(training.config.data.path, "train")
     contestants: dict[str, Callable[[], float]] = {"sedjax": lambda: training.stretch(turn_steps).frames_per_second}
     failed = {}
     for name, (compiled, precision) in variants.items():
         try:
-            peer = torch_peer.Peer(training.config, records, compiled, precision)
+            peer = torch_peer.Peer(training.config, training.experiment.records, compiled, precision)
             peer.warm_up()
             contestants[name] = lambda peer=peer: peer.stretch(turn_steps).frames_per_second
         except Exception as error:  # torch.compile needs a C++ compiler, and fails in many ways without one
             failed[name] = {"error": (str(error).strip() or type(error).__name__).splitlines()[0]}
-    return {**ratios(take_turns(contestants, ROUNDS), "sedjax", "frames_per_second"), **failed}
+    return {**ratios(take_turns(contestants), "sedjax", "frames_per_second"), **failed}

@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sedjax.benchmarks import chips, compile_for, throughput, timing
+from sedjax.benchmarks import chips, compile_for, experiment, throughput, timing
 from sedjax.core import parallel
 from sedjax.core.config import Config
 from sedjax.core.errors import UserError
-from sedjax.core.numbers import ceil_div
 from sedjax.core.task import Task
 from sedjax.models import attention, registry
 
@@ -25,7 +24,6 @@ BATCH_SIZES = (32, 64, 128, 256, 512, 1024)
 PLACEMENTS = (("host", 1), ("device", 1), ("device", 50))  # with steps per call
 EPOCHS = 16  # the length of the winning system's training
 FRAMES = 250
-ROUNDS = 5
 ATTENTION_CALLS = 20
 KINDS = {"A100": "a100", "H100": "h100", "H200": "h200", "v4": "v4", "v5 lite": "v5e", "v5e": "v5e", "v5p": "v5p",
          "v6 lite": "v6e", "v6e": "v6e"}  # parts of JAX's device kinds
@@ -119,12 +117,12 @@ def format_result(result: dict) -> str:
          lambda figures: f"{figures['seconds']:.1f} s for {figures['steps']:,} steps, including compilation; "
                          f"{figures['first_step_seconds']:.1f} s of it to the first step", result["whole_training"])
     for size, peers in result["against"].items():
-        if "error" in peers:
-            lines.append(f"- PyTorch, batches of {size}: {peers['error']}")
-        lines += [f"- {name}, batches of {size}: {figures['frames_per_second']:,.0f} frames/s; sedjax is "
-                  f"{figures['ratio']:.2f} x as fast ({figures['lowest_ratio']:.2f} to "
-                  f"{figures['highest_ratio']:.2f} in {ROUNDS} turns)"
-                  for name, figures in peers.items() if name not in ("sedjax", "error")]
+        for name, figures in ({"PyTorch": peers} if "error" in peers else peers).items():
+            if name != "sedjax":
+                line(f"{name}, batches of {size}",
+                     lambda figures: f"{figures['frames_per_second']:,.0f} frames/s; sedjax is {figures['ratio']:.2f} "
+                                     f"x as fast ({figures['lowest_ratio']:.2f} to {figures['highest_ratio']:.2f} in "
+                                     f"{timing.ROUNDS} turns)", figures)
     line("attention without dropout, this platform's kernel against XLA's",
          lambda figures: f"{figures['ratio']:.2f} x ({figures['lowest_ratio']:.2f} to {figures['highest_ratio']:.2f})",
          result["attention"])
@@ -147,7 +145,7 @@ def _case(config: Config, batch_size: int, placement: str, calls: int) -> Config
 
 
 def _training(config: Config, records: RandomRecords, steps: int) -> dict:
-    steps = ceil_div(steps, config.train.steps_per_call) * config.train.steps_per_call
+    steps = experiment.whole_calls(config, steps)
     began = time.perf_counter()
     training = throughput.Training(config, records=records)
     training.warm_up(1)
@@ -180,18 +178,11 @@ def _whole_training(config: Config, records: RandomRecords) -> dict:
 
 
 def _against(config: Config, records: RandomRecords, steps: int, variants: dict[str, tuple[bool, str]]) -> dict:
-    from sedjax.benchmarks import torch_peer
-
-    turn_steps = max(1, steps // ROUNDS)
+    turn_steps = experiment.turn_steps(config, steps)
     training = throughput.Training(config, records=records)
     training.warm_up(turn_steps)
-    contestants: dict[str, Callable[[], float]] = {"sedjax": lambda: training.stretch(turn_steps).frames_per_second}
-    for name, (compiled, precision) in variants.items():
-        if precision == config.precision:
-            peer = torch_peer.Peer(config, records, compiled, precision)
-            peer.warm_up()
-            contestants[name] = lambda peer=peer: peer.stretch(turn_steps).frames_per_second
-    return timing.ratios(timing.take_turns(contestants, ROUNDS), "sedjax", "frames_per_second")
+    same = {name: variant for name, variant in variants.items() if variant[1] == config.precision}
+    return experiment.against(training, same, turn_steps)
 
 
 def _attention() -> dict:
@@ -214,7 +205,7 @@ def _attention() -> dict:
             return ATTENTION_CALLS / (time.perf_counter() - began)
 
         contestants[name] = run
-    return timing.ratios(timing.take_turns(contestants, ROUNDS), "own", "calls_per_second")["xla"]
+    return timing.ratios(timing.take_turns(contestants), "own", "calls_per_second")["xla"]
 
 
 def _predicted(config: Config, kind: str) -> dict:

@@ -17,7 +17,7 @@ from sedjax.core import parallel
 from sedjax.core.config import Config
 from sedjax.core.task import Task
 from sedjax.data.batches import Batch
-from sedjax.data.plan import ClipTable, Source, padded_frames
+from sedjax.data.plan import ClipTable, Source, batch_frames
 from sedjax.data.records import open_records
 from sedjax.models.registry import DTYPES
 from sedjax.scoring import decisions
@@ -127,9 +127,7 @@ class Loop(abc.ABC):
         return time.perf_counter() - began, waiting
 
     def _frames(self, number: int) -> int:
-        ids = self.ids(number)
-        return padded_frames(int(self.clips.frames[ids].max(where=ids >= 0, initial=1)),
-                                            self.config.data)
+        return batch_frames(self.clips, self.ids(number), self.config.data)
 
     def _flops_of(self, frames: int) -> int:
         """The count for one step of this length; the program that runs also has a branch for each other length."""

@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+ROUNDS = 5
 
-def take_turns(contestants: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+
+def take_turns(contestants: dict[str, Callable[[], float]], rounds: int = ROUNDS) -> dict[str, list[float]]:
     """The speed of each contestant in each round; with turns A B A B, other load slows all alike."""
     speeds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):

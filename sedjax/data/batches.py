@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Real
 from sedjax.core.config import DataConfig
 from sedjax.core.errors import UserError
 from sedjax.data import host_tensorflow
-from sedjax.data.plan import ClipTable, Source, padded_frames
+from sedjax.data.plan import ClipTable, Source, batch_frames
 
 
 class Batch(TypedDict):
@@ -27,8 +27,6 @@ def read_batch(source: Source, clips: ClipTable, ids: np.ndarray, keys: tuple[st
 
     Does not read the other rows: each process reads its own share.
     """
-    longest = int(clips.frames[ids].max(where=ids >= 0, initial=1))
-
     def piece(clip: int) -> dict[str, np.ndarray]:
         features, votes = source.read(int(clips.recording[clip]), keys)
         frames = slice(clips.start[clip], clips.start[clip] + clips.frames[clip])
@@ -37,7 +35,7 @@ def read_batch(source: Source, clips: ClipTable, ids: np.ndarray, keys: tuple[st
     pieces = [None if clip < 0 else piece(clip) for clip in ids[rows].tolist()]
     # If this process has only padding, its arrays must still have the shapes of the other processes.
     like = next((arrays for arrays in pieces if arrays is not None), None) or piece(0)
-    arrays, frame_mask = pad_clips(pieces, padded_frames(longest, config), like)
+    arrays, frame_mask = pad_clips(pieces, batch_frames(clips, ids, config), like)
     votes = arrays.pop("")
     return {"features": arrays, "votes": votes, "frame_mask": frame_mask, "clip_id": ids[rows].astype(np.int32)}
 

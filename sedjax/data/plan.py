@@ -117,6 +117,11 @@ def padded_frames(longest: int, config: DataConfig) -> int:
     return min(ceil_div(longest, config.bucket_frames) * config.bucket_frames, config.max_frames)
 
 
+def batch_frames(clips: ClipTable, ids: np.ndarray, config: DataConfig) -> int:
+    """The padded length of the batch of the clips `ids`, -1 for padding."""
+    return padded_frames(int(clips.frames[ids].max(where=ids >= 0, initial=1)), config)
+
+
 def evaluation_plan(source: Source, config: DataConfig, devices: int) -> tuple[ClipTable, np.ndarray]:
     """All clips of a source and the clip ids of each batch, each clip once; `devices` divides the batch size."""
     clips = cut(source.lengths, config, source.task)

@@ -15,7 +15,7 @@ from sedjax.core.config import Config, DataConfig
 from sedjax.core.errors import UserError
 from sedjax.core.numbers import ceil_div, readable_bytes
 from sedjax.data.batches import Batch, read_batch
-from sedjax.data.plan import ClipTable, Source, padded_frames
+from sedjax.data.plan import ClipTable, Source, batch_frames, padded_frames
 
 # Share of the free device memory that data may use; the rest is for the model, the optimizer and activations.
 MEMORY_SHARE = 0.8
@@ -133,8 +133,7 @@ def many_steps(step: Callable, choices: Sequence[int], mesh: Mesh) -> Callable:
 def select(ids: np.ndarray, clips: ClipTable, config: DataConfig,
            choices: Sequence[int]) -> tuple[np.ndarray, np.int32]:
     """The clip ids of a batch and the index of its padded length in `choices`, as arguments for `with_gather`."""
-    longest = int(clips.frames[ids].max(where=ids >= 0, initial=1))
-    return ids.astype(np.int32), np.int32(choices.index(padded_frames(longest, config)))
+    return ids.astype(np.int32), np.int32(choices.index(batch_frames(clips, ids, config)))
 
 
 def schedule(split: Batch, batch_ids: Callable[[int], np.ndarray], clips: ClipTable, config: Config,

@@ -141,7 +141,7 @@ def test_what_is_timed_is_what_the_config_says(shallow):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     found = throughput.Evaluation(other).stretch(1)
     assert found.real_frames == open_records(shallow.data.path, "validation").lengths.sum()
-    assert [experiment._whole_calls(moved, steps) for steps in (1, 2, 3)] == [2, 2, 4]
+    assert [experiment.whole_calls(moved, steps) for steps in (1, 2, 3)] == [2, 2, 4]
 
 
 def test_accumulation_counts_every_part(shallow):
