@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import soundfile
 
+from sedjax.audio.window import Window
+
 # 32-bit sizes that programs write if they do not know the length, as in a pipe: about 2 or 4 GiB.
 UNKNOWN_SIZES = (range(0x7FFF0000, 0x80000001), range(0xFFFF0000, 0x100000000))
 MPEG_EDGES = 2 * 1152  # samples that a decoder may omit at the edges
@@ -60,14 +62,14 @@ class _Sound(NamedTuple):
 
     Attributes:
       start: position of the first sample.
-      size: bytes of samples that the header states; None if it states none.
+      size: bytes of samples that the header states.
       unclaimed: bytes after the samples that belong to nothing else.
       samples: number of samples per channel, if the container states it too.
       block: number of bytes that are decoded together.
     """
 
     start: int
-    size: int | None
+    size: int
     unclaimed: int = 0
     samples: int | None = None
     block: int = 1
@@ -80,25 +82,23 @@ def promised_samples(raw: io.BufferedIOBase, file: soundfile.SoundFile) -> int |
       raw: the file.
       file: the same file, opened by libsndfile; not FLAC, Ogg or MP3.
     """
-    length = raw.seek(0, io.SEEK_END)
-    raw.seek(0)
-    magic = raw.read(12)
+    window = Window(raw)
+    magic = window.at(0, 12)
     if magic[:4] in _CHUNKS:
-        sound = _sound_of_chunks(raw, magic, length)
+        sound = _sound_of_chunks(window, magic)
     elif magic[:4] in (b".snd", b"dns."):
         start, size = struct.unpack("<II" if magic[:1] == b"d" else ">II", magic[4:])
-        unclaimed = 0 if size == 0xFFFFFFFF else _unclaimed(raw, start + size, length)
-        sound = _Sound(start, None if size == 0xFFFFFFFF else size, unclaimed)
+        sound = _Sound(start, size, _unclaimed(window, start + size)) if size != 0xFFFFFFFF else None
     elif magic == b"Creative Voi":
-        sound = _sound_of_voc(raw, length)
+        sound = _sound_of_voc(window)
     else:
-        return _promised_otherwise(raw, file, length)
-    if sound is None or sound.size is None:
-        return sound and sound.samples
+        return _promised_otherwise(window, file)
+    if sound is None:
+        return None
+    promised = _samples_in(sound, file, window.length)
     if file.subtype.startswith("MPEG"):  # libsndfile guesses the length
-        promised = _samples_in(sound, file, length)
         return promised if promised > file.frames else max(promised - MPEG_EDGES, 0)
-    return max(_samples_in(sound, file, length), sound.samples or 0)
+    return max(promised, sound.samples or 0)
 
 
 def _samples_in(sound: _Sound, file: soundfile.SoundFile, length: int) -> int:
@@ -116,53 +116,41 @@ def _samples_in(sound: _Sound, file: soundfile.SoundFile, length: int) -> int:
     return math.ceil((present + missing) / sound.block) * math.ceil(file.frames / blocks) if missing else file.frames
 
 
-def _sound_of_chunks(raw: io.BufferedIOBase, magic: bytes, length: int) -> _Sound | None:
+def _sound_of_chunks(window: Window, magic: bytes) -> _Sound | None:
     form = _CHUNKS[magic[:4]]
     if magic[8:] in (b"8SVX", b"16SV"):
         form = form._replace(sound=b"BODY", before=0)
     header_bytes = form.name_bytes + struct.calcsize(form.size)
-    container_end = _number(raw, 16, form.size) if form.with_header else 8 + _number(raw, 4, form.size)
+    container_end = window.number(16, form.size) if form.with_header else 8 + window.number(4, form.size)
     sound, samples, size_64, block = None, None, 0, 1
     position = form.first
     for _ in range(MOST_CHUNKS):
-        start = position + header_bytes
-        raw.seek(position)
-        name = raw.read(4)
-        size = _number(raw, position + form.name_bytes, form.size) - header_bytes * form.with_header
-        if start > length or not name.isascii() or not name.decode("ascii").isprintable():
+        start, name = position + header_bytes, window.at(position, 4)
+        size = window.number(position + form.name_bytes, form.size) - header_bytes * form.with_header
+        if start > window.length or not name.isascii() or not name.decode("ascii").isprintable():
             break
         if name == form.sound and sound is None:
             if size == 0xFFFFFFFF and size_64:
                 size = size_64
-            if not _is_stated(size, form, start, length):
-                return _Sound(start + form.before, None)
+            if not _is_stated(size, form, start, window.length):
+                return None
             sound = _Sound(start + form.before, size - form.before)
-        elif size < 0 or (start + size > length and start + size != container_end and magic[:4] != b"caff"):
+        elif size < 0 or (start + size > window.length and start + size != container_end and magic[:4] != b"caff"):
             break  # neither a chunk nor one whose end is missing
         elif name == b"ds64":
-            size_64 = _number(raw, start + 8, "<Q")
+            size_64 = window.number(start + 8, "<Q")
         elif name == b"fmt ":
-            block = max(_number(raw, start + 12, form.size[0] + "H"), 1)
+            block = max(window.number(start + 12, form.size[0] + "H"), 1)
         elif name == b"COMM":
-            samples = _number(raw, start + 2, ">I")
+            samples = window.number(start + 2, ">I")
         elif name == b"pakt":
-            samples = _number(raw, start + 8, ">q")
+            samples = window.number(start + 8, ">q")
         position = start + size
-        if position > length:
+        if position > window.length:
             break
-        raw.seek(position)
-        padding = raw.read(-position % form.align)
+        padding = window.at(position, -position % form.align)
         position += len(padding) if not padding.strip(b"\0") else 0
-    if sound is None:
-        return None
-    return sound._replace(unclaimed=_unclaimed(raw, position, length), samples=samples, block=block)
-
-
-def _number(raw: io.BufferedIOBase, position: int, form: str) -> int:
-    """The number at `position`; 0 beyond the end of the file."""
-    raw.seek(position)
-    content = raw.read(struct.calcsize(form))
-    return struct.unpack(form, content)[0] if len(content) == struct.calcsize(form) else 0
+    return sound and sound._replace(unclaimed=_unclaimed(window, position), samples=samples, block=block)
 
 
 def _is_stated(size: int, form: _Chunks, start: int, length: int) -> bool:
@@ -172,44 +160,37 @@ def _is_stated(size: int, form: _Chunks, start: int, length: int) -> bool:
     return size > form.before or (size == form.before and length <= start + form.before)
 
 
-def _sound_of_voc(raw: io.BufferedIOBase, length: int) -> _Sound | None:
+def _sound_of_voc(window: Window) -> _Sound | None:
     """The range from the first sound block to the end of the last block, as libsndfile reads it."""
-    raw.seek(20)
-    position, start, blocks = int.from_bytes(raw.read(2), "little"), None, 0
+    position, start, blocks = window.number(20, "<H"), None, 0
     while blocks < MOST_CHUNKS:
-        raw.seek(min(position, length))
-        header = raw.read(4)
+        header = window.at(position, 4)
         if not header or header[0] == 0 or header[0] > 9:
             break
         if header[0] in (1, 9) and start is None:
             start = position + (6 if header[0] == 1 else 16)
         position += 4 + int.from_bytes(header[1:], "little")
         blocks += 1
-    if start is None:
+    is_ended = window.at(position, 1) == b"\0"
+    if start is None or (blocks > 1 and not is_ended):  # there may have been more blocks
         return None
-    raw.seek(min(position, length))
-    is_ended = raw.read(1) == b"\0"
-    if blocks > 1 and not is_ended:  # there may have been more blocks
-        return _Sound(start, None)
-    return _Sound(start, position - start, _unclaimed(raw, position + is_ended, length))
+    return _Sound(start, position - start, _unclaimed(window, position + is_ended))
 
 
-def _unclaimed(raw: io.BufferedIOBase, start: int, length: int) -> int:
+def _unclaimed(window: Window, start: int) -> int:
     """Number of bytes from `start` on; 0 if they are padding or a tag."""
-    raw.seek(min(start, length))
-    rest = raw.read(PADDING_BYTES + 1)
+    rest = window.at(start, PADDING_BYTES + 1)
     is_padding = len(rest) <= PADDING_BYTES and not rest.strip(b"\0")
-    return 0 if is_padding or rest.startswith(TAGS) else max(length - start, 0)
+    return 0 if is_padding or rest.startswith(TAGS) else max(window.length - start, 0)
 
 
-def _promised_otherwise(raw: io.BufferedIOBase, file: soundfile.SoundFile, length: int) -> int | None:
-    raw.seek(0)
+def _promised_otherwise(window: Window, file: soundfile.SoundFile) -> int | None:
     promised, header_bytes = None, HEADER_BYTES.get(file.format, MOST_HEADER_BYTES)
     if file.format in LOGGED:
         numbers = re.findall(LOGGED[file.format], file.extra_info)
         promised = int(numbers[-1]) if numbers else file.frames
     elif file.format == "NIST":
-        number = re.search(rb"\nsample_count -i (\d{1,18})\s", raw.read(header_bytes))
+        number = re.search(rb"\nsample_count -i (\d{1,18})\s", window.at(0, header_bytes))
         promised = int(number[1]) if number else None
     elif file.format == "SDS":
         blocks, per_block = (re.search(rf"{name} *: (\d+)", file.extra_info) for name in ("Blocks", "Samples/Block"))
@@ -217,5 +198,5 @@ def _promised_otherwise(raw: io.BufferedIOBase, file: soundfile.SoundFile, lengt
         return stated if per_block and stated >= file.frames + int(per_block[1]) else file.frames
     width = SAMPLE_BYTES.get(file.subtype, 0) * file.channels
     if promised is not None and width:
-        promised = max(promised, (length - header_bytes) // width)
+        promised = max(promised, (window.length - header_bytes) // width)
     return promised

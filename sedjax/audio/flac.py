@@ -2,6 +2,8 @@
 
 import io
 
+from sedjax.audio.window import Window
+
 TAIL_BYTES = 1 << 18  # larger than any frame, except with many channels
 MOST_HEADERS = 2  # audio data occasionally looks like a frame header
 STREAMINFO = 0
@@ -10,13 +12,12 @@ _BLOCKS = {1: 192} | {code: 576 << code - 2 for code in range(2, 6)} | {code: 25
 
 def num_samples(raw: io.BufferedIOBase) -> int | None:
     """Samples per channel up to the end of the last frame; None if the file does not end with a complete frame."""
-    raw.seek(0)
-    start = raw.read(42)
+    window = Window(raw)
+    start = window.at(0, 42)
     if start[:4] != b"fLaC" or len(start) < 42 or start[4] & 0x7F != STREAMINFO:
         return None
     block = int.from_bytes(start[10:12], "big")  # block size of all frames, if they are numbered by frame
-    raw.seek(max(raw.seek(0, io.SEEK_END) - TAIL_BYTES, 0))
-    tail = raw.read()
+    tail = window.at(max(window.length - TAIL_BYTES, 0), TAIL_BYTES)
     position, headers = len(tail), 0
     while headers < MOST_HEADERS and (position := tail.rfind(b"\xff", 0, position)) >= 0:
         header = tail[position : position + 16]
@@ -56,14 +57,11 @@ def _crc(content: bytes, bits: int) -> int:
     return crc
 
 
-def _table(bits: int, polynomial: int) -> tuple[int, ...]:
-    table = []
-    for byte in range(256):
-        crc = byte << bits - 8
-        for _ in range(8):
-            crc = (crc << 1 ^ (polynomial if crc >> bits - 1 else 0)) & (1 << bits) - 1
-        table.append(crc)
-    return tuple(table)
+def _table(bits: int, polynomial: int) -> list[int]:
+    table = [byte << bits - 8 for byte in range(256)]
+    for _ in range(8):
+        table = [crc << 1 ^ (polynomial if crc >> bits - 1 else 0) for crc in table]
+    return table
 
 
-_TABLES = {8: _table(8, 0x07), 16: _table(16, 0x8005)}
+_TABLES = {8: _table(8, 0x107), 16: _table(16, 0x18005)}

@@ -1,6 +1,5 @@
 """Counts the frames of an MPEG audio file (mp3): the decoder plays those that are there and guesses the length."""
 
-import bisect
 import contextlib
 import io
 import math
@@ -9,8 +8,9 @@ import re
 import tempfile
 import threading
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
+from sedjax.audio.window import Window
 from sedjax.core.files import MEBIBYTE
 
 VERSION_1 = 3
@@ -25,6 +25,7 @@ BIT_RATES = {  # kbit/s, by (whether version 1, layer)
 SAMPLE_RATES_HZ = (44100, 48000, 32000)
 HALVINGS = {VERSION_1: 0, 2: 1, 0: 2}  # how often the sample rate is halved, by version code
 DECODER_DELAY = 529  # samples that the layer III decoder omits at the start
+MOST_IN_MEMORY = 64 * MEBIBYTE  # larger copies go to the temporary folder
 
 _NOTE = re.compile(rb"(\[src/libmpg123/|Note: |Warning: |main: )|\s*$")
 _ONE_AT_A_TIME = threading.Lock()
@@ -52,18 +53,14 @@ class Frames(NamedTuple):
         return self.header[1] >> 1 & 3 == LAYER_3
 
     @property
-    def samples_each(self) -> int:
-        return _samples(self.header)
-
-    @property
     def samples(self) -> int:
         """Samples per channel of all frames, missing ones included; for files without a stated number of frames."""
-        return max((self.whole + self.missing) * self.samples_each - DECODER_DELAY, 0)
+        return max((self.whole + self.missing) * _samples(self.header) - DECODER_DELAY, 0)
 
 
 def scan(raw: io.BufferedIOBase) -> Frames | None:
     """The frames of a file; None if there are none or their bit rate is free-format."""
-    window = _Window(raw)
+    window = Window(raw)
     header, runs, complete, stated, junk = b"", [], 0, None, 0
     position = expected = 0  # end of the last frame or tag
     while position < window.length:
@@ -99,49 +96,17 @@ def scan(raw: io.BufferedIOBase) -> Frames | None:
     return Frames(header, runs, complete, missing, stated)
 
 
-class Clean(io.RawIOBase):
-    """A file of the complete frames of another file, after a frame that states their number."""
-
-    def __init__(self, raw: io.BufferedIOBase, frames: Frames):
-        super().__init__()
-        first = _length_frame(frames.header, frames.whole) if frames.stated is None else b""
-        self._raw, self._first, self._position = raw, first, 0
-        self._starts = [len(first)]  # start of each run in this file
-        for start, end in frames.runs:
-            self._starts.append(self._starts[-1] + end - start)
-        self._runs = frames.runs
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._starts[-1]}[whence]
-        self._position = max(base + offset, 0)
-        return self._position
-
-    def readinto(self, buffer) -> int:
-        view, filled = memoryview(buffer).cast("B"), 0
-        while filled < len(view) and (part := self._part(len(view) - filled)):
-            view[filled : filled + len(part)] = part
-            filled += len(part)
-            self._position += len(part)
-        return filled
-
-    def _part(self, size: int) -> bytes:
-        """Up to `size` bytes from the current position, within one run."""
-        if self._position < len(self._first):
-            return self._first[self._position : self._position + size]
-        run = bisect.bisect_right(self._starts, self._position) - 1
-        if run >= len(self._runs):
-            return b""
-        self._raw.seek(self._runs[run][0] + self._position - self._starts[run])
-        return self._raw.read(min(size, self._starts[run + 1] - self._position))
+def clean(raw: io.BufferedIOBase, frames: Frames) -> IO[bytes]:
+    """A temporary copy of the complete frames of a file, after a frame that states their number."""
+    copy = tempfile.SpooledTemporaryFile(MOST_IN_MEMORY)
+    if frames.stated is None:
+        copy.write(_length_frame(frames.header, frames.whole))
+    window = Window(raw)
+    for start, end in frames.runs:
+        for position in range(start, end, MEBIBYTE):
+            copy.write(window.at(position, min(MEBIBYTE, end - position)))
+    copy.seek(0)
+    return copy
 
 
 @contextlib.contextmanager
@@ -169,21 +134,7 @@ def quiet() -> Iterator[None]:
             os.close(screen)
 
 
-class _Window:
-    """Random access to the bytes of a file, read at least one mebibyte at a time."""
-
-    def __init__(self, raw: io.BufferedIOBase):
-        self._raw, self._start, self._held = raw, 0, b""
-        self.length = raw.seek(0, io.SEEK_END)
-
-    def at(self, position: int, size: int) -> bytes:
-        if not self._start <= position <= position + size <= self._start + len(self._held):
-            self._raw.seek(position)
-            self._start, self._held = position, self._raw.read(max(size, MEBIBYTE))
-        return self._held[position - self._start : position - self._start + size]
-
-
-def _tag_bytes(window: _Window, position: int) -> int:
+def _tag_bytes(window: Window, position: int) -> int:
     """Length of the tag at `position`; 0 if there is none."""
     start = window.at(position, 16)
     if start.startswith(b"ID3") and len(start) > 10:  # seven bits per byte
@@ -197,7 +148,7 @@ def _tag_bytes(window: _Window, position: int) -> int:
     return 0
 
 
-def _next(window: _Window, position: int, like: bytes) -> int | None:
+def _next(window: Window, position: int, like: bytes) -> int | None:
     """Position of the next two frames from `position` on, which match `like` unless it is empty; None without any."""
     while buffer := window.at(position, min(MEBIBYTE, window.length - position)):
         for match in re.finditer(rb"\xff[\xe0-\xff]", buffer):
@@ -213,7 +164,7 @@ def _next(window: _Window, position: int, like: bytes) -> int | None:
     return None
 
 
-def _follows(window: _Window, position: int, header: bytes) -> bool:
+def _follows(window: Window, position: int, header: bytes) -> bool:
     """Whether the file ends at `position`, or continues with a tag or a frame that matches `header`."""
     following = window.at(position, 4)
     if not following or following.startswith((b"TAG", b"ID3", b"APET", b"LYRI")):

@@ -6,8 +6,8 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from sedjax.audio.window import Window
 from sedjax.core.errors import UserError
-from sedjax.core.files import MEBIBYTE
 
 CAPTURE = b"OggS"
 HEADER = struct.Struct("<4sBBqIIIB")  # capture, version, flags, end, stream, number, checksum, segments
@@ -20,43 +20,37 @@ class Page(NamedTuple):
     """A page of an Ogg file.
 
     Attributes:
-      flags, stream, number: fields of the page header.
+      flags, stream, number: fields of the page header; flags 0 and otherwise -1 if it is missing.
       end: samples of the stream up to the end of the page; -1 if no packet ends in it.
-      is_whole: False if the page is truncated; then its header may be missing too, and its fields are -1.
-      content: bytes of the page.
+      content: packets of the page; None if the page is truncated.
     """
 
     flags: int
     end: int
     stream: int
     number: int
-    is_whole: bool
-    content: bytes
+    content: bytes | None
 
 
-class Ending(NamedTuple):
+def ending(raw: io.BufferedIOBase, name: str) -> tuple[int, bool]:
     """The end of the audio stream in a file.
 
-    Attributes:
-      missing_samples: samples of an incomplete page, at the stream's own rate (48 kHz for Opus).
-      is_marked: whether the last page is marked as the last.
+    Returns:
+      The samples of an incomplete page, at the stream's own rate (48 kHz for Opus), and whether the last page is marked
+      as the last.
+
+    Raises:
+      UserError: a page is damaged or missing, or there are several streams.
     """
-
-    missing_samples: int
-    is_marked: bool
-
-
-def ending(raw: io.BufferedIOBase, name: str) -> Ending:
-    """The end of the audio stream. Raises UserError if a page is damaged or missing, or there are several streams."""
     last, end, longest = None, 0, 0
-    for page in _pages(raw, name):
-        if page.flags & FIRST and page.is_whole and page.content.startswith(SOUND):
+    for page in _pages(Window(raw), name):
+        if page.flags & FIRST and page.content is not None and page.content.startswith(SOUND):
             if last:
                 raise UserError(f"{name} has several audio streams, but only the first would be read: split it into "
                                 "files of one stream each.")
             last = page
-        elif last and not page.is_whole and page.stream in (last.stream, -1):
-            return Ending(page.end - end if page.end > end else longest, False)
+        elif last and page.content is None and page.stream in (last.stream, -1):
+            return page.end - end if page.end > end else longest, False
         elif last and page.stream == last.stream:
             if page.number != last.number + 1:
                 raise UserError(f"{name} is damaged: the pages between {last.number:,} and {page.number:,} are "
@@ -64,51 +58,27 @@ def ending(raw: io.BufferedIOBase, name: str) -> Ending:
             last = page
             if page.end > 0:
                 longest, end = max(longest, page.end - end), page.end
-    return Ending(0, bool(last and last.flags & LAST))
+    return 0, bool(last and last.flags & LAST)
 
 
-def _pages(raw: io.BufferedIOBase, name: str) -> Iterator[Page]:
+def _pages(window: Window, name: str) -> Iterator[Page]:
     """The pages of a file; the last may be incomplete. Raises UserError if a page is damaged."""
-    position, length = 0, raw.seek(0, io.SEEK_END)
-    ended = False
-    while position < length:
-        raw.seek(position)
-        header = raw.read(HEADER.size)
-        if not CAPTURE.startswith(header[:4]):
-            capture = _next_capture(raw, position)
-            if capture is None and not ended:
-                yield Page(0, -1, -1, -1, False, b"")
-            if capture is None:
-                return
-            position = capture
-            continue
-        if len(header) < HEADER.size:
-            yield Page(0, -1, -1, -1, False, b"")
+    position, is_ended = 0, False
+    while (start := window.find(CAPTURE, position)) >= 0 and start + HEADER.size <= window.length:
+        _, _, flags, end, stream, number, checksum, segments = HEADER.unpack(window.at(start, HEADER.size))
+        header_bytes = HEADER.size + segments
+        size = header_bytes + sum(window.at(start + HEADER.size, segments))
+        position = start + size
+        if position > window.length:
+            yield Page(flags, end, stream, number, None)
             return
-        _, _, flags, end, stream, number, checksum, segments = HEADER.unpack(header)
-        sizes = raw.read(segments)
-        content = raw.read(sum(sizes))
-        position += HEADER.size + segments + sum(sizes)
-        if position > length:
-            yield Page(flags, end, stream, number, False, content)
-            return
-        if _checksum(header[:22] + bytes(4) + header[26:] + sizes + content) != checksum:
+        page = window.at(start, size)
+        if _checksum(page[:22] + bytes(4) + page[26:]) != checksum:
             raise UserError(f"{name} is damaged: the checksum of its page {number:,} is wrong.")
-        ended = bool(flags & LAST)
-        yield Page(flags, end, stream, number, True, content)
-
-
-def _next_capture(raw: io.BufferedIOBase, position: int) -> int | None:
-    """Position where the next page seems to start, at or after `position`; None if there is none."""
-    raw.seek(position)
-    buffer = b""
-    while block := raw.read(MEBIBYTE):
-        buffer += block
-        if (offset := buffer.find(CAPTURE)) >= 0:
-            return position + offset
-        position += len(buffer) - 3
-        buffer = buffer[-3:]
-    return None
+        is_ended = bool(flags & LAST)
+        yield Page(flags, end, stream, number, page[header_bytes:])
+    if position < window.length and (start >= 0 or not is_ended):
+        yield Page(0, -1, -1, -1, None)
 
 
 def _checksum(page: bytes) -> int:

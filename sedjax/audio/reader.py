@@ -284,13 +284,13 @@ def _opened(path: pathlib.Path, raw: io.BufferedIOBase, name: str,
             return file, _Promise(None, doubt=NO_LENGTH)
         if frames.is_layer_3 and (frames.missing or frames.stated is None):
             with mp3.quiet():
-                file = stack.enter_context(_Stream(mp3.Clean(raw, frames)))
+                file = stack.enter_context(_Stream(stack.enter_context(mp3.clean(raw, frames))))
         return file, _Promise(frames.samples, True) if frames.stated is None else _Promise(file.frames)
     if file.format == "OGG":
-        ending = ogg.ending(raw, name)
-        rate_hz = 48000 if file.subtype == "OPUS" else file.samplerate
-        missing = -(-ending.missing_samples * file.samplerate // rate_hz)
-        doubt = "" if ending.is_marked else "is not marked as complete (no end of stream)"
+        missing, is_marked = ogg.ending(raw, name)
+        if file.subtype == "OPUS":
+            missing = ceil_div(missing * file.samplerate, 48000)
+        doubt = "" if is_marked else "is not marked as complete (no end of stream)"
         return file, _Promise(file.frames + missing, True, doubt)
     if file.format == "FLAC":
         stated = file.frames if file.frames < MOST_SAMPLES else 0
