@@ -100,18 +100,16 @@ def add_embeddings(source: str, embeddings_from: str) -> None:
     """
     from sedjax.audio.clips import ahead, recut
     from sedjax.data.records import directory_clips
-    from sedjax.inference.extractors import ModelExtractor  # imports JAX, which is slow
-    from sedjax.inference.trained import load_model
+    from sedjax.inference.trained import load_model  # imports JAX, which is slow
 
     layout, model = read_layout(source), load_model(embeddings_from)
-    extractor = ModelExtractor(model)
-    width = extractor.width
-    origin = extraction.origin_of(embeddings_from, extractor.parameters, **{provenance.FROM_FEATURES: 1})
+    width = model.embedding_width
+    origin = extraction.origin_of(embeddings_from, model.embedding_version, **{provenance.FROM_FEATURES: 1})
     for filename in layout.filenames:
         extraction.require_ours(layout.features_path(filename), ("embeddings",))
-    clips = ahead(recut(directory_clips(layout, model.inputs, model.widths), extractor.max_frames))
+    clips = ahead(recut(directory_clips(layout, model.inputs, model.widths), model.max_frames))
     embeddings = []
-    for clip in recut(extractor.embed(clips)):
+    for clip in recut(model.embed(clips)):
         if isinstance(clip, Unreadable):
             raise UserError(f"{clip.recording}: {clip.error}")
         embeddings.append(clip.features["embeddings"])

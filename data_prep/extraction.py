@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 
 from sedjax.audio.clips import Unreadable
+from sedjax.audio.mel import SPECTRAL_VERSION
 from sedjax.core import files, npz
 from sedjax.core.errors import UserError
 from sedjax.data import provenance
@@ -53,10 +54,10 @@ class Job:
 
         def origin(name: str) -> Extractor:
             if name != extractors.EMBEDDINGS:
-                return Extractor(parameters=extractors.SPECTRAL_VERSION)
+                return Extractor(parameters=SPECTRAL_VERSION)
             windows = ({"hop_seconds": self.hop_seconds, "drop_layers": self.drop_layers}
                        if self.embeddings_from.endswith(".npz") else {})
-            return origin_of(self.embeddings_from, extractor.parameters, **windows)
+            return origin_of(self.embeddings_from, extractor.embedding_version, **windows)
 
         return {name: origin(name) for name in self.wanted}
 

@@ -96,17 +96,18 @@ def scan(raw: io.BufferedIOBase) -> Frames | None:
     return Frames(header, runs, complete, missing, stated)
 
 
-def clean(raw: io.BufferedIOBase, frames: Frames) -> IO[bytes]:
+@contextlib.contextmanager
+def clean(raw: io.BufferedIOBase, frames: Frames) -> Iterator[IO[bytes]]:
     """A temporary copy of the complete frames of a file, after a frame that states their number."""
-    copy = tempfile.SpooledTemporaryFile(MOST_IN_MEMORY)
-    if frames.stated is None:
-        copy.write(_length_frame(frames.header, frames.whole))
     window = Window(raw)
-    for start, end in frames.runs:
-        for position in range(start, end, MEBIBYTE):
-            copy.write(window.at(position, min(MEBIBYTE, end - position)))
-    copy.seek(0)
-    return copy
+    with tempfile.SpooledTemporaryFile(MOST_IN_MEMORY) as copy:
+        if frames.stated is None:
+            copy.write(_length_frame(frames.header, frames.whole))
+        for start, end in frames.runs:
+            for position in range(start, end, MEBIBYTE):
+                copy.write(window.at(position, min(MEBIBYTE, end - position)))
+        copy.seek(0)
+        yield copy
 
 
 @contextlib.contextmanager

@@ -171,5 +171,5 @@ def predict_directory(model: TrainedModel, path: str | os.PathLike, split: str |
             str(model.workdir))
         if split:
             layout = dataclasses.replace(layout, filenames=read_splits(layout)[split])
-    clips = ahead(recut(directory_clips(layout, model.inputs, model.widths), model.config.data.max_frames))
+    clips = ahead(recut(directory_clips(layout, model.inputs, model.widths), model.max_frames))
     return {detection.recording: detection for detection in detections(model, clips)}

@@ -17,7 +17,7 @@ from sedjax.core.errors import UserError, printable
 from sedjax.core.task import Task
 from sedjax.data.records import require_features
 from sedjax.inference.detection import Detection
-from sedjax.inference.extractors import EMBEDDINGS, Extractor, ModelExtractor, embed_recordings, extractor_of
+from sedjax.inference.extractors import EMBEDDINGS, Extractor, embed_recordings, extractor_of
 from sedjax.inference.trained import Outputs, TrainedModel, load_model
 
 log = logging.getLogger("sedjax")
@@ -77,9 +77,9 @@ class Detector:
             raise UserError(f"keep = {unknown[0]!r} is not a spectral feature; choose from {list(spectral.SPECTRAL)}.")
         # Checked here, not in the generator: an unsuitable model is an error before anything is read.
         task.require_frame_seconds(self.task)
-        widths = spectral.WIDTHS | ({EMBEDDINGS: self.extractor.width} if self.extractor else {})
+        widths = spectral.WIDTHS | ({EMBEDDINGS: self.extractor.embedding_width} if self.extractor else {})
         require_features(widths, self.model.inputs, self.model.widths, where="a recording")
-        stream, frames = self._clips(list(recordings), sample_rate_hz, keep), self.model.config.data.max_frames
+        stream, frames = self._clips(list(recordings), sample_rate_hz, keep), self.model.max_frames
         return detections(self.model, recut(stream, frames))
 
     def _clips(self, recordings: list[reader.Recording], sample_rate_hz: reader.SampleRate | None,
@@ -90,7 +90,7 @@ class Detector:
             return embed_recordings(recordings, self.extractor, keys, keep, sample_rate_hz)
         # A model without inputs still needs the number of frames.
         clips = spectral.clips(recordings, keys or ("melspectrogram",), keep, sample_rate_hz)
-        return ahead(recut(clips, self.model.config.data.max_frames))
+        return ahead(recut(clips, self.model.max_frames))
 
 
 def load(workdir: str | os.PathLike, checkpoint: str | int = "best",
@@ -136,9 +136,10 @@ def warn_of_other_features(detector: Detector) -> None:
 
     Unrecorded provenance counts as different.
     """
-    models = [detector.model, *([detector.extractor.model] if isinstance(detector.extractor, ModelExtractor) else [])]
     differing = []
-    for model in models:
+    for model in (detector.model, detector.extractor):
+        if not isinstance(model, TrainedModel):
+            continue
         keys = [key for key in model.inputs if key in spectral.SPECTRAL
                 and model.features[key].get("extractor", {}).get("parameters") != SPECTRAL_VERSION]
         if keys:

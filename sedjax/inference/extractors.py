@@ -7,7 +7,6 @@ import itertools
 import operator
 import os
 import pathlib
-import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -16,14 +15,11 @@ import numpy as np
 
 from sedjax.audio import reader, spectral
 from sedjax.audio.clips import Clip, Unreadable, ahead, recut
-from sedjax.audio.mel import SPECTRAL_VERSION
 from sedjax.core import grid, parallel, task
 from sedjax.core.errors import UserError
 from sedjax.data.records import require_features
-from sedjax.inference.trained import TrainedModel, load_model
+from sedjax.inference.trained import EMBEDDINGS, TrainedModel, fingerprint, load_model, with_embeddings
 from sedjax.models import atst_frame
-
-EMBEDDINGS = "embeddings"
 
 
 @runtime_checkable
@@ -31,14 +27,14 @@ class Extractor(Protocol):
     """A frozen model that embeds recordings.
 
     Attributes:
-      parameters: identifies the weights, hop and version that determine the embeddings.
-      width: columns of the embeddings.
+      embedding_version: identifies the weights, hop and version that determine the embeddings.
+      embedding_width: columns of the embeddings.
       inputs: input features, from spectral.SPECTRAL and spectral.SOUND.
       max_frames: length limit of input clips.
     """
 
-    parameters: str
-    width: int
+    embedding_version: str
+    embedding_width: int
     inputs: tuple[str, ...]
     max_frames: int
 
@@ -88,66 +84,6 @@ def extract_features(recordings: Iterable[reader.Recording], wanted: Sequence[st
         yield clip
 
 
-def narrowed(embeddings: np.ndarray, dtype: type = np.float16) -> np.ndarray:
-    """Embeddings cast to `dtype`. Raises UserError if they are not finite after the cast."""
-    with np.errstate(over="ignore"):
-        embeddings = embeddings.astype(dtype, copy=False)
-    if not np.isfinite(embeddings).all():
-        raise UserError(f"The embeddings contain NaN, or values beyond the range of {embeddings.dtype}: use another "
-                        "extractor.")
-    return embeddings
-
-
-def _embedded(clip: Clip, embeddings: np.ndarray, dtype: type) -> Clip | Unreadable:
-    try:
-        return dataclasses.replace(clip, features={**clip.features, EMBEDDINGS: narrowed(embeddings, dtype)})
-    except UserError as error:
-        return Unreadable(clip.number, clip.recording, error)
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelExtractor:
-    """The last hidden layer of a trained sedjax model that takes spectral features or audio."""
-
-    model: TrainedModel
-
-    @classmethod
-    def load(cls, workdir: str) -> "ModelExtractor":
-        """Raises UserError if it is not a workdir, or its model has no embeddings or takes features recordings lack."""
-        model = load_model(workdir)
-        task.require_frame_seconds(model.task)
-        for key in model.inputs:
-            if key not in spectral.WIDTHS:
-                raise UserError(f"The model in {workdir} takes {key!r}, so it cannot be an extractor: choose one whose "
-                                f"inputs are among {list(spectral.WIDTHS)}.")
-        require_features(spectral.WIDTHS, model.inputs, model.widths, where="a recording")
-        extractor = cls(model)
-        _ = extractor.width
-        return extractor
-
-    @functools.cached_property
-    def parameters(self) -> str:
-        takes_spectral = any(key in spectral.SPECTRAL for key in self.inputs)
-        version = f" of spectral features {SPECTRAL_VERSION}" if takes_spectral else ""
-        return f"{self.model.config.model['name']} {fingerprint(self.model.variables)}{version}"
-
-    @property
-    def width(self) -> int:
-        return self.model.embedding_width
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return self.model.inputs
-
-    @property
-    def max_frames(self) -> int:
-        return self.model.config.data.max_frames
-
-    def embed(self, stream: Generator[Clip | Unreadable], dtype: type = np.float16) -> Iterator[Clip | Unreadable]:
-        for item in self.model.embed(stream):
-            yield item if isinstance(item, Unreadable) else _embedded(item[0], item[1]["frames"], dtype)
-
-
 @dataclasses.dataclass(frozen=True)
 class AtstExtractor:
     """ATST-Frame: windows of 10 s on the frame grid, 40 ms tokens averaged into frames by absolute time.
@@ -169,11 +105,11 @@ class AtstExtractor:
     max_frames: int = 250
 
     @functools.cached_property
-    def parameters(self) -> str:
+    def embedding_version(self) -> str:
         return f"atst_frame {fingerprint(self.weights)} hop {self.hop_samples} dropped {self.model.drop_layers}"
 
     @property
-    def width(self) -> int:
+    def embedding_width(self) -> int:
         return self.model.width
 
     def embed(self, stream: Generator[Clip | Unreadable], dtype: type = np.float16) -> Iterator[Clip | Unreadable]:
@@ -225,10 +161,10 @@ class AtstExtractor:
                 if isinstance(end, np.ndarray):
                     yield end
 
-        with np.errstate(over="ignore"):  # _embedded rejects infinity
+        with np.errstate(over="ignore"):  # with_embeddings rejects infinity
             parts = [grid.mean_by_group(rows, atst_frame.TOKENS_PER_FRAME).astype(dtype, copy=False)
                      for rows in grid.stitch(tokens(), self.hop_samples // atst_frame.TOKEN_SAMPLES)]
-        return _embedded(end, np.concatenate(parts), dtype) if isinstance(end, Clip) else end
+        return with_embeddings(end, np.concatenate(parts), dtype) if isinstance(end, Clip) else end
 
 
 def _sound(clips: Iterable[Clip | Unreadable], read: list[Clip | Unreadable]) -> Iterator[np.ndarray]:
@@ -252,7 +188,20 @@ def load_extractor(path: str, hop_seconds: float, drop_layers: int) -> Extractor
     """
     if path.endswith(".npz"):
         return AtstExtractor(*atst_frame.load(path, drop_layers), round(hop_seconds * task.SAMPLE_RATE_HZ))
-    return ModelExtractor.load(path)
+    return _load_trained(path)
+
+
+def _load_trained(workdir: str) -> TrainedModel:
+    """Raises UserError if it is not a workdir, or its model has no embeddings or takes features recordings lack."""
+    model = load_model(workdir)
+    task.require_frame_seconds(model.task)
+    for key in model.inputs:
+        if key not in spectral.WIDTHS:
+            raise UserError(f"The model in {workdir} takes {key!r}, so it cannot be an extractor: choose one whose "
+                            f"inputs are among {list(spectral.WIDTHS)}.")
+    require_features(spectral.WIDTHS, model.inputs, model.widths, where="a recording")
+    _ = model.embedding_width
+    return model
 
 
 def extractor_of(model: TrainedModel, embeddings_from: str | os.PathLike | None = None) -> Extractor:
@@ -271,36 +220,22 @@ def extractor_of(model: TrainedModel, embeddings_from: str | os.PathLike | None 
     entry, width = model.features[EMBEDDINGS].get("extractor"), model.widths[EMBEDDINGS]
     takes = f"The model in {model.workdir} takes embeddings ({width} columns)"
     advice = "give it with --embeddings_from=PATH, a workdir or the npz file of an ATST-Frame"
-
-    def locate() -> pathlib.Path:
-        if embeddings_from:
-            return pathlib.Path(embeddings_from)
-        if not entry:
-            raise UserError(f"{takes}, but their extractor was not recorded: {advice}.")
-        path = pathlib.Path(entry["path"])
-        path = path if os.path.exists(path) else model.workdir.absolute().parent / path.name
-        if not os.path.exists(path):
-            raise UserError(f"{takes} from {entry['path']}, which no longer exists: {advice}.")
-        return path
-
     options = {"hop_seconds": 9.6, "drop_layers": 0, **(entry or {})}
     with parallel.all_or_none():
-        path = locate()
+        if not embeddings_from and not entry:
+            raise UserError(f"{takes}, but their extractor was not recorded: {advice}.")
+        path = pathlib.Path(embeddings_from or entry["path"])
+        if not embeddings_from and not os.path.exists(path):
+            path = model.workdir.absolute().parent / path.name
+            if not os.path.exists(path):
+                raise UserError(f"{takes} from {entry['path']}, which no longer exists: {advice}.")
         is_atst = path.suffix == ".npz"
         atst = load_extractor(str(path), options["hop_seconds"], options["drop_layers"]) if is_atst else None
-    extractor = atst or ModelExtractor.load(str(path))  # outside the block: it synchronises the processes itself
+    extractor = atst or _load_trained(str(path))  # outside the block: it synchronises the processes itself
     with parallel.all_or_none():
-        if entry and extractor.parameters != entry["parameters"]:
+        if entry and extractor.embedding_version != entry["parameters"]:
             raise UserError(f"{takes} from another extractor than {path}: {entry['parameters']!r}, not "
-                            f"{extractor.parameters!r}; {advice}.")
-        if extractor.width != width:
-            raise UserError(f"{takes}, but those from {path} have {extractor.width} columns; {advice}.")
+                            f"{extractor.embedding_version!r}; {advice}.")
+        if extractor.embedding_width != width:
+            raise UserError(f"{takes}, but those from {path} have {extractor.embedding_width} columns; {advice}.")
     return extractor
-
-
-def fingerprint(variables) -> str:
-    """A CRC-32 checksum of variables, in hexadecimal."""
-    total = 0
-    for leaf in jax.tree.leaves(variables):
-        total = zlib.crc32(np.ascontiguousarray(leaf), total)
-    return f"{total:08x}"

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 
@@ -13,7 +14,9 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from sedjax.audio import spectral
 from sedjax.audio.clips import Clip, Unreadable
+from sedjax.audio.mel import SPECTRAL_VERSION
 from sedjax.core import grid, parallel
 from sedjax.core.config import Config
 from sedjax.core.errors import UserError
@@ -26,12 +29,13 @@ from sedjax.models.variables import example_inputs
 from sedjax.scoring import decisions
 from sedjax.training import checkpoint, workdir
 
+EMBEDDINGS = "embeddings"
 Outputs = dict[str, np.ndarray]  # `frames` and `segments` of a clip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A checkpoint, ready for inference; it needs nothing but its workdir.
+    """A checkpoint, ready for inference; it needs nothing but its workdir. It is an extractors.Extractor too.
 
     Attributes:
       workdir: run directory of the training.
@@ -63,6 +67,18 @@ class TrainedModel:
         """Columns of each feature by name."""
         return {key: entry["width"] for key, entry in self.features.items()}
 
+    @property
+    def max_frames(self) -> int:
+        """Length limit of input clips."""
+        return self.config.data.max_frames
+
+    @functools.cached_property
+    def embedding_version(self) -> str:
+        """Identifies the weights, and the version of the spectral features, that determine the embeddings."""
+        takes_spectral = any(key in spectral.SPECTRAL for key in self.inputs)
+        version = f" of spectral features {SPECTRAL_VERSION}" if takes_spectral else ""
+        return f"{self.config.model['name']} {fingerprint(self.variables)}{version}"
+
     @functools.cached_property
     def embedding_width(self) -> int:
         """Columns of the embeddings. Raises UserError if the model has none."""
@@ -84,9 +100,10 @@ class TrainedModel:
         """
         return self._run(self._predict, stream)
 
-    def embed(self, stream: Generator[Clip | Unreadable]) -> Iterator[tuple[Clip, Outputs] | Unreadable]:
-        """Like `predict`, but `frames` (t, width) is the last hidden layer, the input of the head."""
-        return self._run(self._embed, stream)
+    def embed(self, stream: Generator[Clip | Unreadable], dtype: type = np.float16) -> Iterator[Clip | Unreadable]:
+        """The clips, as for `predict`, with their `embeddings` (t, width): the last hidden layer, input of the head."""
+        for item in self._run(self._embed, stream):
+            yield item if isinstance(item, Unreadable) else with_embeddings(item[0], item[1]["frames"], dtype)
 
     # Cached between calls: compiling takes longer than most recordings.
 
@@ -217,3 +234,21 @@ def _groups(stream: Iterable[Clip | Unreadable], size: int) -> Iterator[list[Cli
             group, clips = [], 0
     if group:
         yield group
+
+
+def with_embeddings(clip: Clip, embeddings: np.ndarray, dtype: type) -> Clip | Unreadable:
+    """The clip with `embeddings`, cast to `dtype`, in its features; it is unreadable if they are not finite then."""
+    with np.errstate(over="ignore"):
+        embeddings = embeddings.astype(dtype, copy=False)
+    if np.isfinite(embeddings).all():
+        return dataclasses.replace(clip, features={**clip.features, EMBEDDINGS: embeddings})
+    return Unreadable(clip.number, clip.recording, UserError(
+        f"The embeddings contain NaN, or values beyond the range of {embeddings.dtype}: use another extractor."))
+
+
+def fingerprint(variables) -> str:
+    """A CRC-32 checksum of variables, in hexadecimal."""
+    total = 0
+    for leaf in jax.tree.leaves(variables):
+        total = zlib.crc32(np.ascontiguousarray(leaf), total)
+    return f"{total:08x}"

@@ -303,7 +303,7 @@ def test_frames_of_another_length(tmp_path):
     model = mock.Mock(spec=TrainedModel, task=task, inputs=("audio",))
     for attempt in (lambda: layout.features(layout.filenames[0], ("audio",)), lambda: survey(layout, ("audio",)),
                     lambda: extract.extract(tmp_path / "audio", tmp_path, ("mfcc",)),
-                    lambda: Detector(model).detect([]), lambda: extractors.ModelExtractor.load("w")):
+                    lambda: Detector(model).detect([]), lambda: extractors.load_extractor("w", 9.6, 0)):
         with mock.patch.object(extractors, "load_model", return_value=model), pytest.raises(
                 UserError, match=r"'tiny' has frames of 0\.04 s"):
             attempt()

@@ -15,6 +15,7 @@ from sedjax.audio.mel import MLPC
 from sedjax.audio.spectral import SPECTRAL
 from sedjax.core.errors import UserError
 from sedjax.inference import extractors
+from sedjax.inference.trained import with_embeddings
 from sedjax.models import atst_frame
 
 FRAME, SEGMENT = 1920, 19200
@@ -119,11 +120,11 @@ def test_features_beside_embeddings_are_those_without(extractor):
 class Broken:
     """An extractor whose embeddings are not finite, or beyond float16."""
 
-    parameters, width, inputs, max_frames = "broken", 4, (spectral.SAMPLES,), 250
+    embedding_version, embedding_width, inputs, max_frames = "broken", 4, (spectral.SAMPLES,), 250
 
     def embed(self, stream, dtype=np.float16):
         for clip, value in zip(recut(stream), (1, np.nan, 1e6, np.inf, 2)):
-            yield extractors._embedded(clip, np.full((len(clip), 4), value, np.float32), dtype)
+            yield with_embeddings(clip, np.full((len(clip), 4), value, np.float32), dtype)
 
 
 def test_embeddings_that_are_not_finite_are_those_of_a_recording_that_has_none():

@@ -28,6 +28,7 @@ from workdirs import untrained
 
 import sedjax
 from sedjax.audio import clips, reader
+from sedjax.audio.mel import SPECTRAL_VERSION
 from sedjax.commands import cli, predict
 from sedjax.core import grid, npz
 from sedjax.core.errors import UserError
@@ -36,7 +37,7 @@ from sedjax.data import provenance
 from sedjax.data.identity import Extractor
 from sedjax.data.layout import read_layout
 from sedjax.inference import detector as detector_lib
-from sedjax.inference import extractors, figures, outputs
+from sedjax.inference import extractors, figures, outputs, trained
 from sedjax.inference.detection import Detection
 from sedjax.inference.detector import Detector, detections
 from sedjax.models import atst_frame, registry
@@ -539,12 +540,12 @@ def test_embeddings_by_the_extractor_that_the_workdir_names(chain, folder, tmp_p
     moved = tmp_path_factory.mktemp("elsewhere") / "runs"
     chain.rename(moved)
     extractor = sedjax.load(moved / "head").extractor  # both moved together
-    assert extractor.model.workdir == moved / "mel"
+    assert extractor.workdir == moved / "mel"
     (moved / "mel").rename(moved / "renamed")
     with pytest.raises(UserError, match=r"embeddings \(16 .*/mel.*--embeddings_from"):
         sedjax.load(moved / "head")(folder / "half.flac")
     renamed = sedjax.load(moved / "head", embeddings_from=moved / "renamed")
-    assert renamed.extractor.parameters == extractor.parameters
+    assert renamed.extractor.embedding_version == extractor.embedding_version
     write_atst(moved / "atst.npz")
     with pytest.raises(UserError, match=r"atst\.npz: 'conv_transformer .*', not 'atst"):
         sedjax.load(moved / "head", embeddings_from=moved / "atst.npz").detect([])
@@ -652,7 +653,7 @@ def test_the_origin_of_embeddings_is_only_noted_if_it_is_that_of_all(mel_workdir
     flags = [f"--audio={folder}", f"--output={out}", f"--embeddings_from={mel_workdir}"]
     run_command(extract, *flags, "--features=embeddings")
     recorded = read_layout(out).extractor("embeddings")
-    parameters = extractors.load_extractor(str(mel_workdir), 9.6, 0).parameters
+    parameters = extractors.load_extractor(str(mel_workdir), 9.6, 0).embedding_version
     assert recorded == {"path": str(mel_workdir), "parameters": parameters}
     with open(out / "metadata.csv", "a") as file:
         file.write("from_somebody.wav,1.0\n")
@@ -660,9 +661,9 @@ def test_the_origin_of_embeddings_is_only_noted_if_it_is_that_of_all(mel_workdir
 
 
 def test_the_parameters_of_an_extractor_say_which_spectral_features_it_takes(mel_workdir, monkeypatch):
-    before = extractors.load_extractor(str(mel_workdir), 9.6, 0).parameters
-    monkeypatch.setattr(extractors, "SPECTRAL_VERSION", "another")
-    assert extractors.load_extractor(str(mel_workdir), 9.6, 0).parameters != before
+    before = extractors.load_extractor(str(mel_workdir), 9.6, 0).embedding_version
+    monkeypatch.setattr(trained, "SPECTRAL_VERSION", "another")
+    assert extractors.load_extractor(str(mel_workdir), 9.6, 0).embedding_version != before
 
 
 def test_features_of_another_origin_are_warned_of_once(mel_workdir, folder, tmp_path, monkeypatch):
@@ -670,9 +671,9 @@ def test_features_of_another_origin_are_warned_of_once(mel_workdir, folder, tmp_
     monkeypatch.setattr(detector_lib.log, "warning", lambda text, *words: said.append(text % words))
     extract.extract(folder, tmp_path / "dir", ("melspectrogram",))
     recorded = read_layout(tmp_path / "dir").extractor("melspectrogram")
-    assert recorded == {"parameters": extractors.SPECTRAL_VERSION}
+    assert recorded == {"parameters": SPECTRAL_VERSION}
     shutil.copytree(mel_workdir, tmp_path / "mel")
-    parameters = extractors.load_extractor(str(mel_workdir), 9.6, 0).parameters
+    parameters = extractors.load_extractor(str(mel_workdir), 9.6, 0).embedding_version
     entry = {"path": str(tmp_path / "mel"), "parameters": parameters}
     head = embedding_workdir(tmp_path, 16, entry)
     for origin, words in ((recorded, []), (None, ["melspectrogram of the model in"]),
