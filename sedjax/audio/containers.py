@@ -25,8 +25,6 @@ SAMPLE_BYTES = {"PCM_S8": 1, "PCM_U8": 1, "ULAW": 1, "ALAW": 1, "PCM_16": 2, "PC
 # Formats whose header has the number of samples: patterns for libsndfile's log of the header; the last match counts.
 LOGGED = {"AVR": r"Frames +: (\d+)", "MPC2K": r"Frames +: (\d+)", "MAT4": r"Cols +: (\d+)", "MAT5": r"Cols +: (\d+)",
           "HTK": r"Sample Count +: (\d+)", "WVE": r"Data length (\d+) should be"}
-HEADER_BYTES = {"MAT4": 68}  # by format; others, such as NIST, have at most MOST_HEADER_BYTES
-MOST_HEADER_BYTES = 4096
 
 
 class _Chunks(NamedTuple):
@@ -185,7 +183,8 @@ def _unclaimed(window: Window, start: int) -> int:
 
 
 def _promised_otherwise(window: Window, file: soundfile.SoundFile) -> int | None:
-    promised, header_bytes = None, HEADER_BYTES.get(file.format, MOST_HEADER_BYTES)
+    promised = None
+    header_bytes = 68 if file.format == "MAT4" else 4096  # at most; of NIST, for example
     if file.format in LOGGED:
         numbers = re.findall(LOGGED[file.format], file.extra_info)
         promised = int(numbers[-1]) if numbers else file.frames

@@ -101,10 +101,9 @@ def atst_log_mel(audio: Float[jax.Array, "clip sample"], sample_mask: Bool[jax.A
     return jnp.where(frame_mask[..., None], scaled, -1), frame_mask
 
 
-def mfcc(power: Float[jax.Array, "*batch band"],
-         coefficients: int = mel.MFCC_COEFFICIENTS) -> Float[jax.Array, "*batch coefficient"]:
+def mfcc(power: Float[jax.Array, "*batch band"]) -> Float[jax.Array, "*batch coefficient"]:
     """MFCCs: the orthonormal DCT-II of mel power in decibels."""
-    return jnp.einsum("...m,mk->...k", power_to_db(power), mel.dct(power.shape[-1], coefficients),
+    return jnp.einsum("...m,mk->...k", power_to_db(power), mel.dct(power.shape[-1], mel.MFCC_COEFFICIENTS),
                       precision=jax.lax.Precision.HIGHEST)
 
 

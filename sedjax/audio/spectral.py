@@ -1,6 +1,5 @@
 """From recordings to clips of audio and spectral features; each recording is decoded once."""
 
-import collections
 import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -52,16 +51,13 @@ def clips(recordings: Iterable[reader.Recording], keys: Sequence[str], extras: S
 def _clips(number: int, name: str, stream: "FeatureStream", keys: Sequence[str],
            extras: Sequence[str]) -> Iterator[Clip]:
     sound = {key: SOUND[key] for key in keys if key in SOUND}
+    pieces = reader.rows(stream)
+    if 0 < len(sound) < len(keys):  # spectral features are only known at the end
+        pieces = [np.concatenate(list(pieces))]
     piece: dict[str, np.ndarray] = {}
-    if not sound:
-        collections.deque(stream, maxlen=0)
-    elif len(sound) == len(keys):
-        for rows in reader.rows(stream):
-            if piece:
-                yield Clip(number, name, piece)
-            piece = {key: convert(rows) for key, convert in sound.items()}
-    else:
-        rows = np.concatenate(list(reader.rows(stream)))
+    for rows in pieces:
+        if piece:
+            yield Clip(number, name, piece)
         piece = {key: convert(rows) for key, convert in sound.items()}
     features = piece | {key: stream.features[key] for key in keys if key not in sound}
     yield Clip(number, name, {key: features[key] for key in keys}, stream.seconds,

@@ -28,7 +28,6 @@ SOME_BAD_STATUS = 1
 BROKEN_PIPE_STATUS = 141  # 128 + SIGPIPE
 MAY_BE_EMPTY = {"beam_options"}  # free text, neither a path nor a name
 SHOWN_CHARACTERS = 300
-TERMINATED_STATUS = 128 + signal.SIGTERM
 BAD_LIST = "bad_recordings.csv"
 log = logging.getLogger("sedjax")
 
@@ -213,7 +212,8 @@ def write_bad(folder: pathlib.Path, bad: dict[str, str]) -> None:
 def tidy_sigterm() -> Iterator[None]:
     """Makes SIGTERM unwind the block as Ctrl-C does, leaving nothing half-written, and exit with status 143."""
     def stop(number: int, frame) -> None:
-        sys.exit(TERMINATED_STATUS)
+        log.warning("Terminated; all files written so far are complete.")
+        sys.exit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -221,9 +221,5 @@ def tidy_sigterm() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
-    except SystemExit as end:
-        if end.code == TERMINATED_STATUS:
-            log.warning("Terminated; all files written so far are complete.")
-        raise
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -7,7 +7,7 @@ import re
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 from absl import flags
@@ -69,20 +69,13 @@ class ConfigFile(flags.ArgumentParser):
 
     def keys_help(self) -> str:
         """Every key that all configs have, with its default."""
-        def keys(fields: dict, prefix: str) -> Iterator[str]:
-            for name, value in fields.items():
-                if isinstance(value, dict) and value:
-                    yield from keys(value, f"{prefix}.{name}")
-                else:
-                    yield f"  {prefix}.{name}={value}"
-
-        fields = dataclasses.asdict(Config(model={}))
-        del fields["model"]
-        return "\n".join(["config keys, with the defaults that a config starts from:", *keys(fields, "--config"),
-                          "  --config.model.*: the fields of the config's model, see sedjax/models/"])
-
-    def flag_type(self) -> str:
-        return "config file"
+        lines = ["config keys, with the defaults that a config starts from:"]
+        for name, value in vars(Config(model={})).items():
+            if dataclasses.is_dataclass(value):
+                lines += [f"  --config.{name}.{key}={item}" for key, item in vars(value).items()]
+            elif name != "model":
+                lines.append(f"  --config.{name}={value}")
+        return "\n".join([*lines, "  --config.model.*: the fields of the config's model, see sedjax/models/"])
 
 
 def _resolve(path: str) -> str:

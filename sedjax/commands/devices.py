@@ -3,15 +3,12 @@
 import sys
 from collections.abc import Sequence
 
-from absl import flags
-
 from sedjax.commands.cli import require_no_arguments
 from sedjax.core import parallel
 
 
 def define_flags() -> None:
     parallel.define_flags()
-    flags.adopt_module_key_flags(parallel)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -20,7 +20,6 @@ def define_flags() -> None:
     flags.DEFINE_string("checkpoint", "best", "'best' (lowest validation cost), 'last', or a step.")
     flags.DEFINE_string("json", None, "Also write the result to this file.")
     parallel.define_flags()
-    flags.adopt_module_key_flags(parallel)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -58,7 +58,6 @@ def define_flags() -> None:
     flags.DEFINE_enum("split", None, SPLITS, "Only the recordings of this split of --source. Default: all.")
     flags.DEFINE_string("checkpoint", "best", "'best' (lowest validation cost), 'last', or a step.")
     parallel.define_flags()
-    flags.adopt_module_key_flags(parallel)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -9,14 +9,9 @@ from sedjax.core.errors import UserError, printable
 from sedjax.core.files import require_writable, write_json
 from sedjax.core.task import MLPC_2025
 from sedjax.data.layout import SPLITS, read_layout, read_task
+from sedjax.scoring import submission
 from sedjax.scoring.metrics import format_score
-from sedjax.scoring.submission import (
-    _lengths,
-    expected_segments,
-    read_submission,
-    require_same_segments,
-    score_submissions,
-)
+from sedjax.scoring.submission import read_submission
 
 
 def define_flags() -> None:
@@ -42,7 +37,11 @@ def main(argv: Sequence[str]) -> None:
     if options.split and not options.dataset:
         raise UserError("--split needs --dataset, the directory that has the splits.")
     if options.json:
-        _require_output(options.json, (options.predictions, options.ground_truth, options.costs))
+        require_writable(options.json)
+        for source in (options.predictions, options.ground_truth, options.costs):
+            if source and os.path.realpath(source) == os.path.realpath(options.json):
+                raise UserError(f"--json={printable(options.json)} is the input {printable(source)}: choose another "
+                                "name.")
 
     task = read_task(options.costs) if options.costs else None
     layout = read_layout(options.dataset, task) if options.dataset else None
@@ -50,22 +49,15 @@ def main(argv: Sequence[str]) -> None:
 
     predictions = read_submission(options.predictions, task)
     if layout:
-        require_same_segments(_lengths(predictions), expected_segments(layout, options.split), options.predictions,
-                              options.dataset, task)
+        submission.require_same_segments(submission.lengths(predictions),
+                                         submission.expected_segments(layout, options.split), options.predictions,
+                                         options.dataset, task)
     if not options.ground_truth:
         print(f"{options.predictions} is a valid submission of the task {task.name!r}; "
-              f"recordings: {len(predictions):,}, segments: {sum(_lengths(predictions).values()):,}.")
+              f"recordings: {len(predictions):,}, segments: {sum(map(len, predictions.values())):,}.")
         return
     truth = read_submission(options.ground_truth, task)
-    score = score_submissions(predictions, truth, task, options.predictions, options.ground_truth)
+    score = submission.score_submissions(predictions, truth, task, options.predictions, options.ground_truth)
     if options.json:
         write_json(options.json, score.to_dict())
     print(format_score(score))
-
-
-def _require_output(path: str, inputs: Sequence[str | None]) -> None:
-    """Raises UserError if a file cannot be written at `path`, or is one of the inputs."""
-    require_writable(path)
-    for source in inputs:
-        if source and os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
-            raise UserError(f"--json={printable(path)} is the input {printable(source)}: choose another name.")

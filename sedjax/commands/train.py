@@ -15,7 +15,6 @@ from sedjax.training.trainer import train
 def define_flags() -> None:
     config_flag.define_flag()
     parallel.define_flags()
-    flags.adopt_module_key_flags(parallel)
     flags.DEFINE_string("workdir", None, "Run directory for checkpoints and metrics; an existing one is resumed.",
                         required=True)
 

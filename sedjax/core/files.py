@@ -5,7 +5,6 @@ with its path. All single-file outputs go through `atomic_output`, so no command
 not write.
 """
 
-import collections
 import contextlib
 import csv
 import errno
@@ -24,7 +23,7 @@ from typing import Any
 
 import pydantic
 
-from sedjax.core.bounds import parse_json
+from sedjax.core.bounds import parse_json, twice
 from sedjax.core.errors import Path, UserError, printable
 
 MEBIBYTE = 1 << 20
@@ -98,8 +97,7 @@ def read_csv(path: Path, required: Iterable[str] = ()) -> list[dict[str, str]]:
     line, header = next(rows, (1, []))
     if missing := [column for column in required if column not in header]:
         raise UserError(f"{printable(path)}, line {line}: the column {missing[0]!r} is missing.")
-    if len(set(header)) < len(header):
-        repeated = next(column for column in header if header.count(column) > 1)
+    if (repeated := twice(header)) is not None:
         raise UserError(f"{printable(path)}, line {line}: the column {repeated!r} appears twice.")
     table = []
     for line, row in rows:
@@ -304,14 +302,11 @@ def distinct_names(paths: Sequence[str | os.PathLike]) -> list[str]:
 
     Raises UserError if a path is given twice, or two paths look the same when printed.
     """
-    real: set[str] = set()
-    for path in paths:
-        target = os.path.realpath(path)
-        if target in real:
-            raise UserError(f"{path} is given twice.")
-        real.add(target)
+    real = [os.path.realpath(path) for path in paths]
+    if repeated := twice(real):
+        raise UserError(f"{paths[real.index(repeated)]} is given twice.")
     parts = [pathlib.Path(printable(os.path.abspath(path))).parts for path in paths]
-    if duplicates := [part for part, count in collections.Counter(parts).items() if count > 1]:
-        raise UserError(f"The names of two files are both printed as {pathlib.PurePath(*duplicates[0])}: rename one.")
+    if same := twice(parts):
+        raise UserError(f"The names of two files are both printed as {pathlib.PurePath(*same)}: rename one.")
     depth = next(n for n in itertools.count(1) if len({part[-n:] for part in parts}) == len(parts))
     return [str(pathlib.PurePath(*part[-depth:])) for part in parts]

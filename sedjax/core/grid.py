@@ -92,16 +92,6 @@ def runs(active: np.ndarray) -> list[tuple[int, int, int]]:
     return intervals
 
 
-def events(active: np.ndarray, unit_seconds: float) -> list[tuple[int, float, float]]:
-    """Runs of active units as (class index, onset, offset) in seconds, sorted by class, then onset.
-
-    Args:
-      active: (N, C) bool, one row per frame or segment.
-      unit_seconds: length of a frame or segment.
-    """
-    return [(label, first * unit_seconds, end * unit_seconds) for label, first, end in runs(active)]
-
-
 def event_frames(onset: float, offset: float, total_frames: int, task: Task) -> slice:
     """The frames that overlap an event from `onset` to `offset` seconds."""
     first = int(np.floor(np.round(onset / task.frame_seconds, 6)))

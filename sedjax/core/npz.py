@@ -36,12 +36,6 @@ def read_npz(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.ndar
         return {key: _read_array(archive, member) for key, member in members.items()}
 
 
-def npz_names(path: Path) -> tuple[str, ...]:
-    """Keys of an npz file, whose arrays may be damaged. Raises UserError as `read_npz` does."""
-    with _open_npz(path, None) as (_, members):
-        return tuple(members)
-
-
 def npz_shapes(path: Path, keys: Iterable[str] | None = None) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays in an npz file by key, from their headers alone. Raises UserError as `read_npz` does."""
     with _open_npz(path, keys) as (archive, members):

@@ -23,7 +23,6 @@ from sedjax.core.collective import AXIS
 from sedjax.core.errors import UserError
 from sedjax.core.numbers import ceil_div
 
-MODES = ("jit", "pmap")
 # Environment variables instead of the flags, for clusters started by a script.
 ENVIRONMENT = {"coordinator_address": "JAX_COORDINATOR_ADDRESS", "num_processes": "JAX_NUM_PROCESSES",
                "process_id": "JAX_PROCESS_ID"}

@@ -18,7 +18,7 @@ from sedjax.core.task import Task
 from sedjax.data.records import require_features
 from sedjax.inference.detection import Detection
 from sedjax.inference.extractors import EMBEDDINGS, Extractor, embed_recordings, extractor_of
-from sedjax.inference.trained import Outputs, TrainedModel, load_model
+from sedjax.inference.trained import TrainedModel, load_model
 
 log = logging.getLogger("sedjax")
 
@@ -127,7 +127,8 @@ def detections(model: TrainedModel, stream: Iterator[Clip | Unreadable]) -> Iter
                 number, parts = clip.number, []
             parts.append(outputs)
             if clip.is_last:
-                yield Detection(clip.recording, model.task, model.thresholds, clip.seconds, **_joined(parts),
+                joined = {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+                yield Detection(clip.recording, model.task, model.thresholds, clip.seconds, **joined,
                                 features=clip.extras)
 
 
@@ -148,7 +149,3 @@ def warn_of_other_features(detector: Detector) -> None:
         log.warning("The features this model was trained on may differ from those computed here (%s); detections may "
                     "be worse. Extract the features with `sedjax extract --audio`, and train on those.",
                     "; ".join(differing))
-
-
-def _joined(parts: list[Outputs]) -> Outputs:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -3,10 +3,9 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from sedjax.audio.frontend import power_to_db
-from sedjax.core import grid
 from sedjax.core.numbers import ceil_div
 from sedjax.inference.detection import Detection
 
@@ -20,16 +19,15 @@ RANGE_DB = 60
 TICKS_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
 
 
-def draw_recording(melspectrogram: Float[np.ndarray, "frame band"], detection: Detection,
-                   truth: Bool[np.ndarray, "frame class"] | None = None) -> "matplotlib.figure.Figure":
-    """The spectrogram in dB above the probability of each class, with detected and true events as bars.
+def draw_recording(melspectrogram: Float[np.ndarray, "frame band"],
+                   detection: Detection) -> "matplotlib.figure.Figure":
+    """The spectrogram in dB above the probability of each class, with detected events as bars.
 
     For long recordings, neighbouring frames are reduced to their maximum.
 
     Args:
       melspectrogram: (T, bands) linear power.
       detection: detection with the same T frames.
-      truth: (T, C) frames in which each class is truly active, if known.
     """
     from matplotlib import pyplot as plt  # slow to import
     from matplotlib.ticker import FuncFormatter, MultipleLocator
@@ -51,11 +49,9 @@ def draw_recording(melspectrogram: Float[np.ndarray, "frame band"], detection: D
     for label, name in enumerate(task.classes):
         bars = [(event.onset, max(event.offset - event.onset, thinnest)) for event in detection if event.label == name]
         bottom.broken_barh(bars, (label + 0.06, 0.14), facecolors="#D55E00")
-    for label, onset, offset in grid.events(truth, task.frame_seconds) if truth is not None else ():
-        bottom.broken_barh([(onset, offset - onset)], (label + 0.8, 0.14), facecolors="#009E73")
     bottom.set(yticks=np.arange(classes) + 0.5, yticklabels=task.classes, ylim=(classes, 0),
                xlim=(0, detection.seconds), xlabel="seconds" if seconds < 120 else "time",
-               title="Probability (blue), detected (orange)" + (", true (green)" if truth is not None else ""))
+               title="Probability (blue), detected (orange)")
     ticks = next((ticks for ticks in TICKS_SECONDS if seconds <= 2 * size[0] * ticks), TICKS_SECONDS[-1])
     bottom.xaxis.set_major_locator(MultipleLocator(ticks))
     if seconds >= 120:

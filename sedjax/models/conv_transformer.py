@@ -103,7 +103,7 @@ class ConvTransformer(nn.Module):
         if self.log_scale:
             x = power_to_db(x)
         if self.standardize:
-            x = standardize(self, level_key("melspectrogram", self.log_scale), x)
+            x = standardize(self, "melspectrogram_level" if self.log_scale else "melspectrogram", x)
         if clip_id is not None and (self.time_masks or self.band_masks):
             x = spec_augment(self.make_rng("augment"), x, frame_mask, clip_id, time_masks=self.time_masks,
                              time_mask_frames=self.time_mask_frames, time_mask_share=self.time_mask_share,
@@ -120,8 +120,3 @@ class ConvTransformer(nn.Module):
             return jnp.concatenate([x, mfcc], axis=-1)[..., None]
         planes = jnp.broadcast_to(mfcc[:, :, None, :], (*x.shape, len(self.mfcc)))
         return jnp.concatenate([x[..., None], planes], axis=-1)
-
-
-def level_key(key: str, log_scale: bool) -> str:
-    """The key of the statistics of a power feature, or of its level in decibels."""
-    return f"{key}_level" if log_scale else key

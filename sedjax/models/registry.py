@@ -45,8 +45,9 @@ def has_pretrained_encoder(name: str) -> bool:
     return hasattr(_model(name), "pretrained")
 
 
-def build(name: str, fields: dict, num_classes: int, precision: str = "float32") -> nn.Module:
-    """The model `name` with the given fields. Raises UserError for incompatible sizes."""
+def build(model: dict, num_classes: int, precision: str = "float32") -> nn.Module:
+    """The model with the `name` and the fields in `model`, as in a config. Raises UserError for incompatible sizes."""
+    kind, fields = _model(model["name"]), {key: value for key, value in model.items() if key != "name"}
     if fields.get("heads") and fields["width"] % fields["heads"]:
         raise UserError(f"model.width = {fields['width']} must be divisible by model.heads = {fields['heads']}.")
     for prefix in ("", "atst_"):
@@ -56,15 +57,14 @@ def build(name: str, fields: dict, num_classes: int, precision: str = "float32")
             raise UserError(f"model.{prefix}width = {width} with model.{prefix}layers = {layers} and "
                             f"model.{prefix}feed_forward = {hidden} gives about {size:,} parameters; the limit is "
                             f"{MAX_PARAMETERS:,}.")
-    if "dtype" in {field.name for field in dataclasses.fields(_model(name))}:
-        fields = {**fields, "dtype": DTYPES[precision]}
-    return _model(name)(num_classes=num_classes, **fields)
+    if "dtype" in {field.name for field in dataclasses.fields(kind)}:
+        fields["dtype"] = DTYPES[precision]
+    return kind(num_classes=num_classes, **fields)
 
 
 def build_from(config, task: Task) -> nn.Module:
     """The model of an experiment (a sedjax.core.config.Config) for a task."""
-    fields = {key: value for key, value in config.model.items() if key != "name"}
-    return build(config.model["name"], fields, len(task.classes), config.precision)
+    return build(config.model, len(task.classes), config.precision)
 
 
 def _model(name: str) -> type[nn.Module]:

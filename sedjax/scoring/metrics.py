@@ -13,7 +13,6 @@ import scipy.special
 from jaxtyping import Bool, Float64, Int, Shaped
 
 from sedjax.core.task import OUTCOMES, Task
-from sedjax.scoring import metrics
 
 Array = jax.Array | np.ndarray
 MOST_DRAWN = 10_000  # limit on the recordings that the bootstrap draws from; the mean of more is normal
@@ -180,7 +179,7 @@ def _ratio(part: float, total: float) -> float | None:
     return float(part / total) if total > 0 else None
 
 
-def format_score(score: metrics.Score) -> str:
+def format_score(score: Score) -> str:
     """A printable table: the cost and the outcomes per minute of each class, then the total and its interval."""
     width = max(len("class"), *map(len, score.classes))
     lines = [f"{'class':{width}}" + "".join(f"{title:>10}" for title in ("cost", *OUTCOMES)) + "   per minute"]

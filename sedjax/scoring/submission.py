@@ -1,7 +1,6 @@
 """Submission files: one row per segment, one 0/1 column per class (SPEC section 2)."""
 
 import array
-import collections
 import csv
 import functools
 import itertools
@@ -12,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from sedjax.core import grid
+from sedjax.core.bounds import twice
 from sedjax.core.errors import UserError, printable
 from sedjax.core.files import atomic_output, csv_rows
 from sedjax.core.task import OUTCOMES, Task
@@ -117,6 +117,11 @@ def write_submission(path: str | os.PathLike, task: Task, segments: Segments) ->
                              for segment, values in enumerate(active.astype(int).tolist()))
 
 
+def lengths(segments: Segments) -> dict[str, int]:
+    """Number of segments of each recording."""
+    return {filename: len(active) for filename, active in segments.items()}
+
+
 def require_same_segments(found: Mapping[str, int], expected: Mapping[str, int], where_found: str,
                           where_expected: str, task: Task) -> None:
     """Raises UserError unless both have the same recordings with the same number of segments.
@@ -146,14 +151,14 @@ def require_same_segments(found: Mapping[str, int], expected: Mapping[str, int],
 
 def _check_header(header: list[str], task: Task, where: str) -> None:
     expected = (*KEY_COLUMNS, *task.classes)
-    occurrences = collections.Counter(header)
-    missing = [column for column in expected if column not in occurrences]
-    unknown = [column for column in occurrences if column not in expected]
+    columns = set(header)
+    missing = [column for column in expected if column not in columns]
+    unknown = [column for column in header if column not in expected]
     if missing:
         raise UserError(f"{where}: the column {missing[0]!r} of the task {task.name!r} is missing"
                         + (f", and {unknown[0]!r} is unknown." if unknown else "."))
-    if repeated := [column for column in occurrences if occurrences[column] > 1]:
-        raise UserError(f"{where}: the column {repeated[0]!r} occurs more than once.")
+    if (repeated := twice(header)) is not None:
+        raise UserError(f"{where}: the column {repeated!r} occurs more than once.")
     if unknown:
         raise UserError(f"{where}: the column {unknown[0]!r} is not a class of the task {task.name!r}.")
 
@@ -179,7 +184,7 @@ def score_submissions(predictions: Segments, truth: Segments, task: Task, where_
 
     Raises UserError, with the names of both sides, unless they have the same recordings and numbers of segments.
     """
-    require_same_segments(_lengths(predictions), _lengths(truth), where_predictions, where_truth, task)
+    require_same_segments(lengths(predictions), lengths(truth), where_predictions, where_truth, task)
     counts = np.empty((len(truth), len(task.classes), len(OUTCOMES)), np.int32)
     filenames = iter(truth)
     for first in range(0, len(truth), RECORDINGS_AT_ONCE):
@@ -199,7 +204,3 @@ def expected_segments(layout: Layout, split: str | None = None) -> dict[str, int
     """
     filenames = read_splits(layout)[split] if split else layout.filenames
     return {filename: grid.num_segments(layout.num_frames(filename), layout.task) for filename in filenames}
-
-
-def _lengths(segments: Segments) -> dict[str, int]:
-    return {filename: len(values) for filename, values in segments.items()}

@@ -2,17 +2,14 @@
 
 import dataclasses
 import functools
-import logging
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from sedjax.core import bounds, errors
-from sedjax.core.config import Config, LossConfig, OptimizerConfig, TrainConfig
+from sedjax.core.config import Config
 from sedjax.core.errors import UserError
 from sedjax.models import registry
-
-log = logging.getLogger("sedjax")
 
 
 def base_config(model: str) -> ConfigDict:
@@ -39,7 +36,7 @@ def freeze(fields: dict) -> Config:
         raise UserError("The config lacks model.name.")
     model = registry.check_fields(config.model)
     config = dataclasses.replace(config, model=model)
-    registry.build(model["name"], {key: value for key, value in model.items() if key != "name"}, num_classes=1)
+    registry.build(model, num_classes=1)
     data, train, optimizer = config.data, config.train, config.optimizer
     if data.batch_size % optimizer.accumulate:
         raise UserError(f"data.batch_size = {data.batch_size} cannot be split into optimizer.accumulate = "
@@ -61,17 +58,8 @@ def freeze(fields: dict) -> Config:
 
 
 def from_json(text: str, where: errors.Path = "config.json") -> Config:
-    """Reads the config that Config.to_json wrote.
-
-    Training values that only earlier versions accepted, such as a negative patience, are replaced by their defaults
-    with a warning, so that the trained model can still be used. Raises UserError that names `where`.
-    """
+    """Reads the config that Config.to_json wrote. Raises UserError that names `where`."""
     fields = bounds.parse_json(text, dict[str, Any], where)
-    for section, kind in (("loss", LossConfig), ("optimizer", OptimizerConfig), ("train", TrainConfig)):
-        values = fields.get(section)
-        for key in bounds.out_of_bounds(kind, values) if isinstance(values, dict) else ():
-            log.warning("%s: %s.%s = %s is no longer supported; using the default.", errors.printable(where),
-                        section, key, bounds.shown(values.pop(key)))
     try:
         return freeze(fields)
     except UserError as error:

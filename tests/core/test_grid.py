@@ -72,9 +72,10 @@ def test_padding_takes_its_fill():
 @given(st.lists(st.lists(st.booleans(), min_size=2, max_size=2), min_size=1, max_size=40), tasks)
 def test_events_and_frames_are_two_ways_to_say_one_thing(rows, task):
     active = np.array(rows)
-    found = grid.events(active, task.frame_seconds)
+    found = grid.runs(active)
     rebuilt = np.zeros_like(active)
-    for label, onset, offset in found:
+    for label, first, end in found:
+        onset, offset = first * task.frame_seconds, end * task.frame_seconds
         assert not rebuilt[grid.event_frames(onset, offset, len(active), task), label].any(), "events overlap"
         rebuilt[grid.event_frames(onset, offset, len(active), task), label] = True
     np.testing.assert_array_equal(rebuilt, active)
