@@ -1,7 +1,6 @@
 """Shared by all commands: flags, logging, user errors, signals, and the list of unreadable recordings."""
 
 import contextlib
-import csv
 import errno
 import gc
 import logging
@@ -21,7 +20,7 @@ from absl import logging as absl_logging
 from sedjax.core import interrupts
 from sedjax.core.bounds import unknown
 from sedjax.core.errors import UserError, printable
-from sedjax.core.files import atomic_output, remove_output
+from sedjax.core.files import remove_output, write_csv
 
 USER_ERROR_STATUS = 2
 SOME_BAD_STATUS = 1
@@ -204,8 +203,7 @@ def write_bad(folder: pathlib.Path, bad: dict[str, str]) -> None:
     if not rows:
         remove_output(path)
         return
-    with atomic_output(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([("filename", "reason"), *rows])
+    write_csv(path, [("filename", "reason"), *rows])
 
 
 @contextlib.contextmanager

@@ -186,8 +186,8 @@ def require_replaceable(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"{printable(path)} already exists and is not a regular file: choose another name.")
     if path.stat().st_size and not _is_ours(path):
-        raise UserError(f"{printable(path)} already exists and is not as sedjax wrote it: choose another name, or "
-                        "move it away.")
+        raise UserError(f"{printable(path)} already exists and sedjax did not write it, or it has been changed since: "
+                        "choose another name, or move it away.")
 
 
 def require_writable(path: Path) -> None:
@@ -201,7 +201,7 @@ def require_writable(path: Path) -> None:
 
 
 def remove_output(path: Path) -> None:
-    """Deletes the output of an earlier run, if any. Raises UserError if it is not as sedjax wrote it."""
+    """Deletes the output of an earlier run, if any. Raises UserError as `require_replaceable` does."""
     path = pathlib.Path(path)
     require_replaceable(path)
     path.unlink(missing_ok=True)
@@ -211,6 +211,12 @@ def write_json(path: Path, value: Any, ours: bool = False, durable: bool = False
     """Writes a JSON value without NaN or infinity. Raises UserError as `atomic_output` does."""
     with atomic_output(path, ours, durable) as temporary:
         temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, rows: Iterable[Iterable], delimiter: str = ",") -> None:
+    """Writes the rows of a CSV file, header first. Raises UserError as `atomic_output` does."""
+    with atomic_output(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter=delimiter, lineterminator="\n").writerows(rows)
 
 
 def make_folder(path: Path) -> pathlib.Path:

@@ -192,7 +192,10 @@ def load_extractor(path: str, hop_seconds: float, drop_layers: int) -> Extractor
 
 
 def _load_trained(workdir: str) -> TrainedModel:
-    """Raises UserError if it is not a workdir, or its model has no embeddings or takes features recordings lack."""
+    """The trained model in a workdir, for its embeddings.
+
+    Raises UserError if it is not a workdir, or its model has no embeddings or takes features that recordings lack.
+    """
     model = load_model(workdir)
     task.require_frame_seconds(model.task)
     for key in model.inputs:

@@ -1,6 +1,5 @@
 """Output files: tables over all recordings, and files for each recording."""
 
-import csv
 import hashlib
 import json
 import os
@@ -24,7 +23,7 @@ EVENT_COLUMNS = ("filename", "onset", "offset", "event_label", "score")
 
 def write_labels(path: pathlib.Path, detection: Detection, model: TrainedModel) -> None:
     """Labels for Audacity: onset, offset and class of each event."""
-    _write_rows(path, ((_text(event.onset), _text(event.offset), event.label) for event in detection))
+    files.write_csv(path, ((_text(event.onset), _text(event.offset), event.label) for event in detection), "\t")
 
 
 def write_json(path: pathlib.Path, detection: Detection, model: TrainedModel) -> None:
@@ -104,9 +103,9 @@ def write_tables(folder: pathlib.Path, task: Task, active: Mapping[str, np.ndarr
     if "csv" in kinds:
         write_submission(folder / TABLES["csv"], task, dict(active))
     if "tsv" in kinds:
-        _write_rows(folder / TABLES["tsv"], [EVENT_COLUMNS, *(
-            (filename, _text(event.onset), _text(event.offset), event.label, f"{event.score:.4f}")
-            for filename, detected in events.items() for event in detected)])
+        rows = ((filename, _text(event.onset), _text(event.offset), event.label, f"{event.score:.4f}")
+                for filename, detected in events.items() for event in detected)
+        files.write_csv(folder / TABLES["tsv"], [EVENT_COLUMNS, *rows], "\t")
 
 
 def stems(names: Sequence[str]) -> list[str]:
@@ -131,11 +130,6 @@ def _shortened(stem: str, name: str) -> str:
         return stem
     checksum = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
     return f"{stem.encode()[: room - len(checksum) - 1].decode(errors='ignore')}~{checksum}"
-
-
-def _write_rows(path: pathlib.Path, rows: Iterable[Sequence[str]]) -> None:
-    with atomic_output(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, delimiter="\t", lineterminator="\n").writerows(rows)
 
 
 def _text(seconds: float) -> str:

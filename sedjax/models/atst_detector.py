@@ -10,10 +10,9 @@ from jaxtyping import Array, Bool, Float, Int, Real
 from sedjax.audio.frontend import atst_log_mel
 from sedjax.audio.reader import FEATURE, FULL_SCALE
 from sedjax.core.bounds import Layers, ShareBelowOne, Size, SizeOrNone, one_of
-from sedjax.core.errors import UserError
 from sedjax.core.numbers import ceil_div
 from sedjax.core.task import FRAME_SAMPLES, SAMPLE_RATE_HZ
-from sedjax.models.atst_frame import HEAD_SIZE, TOKEN_SAMPLES, TOKENS_PER_FRAME, WINDOW_SAMPLES, AtstFrame
+from sedjax.models.atst_frame import TOKEN_SAMPLES, TOKENS_PER_FRAME, WINDOW_SAMPLES, AtstFrame
 from sedjax.models.embedding_transformer import EmbeddingTransformer
 from sedjax.models.encoder import Head
 
@@ -47,10 +46,6 @@ class AtstDetector(nn.Module):
     dropout: ShareBelowOne = 0.2
     remat: bool = False
     dtype: DTypeLike = jnp.float32
-
-    def __post_init__(self):
-        super().__post_init__()
-        require_sizes(self.layers, self.drop_layers, self.width, "model.")
 
     @property
     def unused_weights(self) -> tuple[str, ...]:
@@ -89,10 +84,6 @@ class AtstHybrid(EmbeddingTransformer):
     atst_feed_forward: Size = 3072
     hop_seconds: HopSeconds = 9.6
     standardize: Literal[False] = False
-
-    def __post_init__(self):
-        super().__post_init__()
-        require_sizes(self.atst_layers, self.atst_drop_layers, self.atst_width, "model.atst_")
 
     @property
     def unused_weights(self) -> tuple[str, ...]:
@@ -149,14 +140,6 @@ def frame_rows(encoder: AtstFrame, audio: Real[Array, "clip frame sample"], fram
 
     mean = overlap(tokens * weight) / jnp.maximum(overlap(weight), 1)
     return mean.reshape(clips, -1, TOKENS_PER_FRAME, mean.shape[-1])[:, :frames].mean(axis=2)
-
-
-def require_sizes(layers: int, drop_layers: int, width: int, prefix: str) -> None:
-    """Raises UserError for impossible sizes of the encoder; `prefix` starts the config keys in the message."""
-    if width % HEAD_SIZE:
-        raise UserError(f"{prefix}width must be a multiple of {HEAD_SIZE}, the size of an attention head, not {width}.")
-    if drop_layers >= layers:
-        raise UserError(f"{prefix}drop_layers = {drop_layers} must be less than {prefix}layers = {layers}.")
 
 
 def unused_weights(layers: int, drop_layers: int) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ TOKEN_SAMPLES = 640  # 40 ms
 TOKENS_PER_FRAME = FRAME_SAMPLES // TOKEN_SAMPLES
 PATCH_FRAMES = 4  # log-mel frames
 HEAD_SIZE = 64
-STRONG_CLASSES = 447  # AudioSet Strong
+STRONG_CLASSES = 447  # AudioSet Strong: the linear head in PretrainedSED's checkpoints
 
 
 class Block(nn.Module):
@@ -89,16 +89,6 @@ class AtstFrame(nn.Module):
         return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name="norm_frame")(x)
 
 
-class StrongHead(nn.Module):
-    """Logits of the 447 classes of AudioSet Strong for each token, as in PretrainedSED's checkpoints."""
-
-    num_classes: int = STRONG_CLASSES
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "clip token width"]) -> Float[Array, "clip token class"]:
-        return Dense(self.num_classes, name="strong_head")(x)
-
-
 def encode(model: AtstFrame, params: dict, audio: Float[Array, "clip sample"]) -> Float[Array, "clip token width"]:
     """Tokens of windows of 10 s at 16 kHz; pad the end of a recording with silence."""
     return model.apply({"params": params}, atst_log_mel(audio, jnp.ones(audio.shape, bool))[0])
@@ -123,6 +113,6 @@ def load(path: str | os.PathLike, drop_layers: int = 0) -> tuple[AtstFrame, dict
     full = jax.eval_shape(model.clone(drop_layers=0).init, jax.random.key(0), jnp.zeros((1, 1 + PATCH_FRAMES, bands)))
     variables = {"params": {"atst": full["params"]}}
     if any(name.startswith("params/strong_head/") for name in shapes):
-        head = jax.eval_shape(StrongHead().init, jax.random.key(0), jnp.zeros((1, 1, model.width)))
-        variables["params"] |= head["params"]
+        head = jax.eval_shape(Dense(STRONG_CLASSES).init, jax.random.key(0), jnp.zeros((1, 1, model.width)))
+        variables["params"]["strong_head"] = head["params"]
     return model, fill_weights(variables, path)["params"]["atst"]

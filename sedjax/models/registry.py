@@ -10,6 +10,7 @@ from sedjax.core import bounds
 from sedjax.core.errors import UserError
 from sedjax.core.task import Task
 from sedjax.models.atst_detector import AtstDetector, AtstHybrid
+from sedjax.models.atst_frame import HEAD_SIZE
 from sedjax.models.conv_transformer import ConvTransformer
 from sedjax.models.embedding_transformer import EmbeddingTransformer
 from sedjax.models.naive import Naive
@@ -50,14 +51,20 @@ def build(model: dict, num_classes: int, precision: str = "float32") -> nn.Modul
     kind, fields = _model(model["name"]), {key: value for key, value in model.items() if key != "name"}
     if fields.get("heads") and fields["width"] % fields["heads"]:
         raise UserError(f"model.width = {fields['width']} must be divisible by model.heads = {fields['heads']}.")
-    for prefix in ("", "atst_"):
+    for prefix in ("", "atst_"):  # of the encoder, and of ATST-Frame if it comes before it
         width, layers, hidden = (fields.get(f"{prefix}{key}", 0) for key in ("width", "layers", "feed_forward"))
         size = layers * width * (4 * width + 2 * hidden) + fields.get("positions", 0) * width
         if size > MAX_PARAMETERS:
             raise UserError(f"model.{prefix}width = {width} with model.{prefix}layers = {layers} and "
                             f"model.{prefix}feed_forward = {hidden} gives about {size:,} parameters; the limit is "
                             f"{MAX_PARAMETERS:,}.")
-    if "dtype" in {field.name for field in dataclasses.fields(kind)}:
+        dropped = fields.get(f"{prefix}drop_layers")
+        if dropped is not None and width % HEAD_SIZE:
+            raise UserError(f"model.{prefix}width must be a multiple of {HEAD_SIZE}, the size of an attention head, "
+                            f"not {width}.")
+        if dropped is not None and dropped >= layers:
+            raise UserError(f"model.{prefix}drop_layers = {dropped} must be less than model.{prefix}layers = {layers}.")
+    if hasattr(kind, "dtype"):
         fields["dtype"] = DTYPES[precision]
     return kind(num_classes=num_classes, **fields)
 

@@ -1,7 +1,6 @@
 """Submission files: one row per segment, one 0/1 column per class (SPEC section 2)."""
 
 import array
-import csv
 import functools
 import itertools
 import os
@@ -13,7 +12,7 @@ from jaxtyping import Bool
 from sedjax.core import grid
 from sedjax.core.bounds import twice
 from sedjax.core.errors import UserError, printable
-from sedjax.core.files import atomic_output, csv_rows
+from sedjax.core.files import csv_rows, write_csv
 from sedjax.core.task import OUTCOMES, Task
 from sedjax.data.layout import Layout, read_splits
 from sedjax.scoring import metrics
@@ -109,12 +108,9 @@ def write_submission(path: str | os.PathLike, task: Task, segments: Segments) ->
         if active.dtype != bool or active.ndim != 2 or active.shape[1] != len(task.classes) or not len(active):
             raise ValueError(f"{filename!r}: expected a bool array (segments, {len(task.classes)}), "
                              f"not {active.dtype} {active.shape}.")
-    with atomic_output(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow((*KEY_COLUMNS, *task.classes))
-        for filename, active in segments.items():
-            writer.writerows((filename, grid.onset_text(segment, task), *values)
-                             for segment, values in enumerate(active.astype(int).tolist()))
+    rows = ((filename, grid.onset_text(segment, task), *values) for filename, active in segments.items()
+            for segment, values in enumerate(active.astype(int).tolist()))
+    write_csv(path, itertools.chain([(*KEY_COLUMNS, *task.classes)], rows))
 
 
 def lengths(segments: Segments) -> dict[str, int]:
@@ -122,30 +118,30 @@ def lengths(segments: Segments) -> dict[str, int]:
     return {filename: len(active) for filename, active in segments.items()}
 
 
-def require_same_segments(found: Mapping[str, int], expected: Mapping[str, int], where_found: str,
+def require_same_segments(predicted: Mapping[str, int], expected: Mapping[str, int], where_predicted: str,
                           where_expected: str, task: Task) -> None:
     """Raises UserError unless both have the same recordings with the same number of segments.
 
     Args:
-      found: predicted number of segments of each recording.
+      predicted: predicted number of segments of each recording.
       expected: true number of segments of each recording.
-      where_found, where_expected: names of the two in the error, such as their paths.
+      where_predicted, where_expected: names of the two in the error, such as their paths.
       task: task that defines the onset of the first segment that is missing or extra.
     """
-    missing = [filename for filename in expected if filename not in found]
-    unknown = [filename for filename in found if filename not in expected]
+    missing = [filename for filename in expected if filename not in predicted]
+    unknown = [filename for filename in predicted if filename not in expected]
     if missing:
-        raise UserError(f"{where_found} lacks {len(missing):,} of the {len(expected):,} recordings of "
+        raise UserError(f"{where_predicted} lacks {len(missing):,} of the {len(expected):,} recordings of "
                         f"{where_expected}, first {missing[0]!r}"
                         + (f", and names {len(unknown):,} others, first {unknown[0]!r}." if unknown else "."))
     if unknown:
-        raise UserError(f"{where_found} names {len(unknown):,} recordings that {where_expected} lacks, "
+        raise UserError(f"{where_predicted} names {len(unknown):,} recordings that {where_expected} lacks, "
                         f"first {unknown[0]!r}.")
     for filename, segments in expected.items():
-        if found[filename] != segments:
-            kind = "missing" if found[filename] < segments else "extra"
-            onset = grid.onset_text(min(found[filename], segments), task)
-            raise UserError(f"The number of segments of {filename!r} is {found[filename]} in {where_found} but "
+        if predicted[filename] != segments:
+            kind = "missing" if predicted[filename] < segments else "extra"
+            onset = grid.onset_text(min(predicted[filename], segments), task)
+            raise UserError(f"The number of segments of {filename!r} is {predicted[filename]} in {where_predicted} but "
                             f"{segments} in {where_expected}; the first {kind} one starts at {onset}.")
 
 

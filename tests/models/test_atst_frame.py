@@ -19,6 +19,7 @@ from sedjax.data.layout import read_layout
 from sedjax.inference import extractors
 from sedjax.models import atst_frame
 from sedjax.models.atst_frame import AtstFrame
+from sedjax.models.encoder import Dense
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "atst_frame.npz"
 SMALL = AtstFrame(layers=2, width=64, feed_forward=32)
@@ -82,7 +83,7 @@ def test_the_command_and_the_golden_features(tmp_path, golden, tensors, bare, ca
     with np.load(tmp_path / "b.npz") as held:
         head = {name: held[f"params/strong_head/{name}"] for name in ("kernel", "bias")}
     np.testing.assert_array_equal(head["kernel"], heads()["strong_head.weight"].T)
-    logits = atst_frame.StrongHead().apply({"params": {"strong_head": head}}, found[:, :3])
+    logits = Dense(atst_frame.STRONG_CLASSES).apply({"params": head}, found[:, :3])
     expected = np.asarray(found)[:, :3] @ head["kernel"] + head["bias"]
     np.testing.assert_allclose(logits, expected, atol=1e-3)
 
