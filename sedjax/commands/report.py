@@ -10,6 +10,9 @@ from sedjax.core.errors import UserError
 from sedjax.studies import report
 from sedjax.studies.results import collect
 
+FIGURES = {"validation_cost": "Validation cost by epoch", "loss": "Training and validation loss by epoch",
+           "class_costs": "Cost by class"}
+
 
 def define_flags() -> None:
     flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Split to report results on.")
@@ -22,8 +25,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("report needs one or more workdirs: sedjax report WORKDIR...")
     split, folder = flags.FLAGS.split, pathlib.Path(flags.FLAGS.output or pathlib.Path(argv[1]) / "report")
     files.require_makeable(folder)
-    for name in (report.PAGE, *report.FIGURES):
-        files.require_replaceable(folder / name)
-    systems = collect(argv[1:], split)
-    path = report.write(systems, split, folder)
-    print(report.systems_table(systems, split) + f"\n\nWrote {path}.")
+    report.require_replaceable(folder, FIGURES)
+    systems = {run.name: [run] for run in collect(argv[1:], split)}
+    figures = {name: report.Figure(title, name, tuple(systems)) for name, title in FIGURES.items()}
+    path = report.write(folder, systems, split, figures)
+    print(report.table(systems, split) + f"\n\nWrote {path}.")

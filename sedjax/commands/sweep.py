@@ -13,9 +13,10 @@ from sedjax.commands import config_flag
 from sedjax.commands.cli import require_no_arguments
 from sedjax.core import parallel
 from sedjax.core.errors import UserError
-from sedjax.studies import study
+from sedjax.studies import report
 from sedjax.studies import sweep as sweep_lib
 from sedjax.training import preemption
+from sedjax.training.progress import is_finished
 
 log = logging.getLogger("sedjax")
 
@@ -32,17 +33,17 @@ def main(argv: Sequence[str]) -> None:
     parallel.cache_compilations()
     options = flags.FLAGS
     sweep, folder = config_flag.from_flag(sweep_lib.freeze), pathlib.Path(options.workdir)
-    if unknown := [name for name in options.only if name not in {row.name for row in sweep.rows}]:
-        raise UserError(f"--only: there is no system {unknown[0]!r}; choose from {[row.name for row in sweep.rows]}.")
-    study.require_replaceable(sweep.figures, folder)
-    chosen = [row for row in sweep.rows if not options.only or row.name in options.only]
+    if unknown := [name for name in options.only if name not in sweep.systems]:
+        raise UserError(f"--only: there is no system {unknown[0]!r}; choose from {list(sweep.systems)}.")
+    report.require_replaceable(folder / "report", sweep.figures)
+    chosen = {run for name in options.only or sweep.systems for run in sweep.folders(name)}
+    runs = {run: config for run, config in sweep.runs.items() if run in chosen or is_finished(folder / run)}
     with preemption.listen() as stop:
-        not_run, failed = sweep_lib.run(chosen, folder, stop)
-        failed |= sweep_lib.of_others([row for row in sweep.rows if row not in chosen], folder)
+        not_run, failed = sweep_lib.run(runs, folder, stop)
     if stop:
         log.info("Stopped by %s: run the same command to resume.", stop.signal)
         return
-    page = study.write(sweep.rows, sweep.figures, folder, not_run | failed)
+    page = sweep_lib.write(sweep, folder, not_run | failed)
     print(page.read_text(encoding="utf-8") + f"\nWrote {page}.")
     if failed:
         raise UserError(f"{len(failed)} runs failed: " + "; ".join(f"{name}: {text}" for name, text in failed.items()))

@@ -1,25 +1,31 @@
-"""Tables and figures that compare trained models."""
+"""Tables and figures that compare systems, each trained once or with several seeds."""
 
 import contextlib
-import logging
+import dataclasses
+import functools
+import itertools
 import math
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
+from pydantic import AfterValidator, Field
 
-from sedjax.core import files
+from sedjax.core import files, markdown
+from sedjax.core.bounds import without_controls
+from sedjax.core.errors import UserError
 from sedjax.core.files import atomic_output
-from sedjax.core.numbers import ceil_div
 from sedjax.core.task import MLPC_2025
 from sedjax.core.version import __version__
-from sedjax.studies.results import System, same_recordings
+from sedjax.scoring import metrics
+from sedjax.studies.results import Run, same_recordings
 
 if TYPE_CHECKING:
     import matplotlib.figure
 
-log = logging.getLogger("sedjax")
+Systems = Mapping[str, Sequence[Run]]  # by title
+Title = Annotated[str, AfterValidator(without_controls)]
 
 # Cost per minute of each class by the team's report (SPEC section 4): system 1 and system 13. Only for MLPC 2025.
 PUBLISHED = {
@@ -31,175 +37,221 @@ PUBLISHED = {
         "Power Drill": 14.2369, "Dog Bark": 7.0986, "Rooster Crow": 0.3816, "Horn Honk": 12.7107, "Siren": 18.4102},
 }
 
-# Okabe and Ito (2008): distinguishable with any colour vision. Naive baselines are grey, published figures white.
+# Okabe and Ito (2008): distinguishable with any colour vision. Naive baselines are grey, published figures light.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-LINE_STYLES = (("-", ""), ("-.", "////"), (":", "...."))  # line and hatch
+LINE_STYLES = ("-", "-.", ":")
 GREY = "#8C8C8C"
-STYLE = {"font.size": 11, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-         "axes.axisbelow": True, "grid.color": "#E3E3E3", "legend.frameon": False, "lines.linewidth": 1.8,
-         "hatch.linewidth": 0.6, "savefig.dpi": 150}
-
-
-def class_costs(systems: Sequence[System]) -> dict[str, dict[str, float]]:
-    """Cost per minute by class and system name, the costliest class of the first system first.
-
-    Systems with the same name are averaged. For the task of MLPC 2025, the published figures come last.
-    """
-    task = systems[0].task
-    runs = {name: [system.class_costs for system in systems if system.name == name]
-            for name in dict.fromkeys(system.name for system in systems)}
-    if dict(zip(task.classes, task.costs)) == dict(zip(MLPC_2025.classes, MLPC_2025.costs)):
-        runs |= {name: [costs] for name, costs in PUBLISHED.items()}
-    by_class = {label: {name: float(np.mean([run[label] for run in costs])) for name, costs in runs.items()}
-                for label in task.classes}
-    return dict(sorted(by_class.items(), key=lambda item: -item[1][systems[0].name]))
-
-
-def draw_validation_cost(systems: Sequence[System], path: pathlib.Path) -> "matplotlib.figure.Figure":
-    """Validation cost by epoch, with a dot at the best checkpoint; naive baselines are dashed lines."""
-    with _figure(path, 8, 4.6) as (figure, (axes,)):
-        _plot(axes, systems, "validation_cost")
-        axes.set(ylabel="cost per minute", title="Cost on the validation split")
-    return figure
-
-
-def draw_losses(systems: Sequence[System], path: pathlib.Path) -> "matplotlib.figure.Figure":
-    """Training and validation loss by epoch, side by side, in the style of `draw_validation_cost`."""
-    with _figure(path, 10, 4.3, panels=2) as (figure, panels):
-        for axes, series, title in zip(panels, ("train_loss", "validation_loss"), ("Training", "Validation")):
-            _plot(axes, systems, series)
-            axes.set_title(title)
-        panels[0].set_ylabel("loss per frame")
-        panels[1].tick_params(axis="y", length=0)
-    return figure
-
-
-def draw_class_costs(systems: Sequence[System], path: pathlib.Path) -> "matplotlib.figure.Figure":
-    """Cost of each class as one bar per system, the costliest class of the first system on top."""
-    rows = class_costs(systems)
-    names = list(next(iter(rows.values())))
-    looks = {**_looks(systems), **{name: ("white", "", hatch) for name, (_, hatch) in zip(PUBLISHED, LINE_STYLES)}}
-    thickness = 0.84 / len(names)
-    with _figure(path, 8, 1 + len(rows) * (0.2 + 0.14 * len(names)), legend="upper") as (figure, (axes,)):
-        for i, name in enumerate(names):
-            colour, _, hatch = looks[name]
-            places = np.arange(len(rows)) + (i + 0.5) * thickness - 0.42
-            bars = axes.barh(places, [costs[name] for costs in rows.values()], thickness * 0.88, label=name,
-                             color=colour, hatch=hatch, edgecolor="black" if name in PUBLISHED else "white",
-                             linewidth=0.7)
-            axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=7.5)
-        axes.set_yticks(range(len(rows)), rows)
-        axes.set(xlabel="cost per minute", title="Cost of each class", ylim=(len(rows) - 0.4, -0.6))
-        axes.tick_params(axis="y", length=0)
-        axes.grid(visible=False, axis="y")
-        axes.margins(x=0.08)
-    return figure
-
-
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+         "grid.color": "#E3E3E3", "legend.frameon": False, "savefig.dpi": 150}
+WIDTH = 9  # of figures, in inches
 PAGE = "index.md"
-FIGURES = {"validation_cost.png": draw_validation_cost, "loss.png": draw_losses, "class_costs.png": draw_class_costs}
+
+DIFFERENCES = """A difference is to the system in the column "against"; its 95 % interval is a t interval over
+recordings and seeds, and a verdict needs an interval that excludes 0. A trained system with one run is assumed to have
+the other system's spread between seeds; if neither has several runs, the interval covers recordings only."""
 
 
-def systems_table(systems: Sequence[System], split: str) -> str:
-    """One Markdown row per system; training seconds only if known for any of them."""
-    rows = [["system", "model", "parameters", "best step", "validation cost", f"{split} cost", "95 % interval",
-             "training (s)"]]
-    for system in systems:
-        rows.append([system.name, system.model, f"{system.parameters:,}", f"{system.steps[system.best]:,}",
-                     f"{system.validation_cost[system.best]:.2f}", f"{system.cost:.2f}",
-                     f"{system.interval[0]:.2f} to {system.interval[1]:.2f}",
-                     "" if system.seconds is None else f"{system.seconds:,.0f}"])
-    if all(system.seconds is None for system in systems):
-        rows = [row[:-1] for row in rows]
-    return markdown(rows, text_columns=2)
+def compare(runs: Sequence[Run], baseline: Sequence[Run]) -> tuple[tuple[float, float], str]:
+    """95 % interval of the difference in cost per minute between two systems, negative if the first is better.
+
+    Returns:
+      The interval from metrics.difference_interval, and its limitation if a trained system has a single run, else "".
+
+    Raises:
+      UserError: they were evaluated on different recordings.
+    """
+    if not same_recordings([*runs, *baseline]):
+        raise UserError(f"{runs[0].name!r} and {baseline[0].name!r} were not evaluated on the same recordings.")
+    sides = [list(runs), list(baseline)]
+    if max(map(len, sides)) > 1:  # the naive system does not depend on the seed: count its run twice
+        sides = [side * 2 if len(side) == 1 and side[0].naive else side for side in sides]
+    interval = metrics.difference_interval(*(np.stack([run.counts for run in side]) for side in sides), runs[0].task)
+    return interval, ("", "one run, spread of the other's", "recordings only")[sum(len(side) == 1 for side in sides)]
 
 
-def class_table(systems: Sequence[System]) -> str:
-    """One Markdown row per class, in the order of `class_costs`, then the total; one column per system."""
+def verdict(interval: tuple[float, float]) -> str:
+    """What the interval of a difference in cost says."""
+    low, high = interval
+    return "better" if high < 0 else "worse" if low > 0 else "no evidence"
+
+
+def table(systems: Systems, split: str, parents: Mapping[str, str] | None = None) -> str:
+    """One Markdown row per system, with its difference to its parent, if any; several runs have mean and spread."""
+    rows = []
+    for name, runs in systems.items():
+        parent = (parents or {}).get(name, "")
+        row = {"system": name, "against": parent, "verdict": "" if runs else "not run"}
+        if runs:
+            seconds = [run.seconds for run in runs if run.seconds is not None]
+            row |= {"model": runs[0].model, "parameters": f"{runs[0].parameters:,}",
+                    "best step": " / ".join(f"{run.steps[run.best]:,}" for run in runs),
+                    "validation cost": spread([run.validation_cost[run.best] for run in runs]),
+                    f"{split} cost": spread([run.cost for run in runs]),
+                    "95 % interval": "{:.2f} to {:.2f}".format(*metrics.bootstrap_interval(
+                        np.sum([run.counts for run in runs], axis=0), runs[0].task)),
+                    "training (s)": f"{np.mean(seconds):,.0f}" if seconds else ""}
+        if runs and systems.get(parent):
+            interval, note = compare(runs, systems[parent])
+            difference = np.mean([run.cost for run in runs]) - np.mean([run.cost for run in systems[parent]])
+            row |= {"verdict": verdict(interval), "difference": f"{difference:+.2f}",
+                    "interval of the difference": "{:+.2f} to {:+.2f}".format(*interval) + (note and f" ({note})")}
+        rows.append(row)
+    return markdown.table(rows)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and, for several values, standard deviation."""
+    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
+
+
+def class_costs(systems: Systems) -> dict[str, dict[str, float]]:
+    """Cost per minute by system and class, mean over the runs; the costliest class of the first system comes first.
+
+    For the task of MLPC 2025, the published figures come last.
+    """
+    costs = {name: {label: float(np.mean([run.class_costs[label] for run in runs])) for label in runs[0].class_costs}
+             for name, runs in systems.items() if runs}
+    first, task = next(iter(costs.values())), next(run for runs in systems.values() for run in runs).task
+    if dict(zip(task.classes, task.costs)) == dict(zip(MLPC_2025.classes, MLPC_2025.costs)):
+        costs |= PUBLISHED
+    order = sorted(first, key=lambda label: -first[label])
+    return {name: {label: row[label] for label in order} for name, row in costs.items()}
+
+
+def class_table(systems: Systems) -> str:
+    """One Markdown row per system, with the costs of `class_costs` and their total."""
+    return markdown.table([{"system": name, **{label: f"{cost:.2f}" for label, cost in row.items()},
+                            "total": f"**{math.fsum(row.values()):.2f}**"}
+                           for name, row in class_costs(systems).items()])
+
+
+def draw_histories(systems: Systems, panels: Mapping[str, str], path: pathlib.Path) -> "matplotlib.figure.Figure":
+    """Series of runs by epoch, with a dot at the best checkpoint; naive baselines are dashed lines.
+
+    `panels` has the title of each panel, by the name of a series in Run.
+    """
+    looks = _looks(systems)
+    with _figure(path, 4.5) as figure:
+        subplots = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (series, title) in zip(subplots, panels.items()):
+            for name, runs in systems.items():
+                for i, run in enumerate(runs):
+                    values, label = getattr(run, series), "_" if i else name  # one legend entry per system
+                    if run.naive:
+                        axes.axhline(values[run.best], label=label, **looks[name])
+                    else:
+                        axes.plot(run.epochs, values, label=label, marker="o", markevery=[run.best], **looks[name])
+            axes.set(xlabel="epoch", title=title)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def draw_class_costs(systems: Systems, path: pathlib.Path) -> "matplotlib.figure.Figure":
+    """Cost of each class as one bar per system, the costliest class of the first system on top."""
     costs = class_costs(systems)
-    names = list(next(iter(costs.values())))
-    total = [math.fsum(row[name] for row in costs.values()) for name in names]
-    rows = [[label, *(f"{row[name]:.2f}" for name in names)] for label, row in costs.items()]
-    return markdown([["class", *names], *rows, ["**total**", *(f"**{cost:.2f}**" for cost in total)]], text_columns=1)
+    labels, height = list(next(iter(costs.values()))), 0.84 / len(costs)
+    colours = {name: look["color"] for name, look in _looks(systems).items()} | dict(zip(PUBLISHED, ("0.9", "0.75")))
+    with _figure(path, 1 + len(labels) * (0.2 + 0.14 * len(costs))) as figure:
+        axes = figure.subplots()
+        for i, (name, row) in enumerate(costs.items()):
+            places = np.arange(len(labels)) + (i + 0.5) * height - 0.42
+            axes.bar_label(axes.barh(places, list(row.values()), height * 0.88, label=name, color=colours[name]),
+                           fmt="%.2f", padding=3, fontsize="x-small")
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set(xlabel="cost per minute", title="Cost of each class")
+        axes.grid(visible=False, axis="y")
+        axes.invert_yaxis()
+    return figure
 
 
-def write(systems: Sequence[System], split: str, folder: pathlib.Path) -> pathlib.Path:
-    """Writes the figures and index.md, and returns the path of the page. Raises UserError if that fails."""
+DRAW = {
+    "validation_cost": functools.partial(draw_histories, panels={"validation_cost": "Validation cost per minute"}),
+    "loss": functools.partial(draw_histories, panels={"train_loss": "Training loss per frame",
+                                                      "validation_loss": "Validation loss per frame"}),
+    "class_costs": draw_class_costs}
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A figure of some systems; `show` is a key of DRAW."""
+
+    title: Title
+    show: Literal["validation_cost", "loss", "class_costs"]
+    systems: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+def require_replaceable(folder: pathlib.Path, figures: Iterable[str]) -> None:
+    """Raises UserError if `write` would replace a file that sedjax did not write; `figures` are their names."""
+    for name in (PAGE, *(f"{figure}.png" for figure in figures)):
+        files.require_replaceable(folder / name)
+
+
+def write(folder: pathlib.Path, systems: Systems, split: str, figures: Mapping[str, Figure],
+          drawn: Systems | None = None, parents: Mapping[str, str] | None = None,
+          problems: Mapping[str, str] | None = None) -> pathlib.Path:
+    """Writes figures and a page that compares systems, and returns the path of the page.
+
+    Args:
+      folder: where to write; created if missing.
+      systems: the runs of each system, none if it was not run.
+      split: split of their results.
+      figures: figures of titles in `systems`, by file name; one that shows a system without runs is left out.
+      drawn: the systems as shown in figures, if other results than those of `systems`.
+      parents: title of the system that a system is compared with, by its title.
+      problems: reasons why runs are missing or ignored, by name.
+
+    Raises:
+      UserError: a system and its parent were evaluated on different recordings, or writing fails.
+    """
     files.make_folder(folder)
-    for name, draw in FIGURES.items():
-        draw(systems, folder / name)
-    recordings = sorted({f"{len(system.counts):,}" for system in systems})
-    warning = "" if same_recordings(systems) else (
-        "**The systems were not evaluated on the same recordings: their costs cannot be compared.**\n\n")
-    text = f"""# {systems[0].task.name}: {len(systems)} system{"s" if len(systems) > 1 else ""}
-
-Cost per minute on the {split} split ({" or ".join(recordings)} recordings), at the checkpoint with the lowest
-validation cost; the interval is over recordings. Made by sedjax {__version__}.
-
-{warning}{systems_table(systems, split)}
-
-![Validation cost by epoch](validation_cost.png)
-
-Dots mark the best checkpoints; a dashed grey line is a naive baseline.
-
-![Training and validation loss by epoch](loss.png)
-
-Losses are comparable only between systems with the same class and error weights.
-
-![Cost per class](class_costs.png)
-
-{class_table(systems)}
-"""
+    pictures = []
+    for name, figure in figures.items():
+        shown = {title: (drawn or systems)[title] for title in figure.systems}
+        if all(shown.values()):
+            DRAW[figure.show](shown, path=folder / f"{name}.png")
+            picture = f"![{figure.title}]({name}.png)"
+        else:
+            picture = "Not drawn: some of its systems have no finished run."
+        pictures.append(f"### {figure.title}\n\n{picture}")
+    runs = [run for runs in systems.values() for run in runs]
+    recordings = sorted({f"{len(run.counts):,}" for run in runs})
+    parts = [f"# {runs[0].task.name}: {len(systems)} system{'s' if len(systems) > 1 else ''}",
+             f"Cost per minute (lower is better) on the {split} split ({' or '.join(recordings)} recordings), at the "
+             "checkpoint with the lowest\nvalidation cost; several runs of a system have mean and standard deviation. "
+             f"The 95 % interval is over recordings.\nMade by sedjax {__version__}."]
+    if not same_recordings(runs):
+        parts.append("**The systems were not evaluated on the same recordings: their costs cannot be compared.**")
+    if parents:
+        parts.append(DIFFERENCES)
+    parts.append(table(systems, split, parents))
+    if problems:
+        parts.append("Missing runs:\n\n" + "\n".join(f"- `{name}`: {text}" for name, text in problems.items()))
+    parts += ["## Figures", "Each line is a run, dots mark the best checkpoints, dashed grey lines are naive "
+              "baselines.\nLosses are comparable only between systems with the same class and error weights.",
+              *pictures, "## Cost of each class", class_table(systems)]
     with atomic_output(folder / PAGE) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return folder / PAGE
 
 
-def markdown(rows: list[list[str]], text_columns: int) -> str:
-    """A table whose first row is the header; the first `text_columns` columns are text, the others numbers."""
-    rule = ["---"] * text_columns + ["---:"] * (len(rows[0]) - text_columns)
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (escaped[0], rule, *escaped[1:]))
-
-
-def _looks(systems: Sequence[System]) -> dict[str, tuple[str, str, str]]:
-    """Colour, line style and hatch of each system; trained ones beyond the sixth reuse colours with other lines."""
-    trained = dict.fromkeys(system.name for system in systems if not system.naive)
-    return {**{system.name: (GREY, "--", "") for system in systems},
-            **{name: (COLOURS[i % len(COLOURS)], *LINE_STYLES[i // len(COLOURS) % len(LINE_STYLES)])
-               for i, name in enumerate(trained)}}
-
-
-def _plot(axes, systems: Sequence[System], series: str) -> None:
-    looks = _looks(systems)
-    for system in systems:
-        colour, line, _ = looks[system.name]
-        values, look = getattr(system, series), {"color": colour, "linestyle": line, "label": system.name}
-        if system.naive:
-            axes.axhline(values[system.best], **look)
-        else:
-            axes.plot(system.epochs, values, marker="o", markevery=[system.best], **look)
-    axes.set_xlabel("epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+def _looks(systems: Systems) -> dict[str, dict[str, str]]:
+    """Colour and line style of each system; trained ones beyond the sixth reuse colours with other lines."""
+    looks = itertools.cycle({"color": colour, "linestyle": line} for line in LINE_STYLES for colour in COLOURS)
+    return {name: {"color": GREY, "linestyle": "--"} if runs[0].naive else next(looks)
+            for name, runs in systems.items()}
 
 
 @contextlib.contextmanager
-def _figure(path: pathlib.Path, width: float, height: float, panels: int = 1, legend: str = "lower") -> Iterator[tuple]:
-    """Yields a figure and its panels, which share the y axis; then adds a legend and writes it to `path`.
-
-    The size is in inches, without the legend, which is placed above ("upper") or below ("lower") the panels.
-    """
+def _figure(path: pathlib.Path, height: float) -> Iterator["matplotlib.figure.Figure"]:
+    """Yields a figure of this height in inches; then adds its first panel's legend below, and writes it to `path`."""
     import matplotlib  # slow to import
     import matplotlib.figure
 
     with matplotlib.rc_context(STYLE):
-        figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
-        yield figure, axes
-        handles, labels = axes[0].get_legend_handles_labels()
-        entries = dict(zip(labels, handles))
-        columns = min(max(int(width * 9) // (max(map(len, entries)) + 6), 1), len(entries))
-        figure.set_figheight(height + 0.25 * ceil_div(len(entries), columns))
-        figure.legend(entries.values(), entries, loc=f"outside {legend} center", ncols=columns)
+        figure = matplotlib.figure.Figure(figsize=(WIDTH, height), layout="constrained")
+        yield figure
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.set_figheight(height + 0.25 * len(labels))
+        figure.legend(handles, labels, loc="outside lower center")
         with atomic_output(path) as temporary:
             figure.savefig(temporary)

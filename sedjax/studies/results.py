@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pydantic
 from jaxtyping import Float, Int
 
 from sedjax.core import files, parallel
@@ -78,14 +77,11 @@ def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = N
 
 
 @dataclasses.dataclass(frozen=True)
-class System:
+class Run:
     """A trained model: its training history, and its result on one split.
 
-    Systems with the same name are runs of one system, for example with several seeds: figures give them one colour and
-    one legend entry, and average their costs per class.
-
     Attributes:
-      name: name of the system; `collect` takes that of the folder.
+      name: name of its folder.
       model: name of the model.
       task: task of the training.
       parameters: number of trainable parameters.
@@ -95,8 +91,7 @@ class System:
       train_loss: mean over the steps since the previous evaluation, NaN if there are none.
       best: index of the evaluation of the best checkpoint.
       counts: segment counts on the split.
-      cost, interval: cost per minute on the split, and its 95 % interval.
-      class_costs: cost per minute on the split, by class.
+      cost, class_costs: cost per minute on the split, and by class.
       recordings: fingerprint of the recordings and labels of the split; "" if unknown.
     """
 
@@ -113,7 +108,6 @@ class System:
     best: int
     counts: Int[np.ndarray, "recording class outcome"]
     cost: float
-    interval: tuple[float, float]
     class_costs: dict[str, float]
     recordings: str = ""
 
@@ -122,8 +116,8 @@ class System:
         return self.model == "naive"
 
 
-def collect(folders: Sequence[str | os.PathLike], split: str) -> list[System]:
-    """The systems in workdirs of one task, lowest cost first; evaluates those without a result on the split.
+def collect(folders: Sequence[str | os.PathLike], split: str) -> list[Run]:
+    """The runs in workdirs of one task, lowest cost first; evaluates those without a result on the split.
 
     Raises UserError if a folder is not a workdir, has no evaluation yet, or has another task, or evaluation fails.
     """
@@ -133,19 +127,18 @@ def collect(folders: Sequence[str | os.PathLike], split: str) -> list[System]:
     for path, (_, task, _) in zip(paths, setups):
         setups[0][1].require_same(task, where=f"the workdir {path}")
     histories = [read_history(path) for path in paths]  # fails before the first evaluation, which takes minutes
-    systems = []
+    runs = []
     for path, name, history, (config, task, features) in zip(paths, names, histories, setups):
         result = result_of(path, split, int(history["steps"][np.argmin(history["validation_cost"])]))
         history = read_history(path)  # again: the training may have continued meanwhile
         widths = {key: entry["width"] for key, entry in features.items()}
-        systems.append(System(
+        runs.append(Run(
             name=name, model=config.model["name"], task=task, **history,
             parameters=count_parameters(registry.build_from(config, task), widths),
             best=int(np.flatnonzero(history["steps"] == result["step"])[-1]), counts=np.array(result["counts"]),
-            cost=result["cost"], interval=tuple(result["interval"]),
-            class_costs={label: figures["cost"] for label, figures in result["classes"].items()},
+            cost=result["cost"], class_costs={label: figures["cost"] for label, figures in result["classes"].items()},
             recordings=result["records"]["identity"].get(identity.LABELS, "")))
-    return sorted(systems, key=lambda system: system.cost)
+    return sorted(runs, key=lambda run: run.cost)
 
 
 def result_of(folder: pathlib.Path, split: str, step: int) -> dict:
@@ -156,12 +149,13 @@ def result_of(folder: pathlib.Path, split: str, step: int) -> dict:
     Raises UserError as evaluate_workdir does.
     """
     path = folder / "report" / f"evaluation_{split}.json"
-    cached = None
+    cached: dict[str, Any] = {}
     with contextlib.suppress(UserError):  # missing, or in another format
-        cached = files.read_json(path, _Cached)
-    if (cached and cached.digest == _digest(cached.of, cached.result)
-            and cached.of == _dependencies(folder, split, step)):
-        return cached.result
+        cached = files.read_json(path, dict[str, Any])
+    # An evaluation, what it depends on, and the checksum of both.
+    result, of = cached.get("result"), cached.get("of")
+    if cached.get("digest") == _digest(of, result) and of == _dependencies(folder, split, step):
+        return result
     log.info("Evaluating %s on the %s split.", folder, split)
     result = evaluate_workdir(folder, split)
     of = {"step": result["step"], "checkpoint": _checkpoint_identity(folder, result["step"]),
@@ -172,21 +166,6 @@ def result_of(folder: pathlib.Path, split: str, step: int) -> dict:
     except UserError as error:
         log.warning("This evaluation cannot be cached: %s", error)
     return result
-
-
-@pydantic.dataclasses.dataclass
-class _Cached:
-    """An evaluation in a workdir.
-
-    Attributes:
-      of: dependencies of the result, from `_dependencies`.
-      digest: checksum of the other fields.
-      result: return value of evaluate_workdir.
-    """
-
-    of: dict[str, Any]
-    digest: str
-    result: dict[str, Any]
 
 
 def _dependencies(folder: pathlib.Path, split: str, step: int) -> dict[str, Any]:
@@ -212,12 +191,12 @@ def _checkpoint_identity(folder: pathlib.Path, step: int) -> str | None:
         return None
 
 
-def _digest(of: dict[str, Any], result: dict[str, Any]) -> str:
+def _digest(of: Any, result: Any) -> str:
     return hashlib.blake2b(json.dumps([of, result]).encode(), digest_size=16).hexdigest()
 
 
 def read_history(folder: pathlib.Path) -> dict:
-    """The fields of System from metrics.jsonl: seconds, and the series over the evaluations.
+    """The fields of Run from metrics.jsonl: seconds, and the series over the evaluations.
 
     Raises UserError if there is no evaluation yet.
     """
@@ -239,7 +218,7 @@ def read_history(folder: pathlib.Path) -> dict:
     return {**series, "train_loss": np.array(train_loss), "seconds": math.fsum(seconds) if seconds else None}
 
 
-def same_recordings(systems: Sequence[System]) -> bool:
-    """Whether systems were evaluated on the same recordings and labels, as far as known."""
-    known = {system.recordings for system in systems} - {""}
-    return len({len(system.counts) for system in systems}) == 1 and len(known) <= 1
+def same_recordings(runs: Sequence[Run]) -> bool:
+    """Whether runs were evaluated on the same recordings and labels, as far as known."""
+    known = {run.recordings for run in runs} - {""}
+    return len({len(run.counts) for run in runs}) == 1 and len(known) <= 1

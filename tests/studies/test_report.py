@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from sedjax.core import files
 from sedjax.core.errors import UserError
 from sedjax.core.task import MLPC_2025, Task
 from sedjax.studies import report, results
-from sedjax.studies.results import System, _digest, collect
+from sedjax.studies.results import Run, _digest, collect
 from sedjax.training import trainer, workdir
 
 FINGERPRINTS = {"labels": "of labels", "embeddings": "of embeddings"}
@@ -56,15 +57,34 @@ def write_workdir(path: pathlib.Path, costs=(30.0, 20.0, 25.0), model: str = "em
     return path
 
 
-def make_system(name: str, costs=(30.0, 20.0, 25.0), model: str = "embedding_transformer", task: Task = TINY_TASK,
-                class_costs=(1.0, 2.0, 4.0), **changes) -> System:
+def make_run(name: str, costs=(30.0, 20.0, 25.0), model: str = "embedding_transformer", task: Task = TINY_TASK,
+                class_costs=(1.0, 2.0, 4.0), **changes) -> Run:
     epochs = np.arange(1.0, len(costs) + 1)
     fields = {"name": name, "model": model, "task": task, "parameters": 1234, "seconds": None,
               "steps": (4 * epochs).astype(int), "epochs": epochs, "validation_cost": np.array(costs),
               "validation_loss": 9 / epochs, "train_loss": 7 / epochs, "best": int(np.argmin(costs)),
               "counts": np.zeros((7, 3, 4), int),
-              "cost": sum(class_costs), "interval": (1.0, 9.0), "class_costs": dict(zip(task.classes, class_costs))}
-    return System(**{**fields, **changes})
+              "cost": sum(class_costs), "class_costs": dict(zip(task.classes, class_costs))}
+    return Run(**{**fields, **changes})
+
+
+def by_name(*runs: Run) -> dict[str, list[Run]]:
+    """Systems with one run each."""
+    return {run.name: [run] for run in runs}
+
+
+def drawn(show: str, systems: dict[str, list[Run]], folder: pathlib.Path):
+    """A figure, which is in the folder as well."""
+    figure = report.DRAW[show](systems, path=folder / f"{show}.png")
+    assert (folder / f"{show}.png").read_bytes().startswith(PNG)
+    return figure
+
+
+def written(folder: pathlib.Path, *runs: Run) -> str:
+    """The page that compares some runs."""
+    systems = by_name(*runs)
+    figures = {name: report.Figure(title, name, tuple(systems)) for name, title in command.FIGURES.items()}
+    return report.write(folder, systems, "test", figures).read_text()
 
 
 @pytest.fixture
@@ -98,7 +118,7 @@ def test_systems_hold_what_their_workdirs_tell(tmp_path, evaluated):
     np.testing.assert_array_equal(second.validation_loss, [9, 4.5, 3])
     np.testing.assert_allclose(second.train_loss, [7, 3.5, 7 / 3])
     assert (first.best, second.best) == (0, 1)
-    assert (second.cost, second.interval, len(second.counts)) == (9, (8, 11), 7)
+    assert (second.cost, len(second.counts)) == (9, 7)
     assert second.class_costs == {"Bell": 3, "Crow": 2, "Drum": 4}
     assert second.seconds is None
 
@@ -125,7 +145,7 @@ def test_a_training_without_steps_has_no_training_loss(tmp_path, evaluated):
     (system,) = collect([folder], "test")
     assert system.naive
     assert system.parameters == 0  # and the figures can be drawn without any epoch
-    assert report.write([system], "test", tmp_path / "out").exists()
+    assert "| naive | naive | 0 |" in written(tmp_path / "out", system)
     assert np.isnan(system.train_loss).tolist() == [True]
 
 
@@ -177,10 +197,9 @@ def test_what_cannot_be_compared_is_an_error_before_anything_is_evaluated(tmp_pa
 
 
 def test_validation_cost_is_a_line_per_system_and_naive_a_dashed_one(tmp_path):
-    systems = [make_system("small"), make_system("large", costs=(28.0, 22.0)),
-               make_system("base", costs=(90.0,), model="naive")]
-    (axes,) = report.draw_validation_cost(systems, tmp_path / "cost.png").axes
-    assert (tmp_path / "cost.png").read_bytes().startswith(PNG)
+    systems = by_name(make_run("small"), make_run("large", costs=(28.0, 22.0)),
+                      make_run("base", costs=(90.0,), model="naive"))
+    (axes,) = drawn("validation_cost", systems, tmp_path).axes
     lines = lines_of(axes)
     assert list(lines) == ["small", "large", "base"]
     np.testing.assert_array_equal(lines["small"], [[1, 30], [2, 20], [3, 25]])
@@ -188,22 +207,21 @@ def test_validation_cost_is_a_line_per_system_and_naive_a_dashed_one(tmp_path):
     assert set(lines["base"][:, 1]) == {90}
     assert [line.get_linestyle() for line in axes.get_lines()] == ["-", "-", "--"]
     assert [line.get_markevery() for line in axes.get_lines()] == [[1], [1], None]  # the dot at the best
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "cost per minute")
+    assert (axes.get_xlabel(), axes.get_title()) == ("epoch", "Validation cost per minute")
 
 
 def test_losses_are_those_of_training_and_validation(tmp_path):
-    system = make_system("small", train_loss=np.array([np.nan, 5.0, 4.0]))
-    training, validation = report.draw_losses([system], tmp_path / "loss.png").axes
-    assert (tmp_path / "loss.png").read_bytes().startswith(PNG)
-    assert (training.get_title(), validation.get_title()) == ("Training", "Validation")
+    run = make_run("small", train_loss=np.array([np.nan, 5.0, 4.0]))
+    training, validation = drawn("loss", by_name(run), tmp_path).axes
+    assert training.get_title().startswith("Training")
+    assert validation.get_title().startswith("Validation")
     np.testing.assert_array_equal(lines_of(training)["small"], [[1, np.nan], [2, 5], [3, 4]])
     np.testing.assert_array_equal(lines_of(validation)["small"], [[1, 9], [2, 4.5], [3, 3]])
 
 
 def test_each_class_has_one_bar_per_system_and_the_costliest_class_is_on_top(tmp_path):
-    systems = [make_system("small", class_costs=(3.0, 2.5, 4.0)), make_system("base", model="naive")]
-    (axes,) = report.draw_class_costs(systems, tmp_path / "classes.png").axes
-    assert (tmp_path / "classes.png").read_bytes().startswith(PNG)
+    systems = by_name(make_run("small", class_costs=(3.0, 2.5, 4.0)), make_run("base", model="naive"))
+    (axes,) = drawn("class_costs", systems, tmp_path).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["Drum", "Bell", "Crow"]
     assert axes.yaxis_inverted()
     bars = {container.get_label(): container for container in axes.containers}
@@ -216,32 +234,31 @@ def test_each_class_has_one_bar_per_system_and_the_costliest_class_is_on_top(tmp
 
 
 def test_a_system_has_one_colour_in_all_figures_and_no_other_system_has_it(tmp_path):
-    systems = [make_system(f"system {i}") for i in range(6)] + [make_system("base", model="naive")]
-    (cost,) = report.draw_validation_cost(systems, tmp_path / "cost.png").axes
-    losses = report.draw_losses(systems, tmp_path / "loss.png").axes
-    (classes,) = report.draw_class_costs(systems, tmp_path / "classes.png").axes
+    systems = by_name(*(make_run(f"system {i}") for i in range(6)), make_run("base", model="naive"))
+    (cost,) = drawn("validation_cost", systems, tmp_path).axes
     colours = {line.get_label(): line.get_color() for line in cost.get_lines()}
     assert len(set(colours.values())) == len(systems)
-    for axes in losses:
+    for axes in drawn("loss", systems, tmp_path).axes:
         assert {line.get_label(): line.get_color() for line in axes.get_lines()} == colours
+    (classes,) = drawn("class_costs", systems, tmp_path).axes
     assert ({bars.get_label(): to_hex(bars[0].get_facecolor()).upper() for bars in classes.containers}
             == {name: colour.upper() for name, colour in colours.items()})
 
 
 def test_the_systems_after_the_colours_are_out_still_differ(tmp_path):
-    systems = [make_system(f"system {i}") for i in range(18)]
-    (axes,) = report.draw_validation_cost(systems, tmp_path / "cost.png").axes
+    systems = by_name(*(make_run(f"system {i}") for i in range(18)))
+    (axes,) = drawn("validation_cost", systems, tmp_path).axes
     assert len({(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}) == 18
 
 
-def test_runs_of_one_name_are_one_system(tmp_path):
-    runs = [make_system("small"), make_system("small", costs=(31.0, 21.0, 26.0), class_costs=(3.0, 2.0, 5.0))]
-    figure = report.draw_validation_cost(runs, tmp_path / "cost.png")
+def test_the_runs_of_a_system_share_a_colour_and_are_averaged(tmp_path):
+    systems = {"small": [make_run("a"), make_run("b", costs=(31.0, 21.0, 26.0), class_costs=(3.0, 2.0, 5.0))]}
+    figure = drawn("validation_cost", systems, tmp_path)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["small"]
     first, second = figure.axes[0].get_lines()
     assert first.get_color() == second.get_color()
     np.testing.assert_array_equal(second.get_ydata(), [31, 21, 26])
-    assert report.class_costs(runs) == {"Drum": {"small": 4.5}, "Bell": {"small": 2}, "Crow": {"small": 2}}
+    assert report.class_costs(systems) == {"small": {"Drum": 4.5, "Bell": 2, "Crow": 2}}
 
 
 def test_published_costs_stand_beside_those_of_their_own_task_only(tmp_path):
@@ -252,30 +269,32 @@ def test_published_costs_stand_beside_those_of_their_own_task_only(tmp_path):
     renamed = dataclasses.replace(MLPC_2025, name="ours", classes=MLPC_2025.classes[::-1], costs=MLPC_2025.costs[::-1])
     dearer = dataclasses.replace(MLPC_2025, costs=((0, 2, 0, 5), *MLPC_2025.costs[1:]))
     costs = tuple(range(10))
-    assert list(report.class_costs([make_system("small", task=renamed, class_costs=costs)])["Siren"]) == [
+    assert list(report.class_costs(by_name(make_run("small", task=renamed, class_costs=costs)))) == [
         "small", final, naive]
     for other in (dearer, dataclasses.replace(MLPC_2025, classes=(*MLPC_2025.classes[:-1], "Alarm"))):
-        assert list(report.class_costs([make_system("small", task=other, class_costs=costs)])["Speech"]) == ["small"]
-    (axes,) = report.draw_class_costs([make_system("small", task=MLPC_2025, class_costs=costs)],
-                                      tmp_path / "classes.png").axes
+        assert list(report.class_costs(by_name(make_run("small", task=other, class_costs=costs)))) == ["small"]
+    (axes,) = drawn("class_costs", by_name(make_run("small", task=MLPC_2025, class_costs=costs)), tmp_path).axes
     bars = {container.get_label(): container for container in axes.containers}
     top = axes.get_yticklabels()[0].get_text()
     assert (top, bars[final][0].get_width(), bars[naive][0].get_width()) == ("Siren", 4.02, 18.4102)
 
 
 def test_tables_say_what_the_systems_hold():
-    systems = [make_system("a|b", parameters=40821514), make_system("base", model="naive", class_costs=(1.0, 2.0, 9.0))]
-    assert report.systems_table(systems, "test").splitlines() == [
+    counts = np.zeros((7, 3, 4), int)
+    counts[..., 2] = 10  # all right: whatever recordings are drawn, the cost is 0
+    systems = by_name(make_run("a|b", parameters=40821514, counts=counts),
+                      make_run("base", model="naive", class_costs=(1.0, 2.0, 9.0), counts=counts))
+    assert report.table(systems, "test").splitlines() == [
         "| system | model | parameters | best step | validation cost | test cost | 95 % interval |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-        r"| a\|b | embedding_transformer | 40,821,514 | 8 | 20.00 | 7.00 | 1.00 to 9.00 |",
-        "| base | naive | 1,234 | 8 | 20.00 | 12.00 | 1.00 to 9.00 |"]
-    timed = report.systems_table([dataclasses.replace(systems[0], seconds=1800.4), systems[1]], "validation")
+        r"| a\|b | embedding_transformer | 40,821,514 | 8 | 20.00 | 7.00 | 0.00 to 0.00 |",
+        "| base | naive | 1,234 | 8 | 20.00 | 12.00 | 0.00 to 0.00 |"]
+    timed = report.table({**systems, "a|b": [dataclasses.replace(systems["a|b"][0], seconds=1800.4)]}, "validation")
     assert [line.split(" | ")[-1] for line in timed.splitlines()] == ["training (s) |", "---: |", "1,800 |", " |"]
     assert "| validation cost | 95 % interval |" in timed
     assert report.class_table(systems).splitlines() == [
-        r"| class | a\|b | base |", "| --- | ---: | ---: |", "| Drum | 4.00 | 9.00 |", "| Crow | 2.00 | 2.00 |",
-        "| Bell | 1.00 | 1.00 |", "| **total** | **7.00** | **12.00** |"]
+        "| system | Drum | Crow | Bell | total |", "| --- | ---: | ---: | ---: | ---: |",
+        r"| a\|b | 4.00 | 2.00 | 1.00 | **7.00** |", "| base | 9.00 | 2.00 | 1.00 | **12.00** |"]
 
 
 def test_the_command_writes_one_page_that_shows_all_figures(tmp_path, evaluated, capsys):
@@ -284,8 +303,8 @@ def test_the_command_writes_one_page_that_shows_all_figures(tmp_path, evaluated,
     run_command(command, *folders)
     page = (tmp_path / "one" / "report" / "index.md").read_text()
     assert "| two | embedding_transformer |" in capsys.readouterr().out
-    systems = collect(folders, "test")
-    assert report.systems_table(systems, "test") in page
+    systems = by_name(*collect(folders, "test"))
+    assert report.table(systems, "test") in page
     assert report.class_table(systems) in page
     assert "test split (7 recordings)" in page
     assert "cannot be compared" not in page
@@ -293,14 +312,13 @@ def test_the_command_writes_one_page_that_shows_all_figures(tmp_path, evaluated,
 
     run_command(command, *folders, "--split=validation", f"--output={tmp_path / 'new' / 'folder'}")
     assert sorted(path.name for path in (tmp_path / "new" / "folder").glob("[!.]*")) == sorted([*FIGURES, "index.md"])
-    assert "**15.00** | **27.00**" in (tmp_path / "new" / "folder" / "index.md").read_text()
+    assert re.search(r"\*\*15\.00\*\*.*\n.*\*\*27\.00\*\*", (tmp_path / "new" / "folder" / "index.md").read_text())
     assert (tmp_path / "one" / "report" / "index.md").read_text() == page
     assert evaluated == []
 
 
 def test_a_page_of_different_recordings_says_so(tmp_path):
-    systems = [make_system("one"), make_system("two", counts=np.zeros((1200, 3, 4), int))]
-    page = report.write(systems, "test", tmp_path).read_text()
+    page = written(tmp_path, make_run("one"), make_run("two", counts=np.zeros((1200, 3, 4), int)))
     assert "1,200 or 7 recordings" in page
     assert "cannot be compared" in page
 
@@ -309,7 +327,7 @@ def test_nothing_half_written_stays(tmp_path, monkeypatch):
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(UserError, match="Cannot create the folder"):
-        report.write([make_system("one")], "test", blocked)
+        written(blocked, make_run("one"))
 
     def disk_full(path: pathlib.Path, text: str, **options) -> None:
         with path.open("w") as file:
@@ -318,7 +336,7 @@ def test_nothing_half_written_stays(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pathlib.Path, "write_text", disk_full)
     with pytest.raises(UserError, match=r"index\.md: No space left"):
-        report.write([make_system("one")], "test", tmp_path / "out")
+        written(tmp_path / "out", make_run("one"))
     assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == sorted(FIGURES)
 
 

@@ -8,15 +8,15 @@ import re
 import jax
 import numpy as np
 import pytest
-from tiny import TINY_TASK, run_command, tiny_config
+from tiny import TINY_TASK, run_command
 
 from configs.sweeps import report as report_sweep
 from sedjax.commands import sweep as command
 from sedjax.core.errors import UserError
 from sedjax.models import registry
 from sedjax.scoring import losses, metrics
-from sedjax.studies import study, sweep
-from sedjax.studies.results import System, collect
+from sedjax.studies import report, sweep
+from sedjax.studies.results import Run, collect
 from sedjax.training import optimizer, train_state, train_step
 from sedjax.training import trainer as training
 from sedjax.training.configs import base_config, changed
@@ -28,8 +28,10 @@ SMALL = {"model__width": 24, "model__layers": 1, "model__heads": 4, "model__feed
 STATISTICS = {"width": 64, "mean": [0.0] * 64, "std": [1.0] * 64, "level_mean": [0.0] * 64, "level_std": [9.0] * 64}
 
 
-def rows(size: str):
-    return sweep.freeze(report_sweep.get_config(size).to_dict()).rows
+def systems(size: str) -> dict:
+    """The config of each system of the report's study with its first seed, by name."""
+    study = sweep.freeze(report_sweep.get_config(size).to_dict())
+    return {name: study.runs[study.folders(name)[0]] for name in study.systems}
 
 
 def shrunk(config):
@@ -49,10 +51,10 @@ TRACED = {"resnet", "wide", "head", "heads_6", "no_decay", "no_pos_weight", "fac
 
 # The naive system learns nothing; the row from ImageNet weights differs from the one before in its initial values; that
 # from raw audio is the config of a test of its own.
-@pytest.mark.parametrize("row", [row for row in rows("report") if row.name not in ("naive", "imagenet", "end_to_end")],
-                         ids=lambda row: row.name)
-def test_a_step_of_every_row(row):
-    config = shrunk(row.config)
+@pytest.mark.parametrize("name", [name for name in systems("report") if name not in ("naive", "imagenet",
+                                                                                     "end_to_end")])
+def test_a_step_of_every_row(name):
+    config = shrunk(systems("report")[name])
     rng = np.random.default_rng(0)
     model = registry.build_from(config, TINY_TASK)
     batch = {"features": {key: rng.exponential(size=(4, 20, 64)).astype(np.float32) for key in model.inputs},
@@ -62,10 +64,10 @@ def test_a_step_of_every_row(row):
     adamw = optimizer.make_optimizer(config.optimizer, 0, 10)
     features = dict.fromkeys(model.inputs, STATISTICS)
     create = functools.partial(train_state.create, model, adamw, features, config.train.ema > 0, 0)
-    state = jax.eval_shape(create) if row.name in TRACED else create()
+    state = jax.eval_shape(create) if name in TRACED else create()
     step = functools.partial(train_step.train_step, model=model, optimizer=adamw, ema=config.train.ema,
                              weights=losses.class_weights(TINY_TASK, **vars(config.loss)))
-    if row.name in TRACED:
+    if name in TRACED:
         after, _ = jax.eval_shape(step, state, batch, jax.random.key(0))
     else:
         after, scalars = jax.jit(step)(state, batch, jax.random.key(0))
@@ -78,41 +80,43 @@ def test_a_step_of_every_row(row):
 
 def test_every_row_differs_from_its_parent_by_a_few_keys():
     for size in ("report", "small"):
-        found = {row.name: row for row in rows(size)}
-        for row in found.values():
-            if row.parent and row.name not in ("conv", "embeddings", "end_to_end"):  # these are another model
-                pairs = zip(*(sorted(dataclasses.asdict(each.config)["model"].items())
-                              for each in (row, found[row.parent])))
+        study, configs = sweep.freeze(report_sweep.get_config(size).to_dict()), systems(size)
+        for name, system in study.systems.items():
+            if system.parent and name not in ("conv", "embeddings", "end_to_end"):  # these are another model
+                config, parent = configs[name], configs[system.parent]
+                pairs = zip(*(sorted(dataclasses.asdict(each)["model"].items()) for each in (config, parent)))
                 different = [pair for pair in pairs if pair[0] != pair[1]]
-                assert 0 < len(different) + (row.config != found[row.parent].config) <= 4
-        assert found["final"].config.model["stem"] == "linear"
-    assert {row.config.data.path for row in rows("report")} == {"records/mlpc"}
+                assert 0 < len(different) + (config != parent) <= 4
+        assert configs["final"].model["stem"] == "linear"
+        assert list(study.runs)[:4] == ["naive/seed0", "conv/seed0", "conv/seed1", "conv/seed2"]  # in the file's order
+        assert [config.train.seed for config in study.runs.values()][:4] == [0, 0, 1, 2]
+    assert {config.data.path for config in systems("report").values()} == {"records/mlpc"}
     moved = report_sweep.get_config()
     moved.data.path = "elsewhere"
-    assert {row.config.data.path for row in sweep.freeze(moved.to_dict()).rows} == {"elsewhere"}
+    assert {config.data.path for config in sweep.freeze(moved.to_dict()).runs.values()} == {"elsewhere"}
 
 
 CONFIG_FILE = """
 from sedjax.training.configs import base_config, changed
-from sedjax.studies.sweep import add, add_figure, new_sweep
+from sedjax.studies.sweep import sweep_config
 
 def get_config():
-    sweep = new_sweep()
-    sweep.data.path = {records!r}
-    sweep.seeds = (0, 1)
     base = changed(base_config("embedding_transformer"), data__batch_size=8, data__eval_batch_size=8,
                    data__max_frames=40, data__bucket_frames=40, train__duration="4 steps", train__save_every="1 steps",
                    train__evaluate_every="2 steps", train__log_every="1 steps", optimizer__learning_rate=1e-2,
                    model__width=16, model__heads=2, model__layers=0, model__feed_forward=16, model__positions=40,
                    model__head_width=8)
-    add(sweep, "base", "the base", base=base)
-    add(sweep, "broken", "broken", parent="base", published="better", optimizer__learning_rate=1e30)
-    add(sweep, "linear", "one layer", parent="base", published="worse", model__head_width=0)
-    add(sweep, "pretrained", "pretrained", parent="base", published="better", train__initial_weights="none.npz")
-    add_figure(sweep, "costs", "Costs", "validation_cost", ("base", "linear"))
-    add_figure(sweep, "classes", "Classes", "class_costs", ("base", "linear"))
-    add_figure(sweep, "missing", "Missing", "loss", ("base", "pretrained"))
-    return sweep
+    config = sweep_config(
+        [("base", "the base", "", base),
+         ("broken", "broken", "base", changed(base, optimizer__learning_rate=1e30)),
+         ("linear", "one layer", "base", changed(base, model__head_width=0)),
+         ("pretrained", "pretrained", "base", changed(base, train__initial_weights="none.npz"))],
+        [("costs", "Costs", "validation_cost", ("base", "linear")),
+         ("classes", "Classes", "class_costs", ("base", "linear")),
+         ("missing", "Missing", "loss", ("base", "pretrained"))],
+        seeds=(0, 1))
+    config.data.path = {records!r}
+    return config
 """
 
 
@@ -149,8 +153,8 @@ def test_a_sweep_survives_failures_and_cuts(config_file, tmp_path, monkeypatch, 
 
     trained.clear()
     drawn = {}
-    for show in study.DRAW:
-        monkeypatch.setitem(study.DRAW, show, lambda systems, path: drawn.update({path.name: systems}))
+    for show in report.DRAW:
+        monkeypatch.setitem(report.DRAW, show, lambda systems, path: drawn.update({path.name: systems}))
     with pytest.raises(UserError, match=r"2 runs failed: broken/seed0: The loss became NaN .*broken/seed1"):
         run_command(command, *arguments)
     # What was finished is left alone, what was cut off goes on from its last step, what fails stops nothing.
@@ -161,23 +165,25 @@ def test_a_sweep_survives_failures_and_cuts(config_file, tmp_path, monkeypatch, 
     page = (folder / "report" / "index.md").read_text()
     assert "- `pretrained/seed0`: there is no file none.npz, its initial weights" in page
     assert "- `broken/seed1`: The loss became NaN" in page
-    assert "| pretrained | the base |  | better | not run |" in page
+    assert "| pretrained | the base | not run |" in page
     assert page in capsys.readouterr().out
     runs = {name: [collect([folder / name / f"seed{seed}"], "test")[0] for seed in (0, 1)]
             for name in ("base", "linear")}
     difference = np.mean([run.cost for run in runs["linear"]]) - np.mean([run.cost for run in runs["base"]])
     row = next(line for line in page.splitlines() if line.startswith("| one layer | the base"))
     assert f"| {difference:+.2f} |" in row
-    assert f"| {study.spread([run.cost for run in runs['linear']])} |" in row
+    assert f"| {report.spread([run.cost for run in runs['linear']])} |" in row
 
     # The figures show these runs: both seeds of both systems, on the validation split.
     assert set(drawn) == {"costs.png", "classes.png"}
-    assert [system.name for system in drawn["costs.png"]] == ["the base"] * 2 + ["one layer"] * 2
+    assert {title: len(shown) for title, shown in drawn["costs.png"].items()} == {"the base": 2, "one layer": 2}
     kept = {float(entry["validation_cost"]) for name in ("base", "linear") for seed in (0, 1)
             for entry in read_metrics(folder / name / f"seed{seed}") if "validation_cost" in entry}
-    assert {float(cost) for system in drawn["costs.png"] for cost in system.validation_cost} == kept
-    for system in drawn["classes.png"]:
-        assert system.cost == pytest.approx(system.validation_cost.min(), abs=1e-9)
+    shown = [run for runs in drawn["costs.png"].values() for run in runs]
+    assert {float(cost) for run in shown for cost in run.validation_cost} == kept
+    for shown in drawn["classes.png"].values():
+        for run in shown:
+            assert run.cost == pytest.approx(run.validation_cost.min(), abs=1e-9)
     assert "Not drawn" in page.split("### Missing")[1]
 
     trained.clear()
@@ -202,27 +208,32 @@ def test_a_sweep_survives_failures_and_cuts(config_file, tmp_path, monkeypatch, 
 def test_what_is_no_sweep():
     with pytest.raises(UserError, match="not a sweep"):
         sweep.freeze(base_config("naive").to_dict())
-    study_config = sweep.new_sweep()
-    with pytest.raises(UserError, match="no systems"):
-        sweep.freeze(study_config.to_dict())
-    sweep.add(study_config, "one", "one", base=base_config("embedding_transformer"), model__heads=3)
+    with pytest.raises(UserError, match="systems must have at least 1"):
+        sweep.freeze(sweep.sweep_config([]).to_dict())
+    one = ("one", "One", "", base_config("embedding_transformer"))
+    with pytest.raises(UserError, match=r"systems\.one is given twice"):
+        sweep.sweep_config([one, one])
+    with pytest.raises(UserError, match="title 'One'"):
+        sweep.freeze(sweep.sweep_config([one, ("two", *one[1:])]).to_dict())
+    config = sweep.sweep_config([one], [("figure", "Figure", "loss", ("three",))])
+    config.systems.one.config.model.heads = 3
     with pytest.raises(UserError, match=r"systems\.one: model\.width = 1024 .* model\.heads = 3"):
-        sweep.freeze(study_config.to_dict())
-    study_config.systems.one.config.model.heads = 4
-    study_config.systems.one.parent = "two"
+        sweep.freeze(config.to_dict())
+    config.systems.one.config.model.heads = 4
+    config.systems.one.parent = "two"
     with pytest.raises(UserError, match="no system 'two' to compare it with"):
-        sweep.freeze(study_config.to_dict())
-    study_config.systems.one.parent = ""
-    sweep.add_figure(study_config, "figure", "Figure", "loss", ("three",))
+        sweep.freeze(config.to_dict())
+    config.systems.one.parent = ""
     with pytest.raises(UserError, match=r"figures\.figure: there is no system 'three'"):
-        sweep.freeze(study_config.to_dict())
-    study_config.figures.figure.show = "sound"
+        sweep.freeze(config.to_dict())
+    config.figures.figure.show = "sound"
     with pytest.raises(UserError, match="figures.figure.show must be .* not 'sound'"):
-        sweep.freeze(study_config.to_dict())
-    fields = study_config.to_dict() | {"figures": {}}
+        sweep.freeze(config.to_dict())
+    fields = config.to_dict() | {"figures": {}}
     for changes, words in (({"seeds": (0, -1)}, r"seeds\[1\] must be"), ({"seeds": 3}, "seeds must be"),
+                           ({"seeds": ()}, "seeds must have at least 1"),
                            ({"systems": [1]}, "systems must be"), ({"systems": {"one": 3}}, "systems.one must be"),
-                           ({"systems": {"one": {"title": "x"}}}, r"systems\.one\.place is missing"),
+                           ({"systems": {"one": {"title": "x"}}}, r"systems\.one\.config is missing"),
                            ({"systems": {"../x": {}}}, "systems.*../x"), ({"systems": {".": {}}}, "systems"),
                            ({"figures": {"a": {"title": "x", "shw": 1}}}, r"figures\.a\.shw; did you mean"),
                            ({"data": {"path": 3}}, "data.path must be"), ({"colour": 1}, "key colour")):
@@ -240,13 +251,12 @@ def test_changed_keys_and_only_they():
         changed(base, model__head=8)
 
 
-def system(name: str, counts: np.ndarray) -> System:
+def make_run(name: str, counts: np.ndarray) -> Run:
     score = metrics.score(counts, TINY_TASK)
-    return System(name=name, model="embedding_transformer", task=TINY_TASK, parameters=7, seconds=60.0,
-                         steps=np.array([4]), epochs=np.array([1.0]), validation_cost=np.array([score.cost]),
-                         validation_loss=np.array([1.0]), train_loss=np.array([1.0]), best=0, counts=counts,
-                         cost=score.cost, interval=score.interval,
-                         class_costs={name: figures["cost"] for name, figures in score.classes.items()})
+    return Run(name=name, model="embedding_transformer", task=TINY_TASK, parameters=7, seconds=60.0,
+               steps=np.array([4]), epochs=np.array([1.0]), validation_cost=np.array([score.cost]),
+               validation_loss=np.array([1.0]), train_loss=np.array([1.0]), best=0, counts=counts, cost=score.cost,
+               class_costs={name: figures["cost"] for name, figures in score.classes.items()})
 
 
 def counts(seed: int, misses: float, recordings: int = 40) -> np.ndarray:
@@ -257,52 +267,43 @@ def counts(seed: int, misses: float, recordings: int = 40) -> np.ndarray:
 
 
 def test_verdicts():
-    good, same, bad = ([system(name, counts(seed, share)) for seed in seeds] for name, share, seeds in (
+    good, same, bad = ([make_run(name, counts(seed, share)) for seed in seeds] for name, share, seeds in (
         ("good", 0.1, (1, 2)), ("same", 0.1, (3, 4)), ("bad", 0.4, (5, 6))))
-    assert study.compare(good, bad).verdict == "better"
-    assert study.compare(bad, good).verdict == "worse"
-    assert study.compare(good, same).verdict == "no evidence"
-    assert study.compare(good, bad).difference == pytest.approx(
-        np.mean([run.cost for run in good]) - np.mean([run.cost for run in bad]))
+    def verdict(runs, baseline):
+        return report.verdict(report.compare(runs, baseline)[0])
+
+    assert (verdict(good, bad), verdict(bad, good), verdict(good, same)) == ("better", "worse", "no evidence")
     known = [dataclasses.replace(run, recordings="a") for run in good]
-    assert study.compare(known, bad).verdict == "better"
-    for other in (system("short", counts(1, 0.1, recordings=5)), dataclasses.replace(bad[0], recordings="b")):
+    assert verdict(known, bad) == "better"
+    for other in (make_run("short", counts(1, 0.1, recordings=5)), dataclasses.replace(bad[0], recordings="b")):
         with pytest.raises(UserError, match="not evaluated on the same recordings"):
-            study.compare(known, [other])
+            report.compare(known, [other])
 
 
 def test_what_an_interval_of_single_runs_covers():
-    three = [system("A", counts(seed, share)) for seed, share in ((1, 0.05), (2, 0.1), (3, 0.2))]
-    one = [system("B", counts(4, 0.4))]
+    three = [make_run("A", counts(seed, share)) for seed, share in ((1, 0.05), (2, 0.1), (3, 0.2))]
+    one = [make_run("B", counts(4, 0.4))]
     silent = [dataclasses.replace(one[0], model="naive")]
-    assert study.compare(three, three).note == study.compare(three, silent).note == ""
-    assert "spread of the other" in study.compare(one, three).note
-    assert study.compare(one, one).note == study.compare(three[:1], silent).note == "recordings only"
-    known, borrowed = (np.diff(study.compare(three, side).interval)[0] for side in (silent, one))
+    notes = [report.compare(*sides)[1] for sides in ((three, three), (three, silent), (one, three), (one, one),
+                                                     (three[:1], silent))]
+    assert notes == ["", "", "one run, spread of the other's", "recordings only", "recordings only"]
+    known, borrowed = (np.diff(report.compare(three, side)[0])[0] for side in (silent, one))
     assert known < borrowed
 
 
-@pytest.mark.parametrize(("found", "published", "words"), [
-    ("better", "better", "confirmed"), ("worse", "better", "contradicted"), ("no evidence", "better", "not confirmed"),
-    ("no evidence", "no difference", "no contradiction"), ("better", "no difference", "contradicted"),
-    ("better", "", ""),
-])
-def test_what_a_verdict_says_of_a_published_one(found, published, words):
-    assert study.agreement(found, published) == words
-
-
 def test_the_table_has_a_row_for_every_system():
-    config = tiny_config()
-    found = [study.Row("a", "A", "", "", (0, 1), config), study.Row("b", "B", "a", "better", (0, 1), config),
-             study.Row("c", "C", "b", "worse", (0,), config)]
-    runs = {"a": [system("A", counts(seed, 0.4)) for seed in (1, 2)], "b": [system("B", counts(3, 0.1))]}
-    lines = study.table(found, runs, runs).splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert cells[2][:6] == ["A", "", "", "", "", "7"]
-    assert cells[3][:6] == ["B", "A", "better", "better", "confirmed", "7"]
-    assert cells[3][-2].endswith("(one run, spread of the other's)")
-    assert cells[4][:6] == ["C", "B", "", "worse", "not run", ""]
-    assert re.fullmatch(r"\d+\.\d\d ± \d+\.\d\d", cells[2][7])
-    assert cells[3][7] == f"{runs['b'][0].cost:.2f}"
-    assert len({len(line) for line in cells}) == 1
-    assert study.class_table(found, runs).count("\n") == 3
+    runs = {"A": [make_run("A", counts(seed, 0.4)) for seed in (1, 2)], "B": [make_run("B", counts(3, 0.1))], "C": []}
+    lines = report.table(runs, "test", {"B": "A", "C": "B"}).splitlines()
+    titles, _, first, second, third = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    first, second, third = (dict(zip(titles, cells, strict=True)) for cells in (first, second, third))
+    assert (first["system"], first["against"], first["verdict"], first["parameters"]) == ("A", "", "", "7")
+    assert (second["against"], second["verdict"], second["best step"]) == ("A", "better", "4")
+    assert second["interval of the difference"].endswith("(one run, spread of the other's)")
+    assert float(second["difference"]) == pytest.approx(
+        runs["B"][0].cost - np.mean([run.cost for run in runs["A"]]), abs=5e-3)
+    assert [value for value in third.values() if value] == ["C", "B", "not run"]
+    assert re.fullmatch(r"\d+\.\d\d ± \d+\.\d\d", first["test cost"])
+    assert second["test cost"] == f"{runs['B'][0].cost:.2f}"
+    score = metrics.score(runs["B"][0].counts, TINY_TASK)
+    assert second["95 % interval"] == "{:.2f} to {:.2f}".format(*score.interval)
+    assert report.class_table(runs).count("\n") == 3

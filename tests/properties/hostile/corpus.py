@@ -118,9 +118,8 @@ def report(box: Box) -> list:
 
 def sweep(box: Box) -> list:
     (box / "study.py").write_text(
-        "from configs import conv_transformer_small\nfrom sedjax.studies.sweep import add, new_sweep\n"
-        "def get_config():\n    sweep = new_sweep()\n    sweep.seeds = (0,)\n"
-        "    add(sweep, 'a', 'A', base=conv_transformer_small.get_config())\n    return sweep\n")
+        "from configs import conv_transformer_small\nfrom sedjax.studies.sweep import sweep_config\n"
+        "def get_config():\n    return sweep_config([('a', 'A', '', conv_transformer_small.get_config())], seeds=(0,))\n")
     return [f"--config={box / 'study.py'}", f"--config.data.path={box.records}", f"--workdir={box / 'out'}"]
 
 

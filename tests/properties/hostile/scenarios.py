@@ -212,8 +212,7 @@ def _step(folder: pathlib.Path, step: str) -> tuple:
 
 def result_kept(path: pathlib.Path) -> dict:
     (system,) = collect([path], "test")
-    return {"cost": system.cost, "interval": tuple(system.interval), "counts": system.counts,
-            "classes": system.class_costs}
+    return {"cost": system.cost, "counts": system.counts, "classes": system.class_costs}
 
 
 # Recordings
