@@ -1,19 +1,20 @@
 """Speed of feature extraction: front ends against librosa, the encoder of ATST-Frame, a folder of recordings."""
 
+import contextlib
 import functools
 import itertools
 import os
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sedjax.audio import frontend, mel, reader, spectral
-from sedjax.audio.clips import Clip, Unreadable
-from sedjax.benchmarks.timing import ratios, take_turns
+from sedjax.audio.clips import Clip
+from sedjax.benchmarks import timing
 from sedjax.core.errors import UserError
 from sedjax.core.task import SAMPLE_RATE_HZ
 from sedjax.models.atst_frame import WINDOW_SAMPLES, AtstFrame
@@ -26,19 +27,19 @@ TOLERANCE = 0.01  # mean absolute difference of decibels or tokens that is attri
 UNIT = "times_real_time"  # seconds of audio per second
 
 
-def bench(folder: str | os.PathLike, turns: int, against: str | None = None) -> dict:
+def bench(folder: str | os.PathLike, turns: int, against: bool = False) -> dict:
     """All figures of a folder of recordings, in a form that can be written as JSON.
 
     Args:
       folder: folder of recordings.
       turns: number of turns of each contestant.
-      against: "torch" for the encoder's peer in PyTorch.
+      against: also time the encoder's peer in PyTorch.
 
     Raises:
       UserError: there are no recordings, none can be read, or the peer is not installed.
     """
     if against:
-        _require_torch()
+        timing.require_torch()
     paths = reader.files_in(pathlib.Path(folder))[:RECORDINGS]
     extracted = extraction(paths)
     clips = first_windows(paths, CLIPS)
@@ -53,38 +54,23 @@ def bench(folder: str | os.PathLike, turns: int, against: str | None = None) -> 
 
 def extraction(paths: Sequence[pathlib.Path]) -> dict:
     """Hours of audio per hour of reading, resampling and computing spectral features, one recording at a time."""
-    seconds, bad, warm = 0.0, 0, False
+    next((clip for clip in spectral.clips(paths, spectral.SPECTRAL) if isinstance(clip, Clip)), None)  # compiles
     began = time.perf_counter()
-    for path in paths:
-        if not warm:  # compiles first
-            warm, began = isinstance(_spectral(path), Clip), time.perf_counter()
-        clip = _spectral(path)
-        if isinstance(clip, Unreadable):
-            bad += 1
-        else:
-            seconds += clip.seconds
+    seconds = [clip.seconds for clip in spectral.clips(paths, spectral.SPECTRAL) if isinstance(clip, Clip)]
     if not seconds:
         raise UserError(f"None of the {len(paths)} recordings can be read.")
-    return {"recordings": len(paths) - bad, "damaged": bad, "hours": seconds / 3600,
-            UNIT: seconds / (time.perf_counter() - began)}
-
-
-def _spectral(path: pathlib.Path) -> Clip | Unreadable:
-    (clip,) = spectral.clips([path], spectral.SPECTRAL)
-    return clip
+    return {"recordings": len(seconds), "damaged": len(paths) - len(seconds), "hours": sum(seconds) / 3600,
+            UNIT: sum(seconds) / (time.perf_counter() - began)}
 
 
 def first_windows(paths: Sequence[pathlib.Path], count: int) -> np.ndarray:
     """(count, 160000) samples, the first 10 s of `count` recordings, repeated if there are fewer."""
-    windows = []
-    for path in paths:
-        if len(windows) == count:
-            break
-        try:
-            windows.append(next(reader.windows(reader.blocks(path), WINDOW_SAMPLES, WINDOW_SAMPLES))[0])
-        except UserError:
-            continue
-    return np.stack(list(itertools.islice(itertools.cycle(windows), count)))
+    def windows() -> Iterator[np.ndarray]:
+        for path in paths:
+            with contextlib.suppress(UserError):
+                yield next(reader.windows(reader.blocks(path), WINDOW_SAMPLES, WINDOW_SAMPLES))[0]
+
+    return np.stack(list(itertools.islice(itertools.cycle(windows()), count)))
 
 
 def speeds(contestants: dict[str, Callable], inputs: np.ndarray, turns: int) -> dict[str, dict[str, float]]:
@@ -92,17 +78,14 @@ def speeds(contestants: dict[str, Callable], inputs: np.ndarray, turns: int) -> 
     results = [np.asarray(run(inputs)) for run in contestants.values()]
     assert all(np.abs(result - results[0]).mean() < TOLERANCE for result in results)
 
-    def timed(run: Callable, inputs: np.ndarray | jax.Array) -> float:
-        began, calls, seconds = time.perf_counter(), 0, 0.0
-        while seconds < TURN_SECONDS:  # shorter turns would measure the caches that the previous contestant left
-            np.asarray(run(inputs))  # includes the copy to the host, for all contestants
-            calls, seconds = calls + 1, time.perf_counter() - began
-        return calls * len(inputs) * WINDOW_SAMPLES / SAMPLE_RATE_HZ / seconds
+    def speed(run: Callable, inputs: np.ndarray | jax.Array) -> float:
+        # Shorter turns would measure the caches that the previous contestant left. All copy their results to the host.
+        calls = timing.calls_per_second(lambda: np.asarray(run(inputs)), TURN_SECONDS)
+        return calls * len(inputs) * WINDOW_SAMPLES / SAMPLE_RATE_HZ
 
     # Each gets its inputs where it works: sedjax on the device, the others as numpy arrays.
-    runs = {name: functools.partial(timed, run, jnp.asarray(inputs) if name == "sedjax" else inputs)
-            for name, run in contestants.items()}
-    return ratios(take_turns(runs, turns), "sedjax", UNIT)
+    return timing.compare({name: functools.partial(speed, run, jnp.asarray(inputs) if name == "sedjax" else inputs)
+                           for name, run in contestants.items()}, UNIT, turns)
 
 
 def front_ends() -> dict[str, dict[str, Callable]]:
@@ -148,7 +131,7 @@ def log_mel(clips: jax.Array) -> jax.Array:
     return frontend.atst_log_mel(clips, jnp.ones(clips.shape, bool))[0]
 
 
-def encoders(model: AtstFrame, against: str | None) -> dict[str, Callable]:
+def encoders(model: AtstFrame, against: bool) -> dict[str, Callable]:
     """Functions (clip, frame, band) log-mel -> tokens by contestant, with the same random weights."""
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 5, mel.ATST.bands)))["params"]
     encode = jax.jit(model.apply)
@@ -158,31 +141,3 @@ def encoders(model: AtstFrame, against: str | None) -> dict[str, Callable]:
 
         functions["PyTorch"] = torch_atst.encoder(model, params)
     return functions
-
-
-def format_result(result: dict) -> str:
-    """A short table: each figure with an explanation."""
-    device, extracted = result["device"], result["extraction"]
-    lines = [f"audio to features, on {device['kind']} ({device['platform']})", ""]
-
-    def row(value: str, text: str) -> None:
-        lines.append(f"{value:>20}  {text}")
-
-    row(f"{extracted[UNIT]:,.0f} h/h", f"reading, resampling, mel and MFCC: {extracted['recordings']:,} recordings of "
-        f"{extracted['hours']:.2f} h, {extracted['damaged']} damaged, one at a time")
-    for title, contestants in (*result["frontend"].items(),
-                               *((f"encoder of ATST-Frame, {name}", runs) for name, runs in result["encoder"].items())):
-        speed = contestants["sedjax"][UNIT]
-        row(f"{speed:,.1f} x real time", f"{title}: {1 / speed:.4f} s per second of audio")
-        for name, figures in contestants.items():
-            if name != "sedjax":
-                row(f"{figures['ratio']:.2f} x", f"as fast as {name}, which takes {1 / figures[UNIT]:.4f} s "
-                    f"({figures['lowest_ratio']:.2f} to {figures['highest_ratio']:.2f} in {result['turns']} turns)")
-    return "\n".join(lines)
-
-
-def _require_torch() -> None:
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise UserError("--against=torch needs PyTorch: pip install 'sedjax[bench]'.") from error

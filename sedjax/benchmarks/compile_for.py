@@ -21,15 +21,14 @@ from sedjax.core import parallel
 from sedjax.core.collective import AXIS
 from sedjax.core.config import Config
 from sedjax.core.errors import UserError
-from sedjax.core.numbers import ceil_div, readable_bytes
+from sedjax.core.numbers import ceil_div
 from sedjax.core.task import MLPC_2025, Task
-from sedjax.data.records import open_records, require_features
+from sedjax.data.plan import Source
+from sedjax.data.records import open_records
 from sedjax.inference.trained import predict_step
-from sedjax.models import registry
 from sedjax.scoring import decisions, losses
 from sedjax.scoring.evaluator import eval_step
-from sedjax.training import experiment, train_state, train_step
-from sedjax.training import optimizer as optimizer_lib
+from sedjax.training import experiment
 
 DIMENSIONS = ("batch_size", "chips")
 STEPS = ("training", "evaluation", "prediction")
@@ -38,17 +37,42 @@ BATCH_SIZES = 4  # in a sweep: 1, 2, 4 and 8 times the config's
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
-    """Shape of records: task, columns of each feature, number of training recordings, and path ("" for none)."""
+class RandomRecords:
+    """A plan.Source of random recordings.
+
+    Attributes:
+      task: their task.
+      widths: columns of each feature.
+      lengths: frames of each recording.
+    """
 
     task: Task
     widths: dict[str, int]
-    recordings: int
-    path: str = ""
+    lengths: np.ndarray
+    path: str = "MLPC 2025"
+
+    @property
+    def features(self) -> dict[str, dict]:
+        return {key: self._entry(width) for key, width in self.widths.items()}
+
+    @property
+    def labels(self) -> dict:
+        return self._entry(len(self.task.classes))
+
+    def read(self, index: int, keys: tuple[str, ...]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        rng, frames = np.random.default_rng(index % 8), self.lengths[index]
+        features = {key: rng.random((frames, self.widths[key]), np.float32).astype(np.float16) for key in keys}
+        return features, (rng.random((frames, len(self.task.classes)), np.float32) < 0.1).astype(np.float16)
+
+    @staticmethod
+    def _entry(width: int) -> dict:
+        return {"width": width, "mean": np.full(width, 0.5), "std": np.ones(width), "level_mean": np.zeros(width),
+                "level_std": np.ones(width)}
 
 
-# The records of the challenge, assumed if there are none.
-MLPC = Data(MLPC_2025, {"embeddings": 768, "melspectrogram": 64, "mfcc": 32, "audio": 1920}, recordings=4938)
+# Of the size of the challenge's training split.
+MLPC = RandomRecords(MLPC_2025, {"embeddings": 768, "melspectrogram": 64, "mfcc": 32, "audio": 1920},
+                     np.full(4938, 250, np.int32))
 
 
 def bench(config: Config, name: str, sweep: Sequence[str] = ()) -> dict:
@@ -65,23 +89,23 @@ def bench(config: Config, name: str, sweep: Sequence[str] = ()) -> dict:
     for dimension in sweep:
         if dimension not in DIMENSIONS:
             raise UserError(f"--sweep with --compile_for takes {' and '.join(DIMENSIONS)}, not {dimension!r}.")
-    data = _data_of(config)
+    records = open_records(config.data.path, "train") if os.path.exists(config.data.path) else MLPC
     machine = chips.machine(name)
     parallel.require_divisible(config.data.batch_size, machine.mesh, "data.batch_size")
     result = {"machine": name, "chips": machine.mesh.size, "source": machine.chip.source,
               "model": config.model["name"], "precision": config.precision, "batch_size": config.data.batch_size,
               "eval_batch_size": config.data.eval_batch_size, "frames": config.data.max_frames,
-              "data": data.path or "MLPC 2025", "memory": machine.chip.memory,
-              "steps": {step: cost(config, data, machine, step) for step in STEPS}}
+              "data": records.path, "memory": machine.chip.memory,
+              "steps": {step: cost(config, records, machine, step) for step in STEPS}}
     for dimension in sweep:
         result.setdefault("sweep", {})[dimension] = [
             {"machine": other, "batch_size": case.data.batch_size,
-             **cost(case, data, chips.machine(other), "training")}
+             **cost(case, records, chips.machine(other), "training")}
             for other, case in _cases(config, name, dimension)]
     return result
 
 
-def cost(config: Config, data: Data, machine: chips.Machine, step: str) -> dict:
+def cost(config: Config, records: Source, machine: chips.Machine, step: str) -> dict:
     """The cost of a step per chip.
 
     Returns:
@@ -89,7 +113,7 @@ def cost(config: Config, data: Data, machine: chips.Machine, step: str) -> dict:
       bytes by kind, and whether it `fits`; `collectives`, number and bytes by kind; `seconds`, lower bounds for
       arithmetic, memory and interconnect; which of them `binds`; `frames_per_second`, an upper bound.
     """
-    function, arguments = step_of(config, data, machine.mesh, step)
+    function, arguments = step_of(config, records, machine.mesh, step)
     program = function.lower(*arguments).compile(machine.options)
     analysis, sizes = program.cost_analysis() or {}, program.memory_analysis()
     text = compiled.parse(program.as_text())
@@ -110,19 +134,14 @@ def cost(config: Config, data: Data, machine: chips.Machine, step: str) -> dict:
             "frames_per_second": clips * config.data.max_frames / max(max(seconds.values()), 1e-12)}
 
 
-def step_of(config: Config, data: Data, mesh: Mesh, step: str) -> tuple[Callable, tuple]:
+def step_of(config: Config, records: Source, mesh: Mesh, step: str) -> tuple[Callable, tuple]:
     """A step of a config ("training", "evaluation" or "prediction") and the shapes of its arguments on a mesh.
 
     Clips have data.max_frames frames, and features the default precision of `sedjax records`.
     """
-    model = registry.build_from(config, data.task)
-    columns = {**{key: data.widths[key] for key in model.inputs}, "labels": len(data.task.classes)}
-    names = ("mean", "std", "level_mean", "level_std")
-    features = {key: {"width": width, **{name: np.zeros(width) for name in names}} for key, width in columns.items()}
-    durations = experiment.Durations.from_config(config, ceil_div(data.recordings, config.data.batch_size))
-    adamw = optimizer_lib.make_optimizer(config.optimizer, durations.warmup, durations.total, durations.frozen)
-    weights = losses.class_weights(data.task, **vars(config.loss))
-    state = jax.eval_shape(lambda: train_state.create(model, adamw, features, config.train.ema > 0, 0))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, initial_weights=""))
+    setup = experiment.prepare(config, 1, records)
+    model, task, state = setup.model, setup.task, jax.eval_shape(setup.initial_state)
 
     def placed(tree, *axes):
         sharding = NamedSharding(mesh, PartitionSpec(*axes))
@@ -133,63 +152,22 @@ def step_of(config: Config, data: Data, mesh: Mesh, step: str) -> tuple[Callable
             return jax.ShapeDtypeStruct((clips, *shape), kind)
 
         frames = config.data.max_frames
-        inputs = {key: array(jnp.int16 if key == "audio" else jnp.float16, frames, columns[key])
+        inputs = {key: array(jnp.int16 if key == "audio" else jnp.float16, frames, setup.features[key]["width"])
                   for key in model.inputs}
-        return placed({"features": inputs, "votes": array(jnp.float16, frames, columns["labels"]),
+        return placed({"features": inputs, "votes": array(jnp.float16, frames, len(task.classes)),
                        "frame_mask": array(jnp.bool_, frames), "clip_id": array(jnp.int32)}, AXIS)
 
     if step == "training":
-        train = functools.partial(train_step.train_step, model=model, optimizer=adamw, weights=weights,
-                                  accumulate=config.optimizer.accumulate, mixup=config.train.mixup,
-                                  ema=config.train.ema)
-        return parallel.compile_step(train, mesh, donate_state=True), (
+        return parallel.compile_step(setup.step(config.optimizer.accumulate), mesh, donate_state=True), (
             placed(state), batch(config.data.batch_size), placed(jax.eval_shape(lambda: jax.random.key(0))))
     clips = batch(_whole(config.data.eval_batch_size, mesh))
     if step == "prediction":
-        predict = functools.partial(predict_step, model=model, pooling=config.decision.pooling, task=data.task)
+        predict = functools.partial(predict_step, model=model, pooling=config.decision.pooling, task=task)
         return parallel.compile_step(predict, mesh, by_row=True), (placed(state.eval_variables), clips)
-    evaluate = functools.partial(eval_step, model=model, weights=weights, pooling=config.decision.pooling,
-                                 task=data.task, frame_counts=False)
-    thresholds = jax.ShapeDtypeStruct(decisions.candidates(config.decision, data.task).shape, jnp.float32)
+    evaluate = functools.partial(eval_step, model=model, weights=losses.class_weights(task, **vars(config.loss)),
+                                 pooling=config.decision.pooling, task=task, frame_counts=False)
+    thresholds = jax.ShapeDtypeStruct(decisions.candidates(config.decision, task).shape, jnp.float32)
     return parallel.compile_step(evaluate, mesh, by_row=True), (placed(state.eval_variables), clips, placed(thresholds))
-
-
-def format_result(result: dict) -> str:
-    """The result of `bench` as Markdown tables."""
-    lines = [f"{result['model']}, {result['precision']}, for {result['chips']} x {result['machine']}: batches of "
-             f"{result['batch_size']} clips of {result['frames']} frames, {result['eval_batch_size']} in evaluation, "
-             f"features of {result['data']}. Compiled, not run; figures are per chip, with the speeds from "
-             f"{result['source']}.", "",
-             "| | " + " | ".join(result["steps"]) + " |", "|---" * (len(result["steps"]) + 1) + "|"]
-
-    def row(name: str, shown: Callable[[dict], str]) -> None:
-        lines.append(f"| {name} | " + " | ".join(shown(step) for step in result["steps"].values()) + " |")
-
-    for kind in ("arguments", "results", "temporary", "program"):
-        row(f"memory: {kind}", lambda step, kind=kind: readable_bytes(step["memory"][kind]))
-    row(f"fits into {readable_bytes(result['memory'])}", lambda step: "yes" if step["fits"] else "**no**")
-    row("FLOP", lambda step: f"{step['flops']:.3g}")
-    row("memory traffic", lambda step: readable_bytes(step["bytes"]))
-    row("memory traffic by XLA's own count", lambda step: readable_bytes(step["xla_bytes"]))
-    row("collectives", lambda step: ", ".join(f"{count} {kind} of {readable_bytes(moved)}" for kind, (count, moved) in
-                                              step["collectives"].items()) or "none")
-    for kind in KINDS:
-        row(f"at least, for {kind}", lambda step, kind=kind: f"{step['seconds'][kind] * 1e3:.3f} ms")
-    row("bottleneck", lambda step: step["binds"])
-    row("real frames/s at best", lambda step: f"{step['frames_per_second']:,.0f}")
-    for name, rows in result.get("sweep", {}).items():
-        titles = ("machine", "batch size", "memory in use", "FLOP", "traffic", "collectives", "arithmetic", "memory",
-                  "interconnect", "bottleneck", "frames/s at best")
-        lines += ["", f"Training, by {name}:", "", f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-        for case in rows:
-            in_use = readable_bytes(sum(case["memory"].values())) + ("" if case["fits"] else " (**no**)")
-            exchanged = readable_bytes(sum(moved for _, moved in case["collectives"].values()))
-            times = [f"{case['seconds'][kind] * 1e3:.3f} ms" for kind in KINDS]
-            cells = [case["machine"], f"{case['batch_size']}", in_use, f"{case['flops']:.3g}",
-                     readable_bytes(case["bytes"]), exchanged, *times, case["binds"],
-                     f"{case['frames_per_second']:,.0f}"]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def _cases(config: Config, name: str, dimension: str) -> list[tuple[str, Config]]:
@@ -198,16 +176,6 @@ def _cases(config: Config, name: str, dimension: str) -> list[tuple[str, Config]
         return [(name, dataclasses.replace(config, data=dataclasses.replace(
             config.data, batch_size=config.data.batch_size << i))) for i in range(BATCH_SIZES)]
     return [(other, config) for other in chips.smaller(name)]
-
-
-def _data_of(config: Config) -> Data:
-    if not os.path.exists(config.data.path):
-        return MLPC
-    records = open_records(config.data.path, "train")
-    widths = {key: entry["width"] for key, entry in records.features.items()}
-    require_features(widths, registry.build_from(config, records.task).inputs, None,
-                                    where=f"The dataset {config.data.path}")
-    return Data(records.task, widths, len(records.lengths), config.data.path)
 
 
 def _whole(clips: int, mesh: Mesh) -> int:

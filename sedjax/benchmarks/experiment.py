@@ -1,28 +1,30 @@
 """Speed of training, evaluation and scoring of a config on its records."""
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 
-from sedjax.benchmarks import scoring, throughput
-from sedjax.benchmarks.timing import ROUNDS, ratios, take_turns
+from sedjax.benchmarks import scoring, throughput, timing
 from sedjax.core.config import Config
 from sedjax.core.errors import UserError
 from sedjax.core.numbers import ceil_div
+from sedjax.data.plan import Source
 
 DIMENSIONS = ("batch_size", "devices")
 SWEEP_VALUES = 4
+WARM_UP_STEPS = 3  # of a peer
 
 
-def bench(config: Config, steps: int, against: str | None = None, sweep: Sequence[str] = ()) -> dict:
+def bench(config: Config, steps: int, against: bool = False, sweep: Sequence[str] = ()) -> dict:
     """All figures of a config on its records, in a form that can be written as JSON.
 
     Args:
       config: experiment.
       steps: number of steps to time in each measurement.
-      against: "torch" for the peer in PyTorch.
+      against: also time the peer in PyTorch.
       sweep: dimensions to double a few times: "batch_size", "devices".
 
     Raises:
@@ -31,109 +33,70 @@ def bench(config: Config, steps: int, against: str | None = None, sweep: Sequenc
     for name in sweep:
         if name not in DIMENSIONS:
             raise UserError(f"--sweep takes {' and '.join(DIMENSIONS)}, not {name!r}.")
-    peers = torch_peers(config) if against else {}
-    steps = whole_calls(config, steps)
-    began = time.perf_counter()
-    training = throughput.Training(config)
-    training.warm_up(1)
-    first_step = time.perf_counter() - began
-    training.warm_up(steps + (ROUNDS * turn_steps(config, steps) if peers else 0))
-    ours = training.stretch(steps)
-    evaluation = throughput.Evaluation(training)
-    evaluated = min(steps, evaluation.batches)
-    evaluation.warm_up(evaluated)
-    validation = evaluation.stretch(evaluated)
+    if against:
+        require_peer(config)
+    training, figures = measure(config, steps)
+    evaluation = measure_evaluation(throughput.Evaluation(training), steps)
     memory = throughput.peak_memory()
     ceiling = throughput.matmul_ceiling(training.mesh, config.precision, training.product_shapes())
+    for measured in (figures, evaluation):
+        measured["ceiling_share"] = measured["flops_per_second"] / ceiling["flops_per_second"]
     device = jax.devices()[0]
     result = {
         "device": {"platform": device.platform, "kind": device.device_kind, "devices": training.mesh.size},
         "model": config.model["name"], "precision": config.precision, "batch_size": config.data.batch_size,
         "placement": config.data.placement, "steps_per_call": config.train.steps_per_call, "parallel": config.parallel,
-        "steps": steps, "frame_seconds": training.task.frame_seconds,
-        "first_step_seconds": first_step,
-        "training": _figures(training, ours, ceiling["flops_per_second"]),
-        "evaluation": _figures(evaluation, validation, ceiling["flops_per_second"]),
-        "ceiling": ceiling,
-        "peak_memory": memory,
-        "scoring": scoring.scoring(config),
+        "steps": whole_calls(config, steps), "frame_seconds": training.task.frame_seconds,
+        "first_step_seconds": figures.pop("first_step_seconds"), "training": figures, "evaluation": evaluation,
+        "ceiling": ceiling, "peak_memory": memory, "scoring": scoring.scoring(config),
     }
-    if peers:
-        result["against"] = against(training, peers, turn_steps(config, steps))
+    if against:
+        result["against"] = compare(training, steps)
     for name in sweep:
-        result.setdefault("sweep", {})[name] = sweep_over(config, name, steps)
+        result.setdefault("sweep", {})[name] = [{name: value, **measure(case, steps, devices)[1]}
+                                                for value, case, devices in cases(config, name)]
     return result
 
 
-def sweep_over(config: Config, name: str, steps: int) -> list[dict[str, float]]:
-    """The figures of training for a few values of a dimension, each twice the previous one."""
-    devices = len(jax.devices())
-    if name == "devices":
-        cases = [(n, config, n) for n in _doubling(1, devices)]
-    else:
-        largest = config.data.batch_size * 2
-        smallest = devices * max(config.optimizer.accumulate, 2 if config.train.mixup else 1)
-        cases = [(n, dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=n)), None)
-                 for n in _doubling(max(smallest, largest >> (SWEEP_VALUES - 1)), largest)]
-    rows = []
+def measure(config: Config, steps: int, devices: int | None = None,
+            records: Source | None = None) -> tuple[throughput.Training, dict[str, float]]:
+    """Starts a training, times some steps, and returns it with its figures.
+
+    `first_step_seconds` go to the end of the first step, including data loading and compilation; the others are those
+    of `measure_evaluation`.
+    """
     steps = whole_calls(config, steps)
-    for value, case, count in cases:
-        training = throughput.Training(case, count)
-        training.warm_up(steps)
-        stretch = training.stretch(steps)
-        rows.append({name: value, "frames_per_second": stretch.frames_per_second,
-                     "seconds_per_step": stretch.seconds / steps, "padded_share": training.padded_share})
-    return rows
+    began = time.perf_counter()
+    training = throughput.Training(config, devices, records)
+    training.warm_up(1)
+    first_step = time.perf_counter() - began
+    training.warm_up(steps)
+    return training, {"first_step_seconds": first_step, **_figures(training, steps)}
 
 
-def format_result(result: dict) -> str:
-    """A short table: each figure with an explanation."""
-    training, evaluation, ceiling, scoring = (result[key] for key in ("training", "evaluation", "ceiling", "scoring"))
-    memory, device = result["peak_memory"], result["device"]
-    lines = [f"{result['model']}, {result['precision']}, batches of {result['batch_size']}, on {device['devices']} x "
-             f"{device['kind']} ({device['platform']})",
-             f"data in {result['placement']} memory, at most {result['steps_per_call']} steps per call, "
-             f"{result['parallel']}", ""]
-
-    def row(value: str, text: str) -> None:
-        lines.append(f"{value:>20}  {text}")
-
-    row(f"{training['frames_per_second']:,.0f} frames/s", "training: real frames per second "
-        f"({training['frames_per_second'] * result['frame_seconds']:,.0f} s of audio)")
-    row(f"{evaluation['frames_per_second']:,.0f} frames/s", "evaluation: the same, forward pass and counts")
-    row(f"{training['padded_share']:.1%}", "of the frames that training computes are padding")
-    row(f"{result['first_step_seconds']:.1f} s", "to the end of the first step, including data loading and compilation")
-    row(f"{training['flops_per_second'] / 1e9:,.0f} GFLOP/s",
-        "training: matrix products and convolutions, padding included")
-    row(f"{ceiling['flops_per_second'] / 1e9:,.0f} GFLOP/s", f"ceiling: the fastest matrix product measured "
-        f"({ceiling['shape']})")
-    row(f"{training['ceiling_share']:.1%}", "of the ceiling is reached in training")
-    row(f"{training['waiting_share']:.1%}", "of the training time is spent waiting for input")
-    row(f"{memory['bytes'] / 1e9:.2f} GB", f"peak memory ({memory['of']})")
-    row(f"{scoring['seconds'] * 1e3:.1f} ms", f"scoring: frame probabilities of {scoring['recordings']} recordings to "
-        "cost per class")
-    if scoring["ratio"] is None:
-        row("-", "against data frames: pandas is not installed (pip install 'sedjax[bench]')")
-    else:
-        row(f"{scoring['ratio']:.1f} x", f"as fast as with data frames, which take {scoring['peer_seconds']:.2f} s")
-    for name, figures in result.get("against", {}).items():
-        if "error" in figures:
-            row("-", f"{name}: {figures['error']}")
-        elif name != "sedjax":
-            row(f"{figures['ratio']:.2f} x", f"training against {name}, {figures['frames_per_second']:,.0f} frames/s "
-                f"({figures['lowest_ratio']:.2f} to {figures['highest_ratio']:.2f} in {ROUNDS} turns)")
-    for name, rows in result.get("sweep", {}).items():
-        lines.append(f"\n{name:>20}{'frames/s':>12}{'s/step':>12}{'padding':>10}")
-        lines += [f"{case[name]:20}{case['frames_per_second']:12,.0f}{case['seconds_per_step']:12.3f}"
-                  f"{case['padded_share']:10.1%}" for case in rows]
-    return "\n".join(lines)
+def measure_evaluation(evaluation: throughput.Evaluation, steps: int) -> dict[str, float]:
+    """Figures of an evaluation: speed in real frames and steps, padding, arithmetic, and waiting for input."""
+    steps = min(steps, evaluation.batches)
+    evaluation.warm_up(steps)
+    return _figures(evaluation, steps)
 
 
-def _figures(loop: throughput.Loop, stretch: throughput.Stretch, ceiling: float) -> dict[str, float]:
-    return {"frames_per_second": stretch.frames_per_second, "padded_share": loop.padded_share,
-            "flops_per_second": stretch.flops / stretch.seconds,
-            "ceiling_share": stretch.flops / stretch.seconds / ceiling,
+def _figures(loop: throughput.Loop, steps: int) -> dict[str, float]:
+    stretch = loop.stretch(steps)
+    return {"frames_per_second": stretch.frames_per_second, "seconds_per_step": stretch.seconds / steps,
+            "padded_share": loop.padded_share, "flops_per_second": stretch.flops / stretch.seconds,
             "waiting_share": stretch.waiting / stretch.seconds}
+
+
+def cases(config: Config, dimension: str) -> list[tuple[int, Config, int | None]]:
+    """The values of a dimension, each twice the previous one, with the config and number of devices of each."""
+    devices = len(jax.devices())
+    if dimension == "devices":
+        return [(n, config, n) for n in _doubling(1, devices)]
+    largest = config.data.batch_size * 2
+    smallest = devices * max(config.optimizer.accumulate, 2 if config.train.mixup else 1)
+    return [(n, dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=n)), None)
+            for n in _doubling(max(smallest, largest >> (SWEEP_VALUES - 1)), largest)]
 
 
 def whole_calls(config: Config, steps: int) -> int:
@@ -141,38 +104,32 @@ def whole_calls(config: Config, steps: int) -> int:
     return ceil_div(steps, config.train.steps_per_call) * config.train.steps_per_call
 
 
-def turn_steps(config: Config, steps: int) -> int:
-    """The steps of each of ROUNDS turns."""
-    return whole_calls(config, max(1, steps // ROUNDS))
-
-
 def _doubling(first: int, last: int) -> list[int]:
     return [first << i for i in range((last // first).bit_length())]
 
 
-def torch_peers(config: Config) -> dict[str, tuple[bool, str]]:
-    """The peer's variants: (compiled, precision) by name. Raises UserError if it cannot be timed."""
+def require_peer(config: Config) -> None:
+    """Raises UserError if there is no peer of a config in PyTorch, or no PyTorch."""
     if config.model["name"] != "embedding_transformer" or config.model["stem"] != "linear":
         raise UserError("--against=torch supports only embedding_transformer with stem=\"linear\", not this "
                         f"{config.model['name']}.")
-    try:
-        from sedjax.benchmarks import torch_peer
-    except ImportError as error:
-        raise UserError("--against=torch needs PyTorch: pip install 'sedjax[bench]'.") from error
-    return torch_peer.VARIANTS
+    timing.require_torch()
 
 
-def against(training: throughput.Training, variants: dict[str, tuple[bool, str]], turn_steps: int) -> dict[str, dict]:
-    """Speeds of a training and of peers, see timing.ratios, in turns of `turn_steps`; an `error` for one that fails."""
+def compare(training: throughput.Training, steps: int, precisions: Sequence[str] = ("float32", "bfloat16")) -> dict:
+    """Speeds of a training and of its peers in PyTorch, see timing.compare; an `error` for one that fails."""
     from sedjax.benchmarks import torch_peer
 
-    contestants: dict[str, Callable[[], float]] = {"sedjax": lambda: training.stretch(turn_steps).frames_per_second}
-    failed = {}
-    for name, (compiled, precision) in variants.items():
+    steps = whole_calls(training.config, max(1, steps // timing.ROUNDS))
+    training.warm_up(timing.ROUNDS * steps)
+    loops, failed = {"sedjax": training}, {}
+    for compiled, precision in itertools.product((False, True), precisions):
+        name = f"{'torch.compile' if compiled else 'PyTorch eager'}, {precision}"
         try:
-            peer = torch_peer.Peer(training.config, training.experiment.records, compiled, precision)
-            peer.warm_up()
-            contestants[name] = lambda peer=peer: peer.stretch(turn_steps).frames_per_second
+            loops[name] = torch_peer.Peer(training.experiment, compiled, precision)
+            loops[name].stretch(WARM_UP_STEPS)  # of different lengths, to compile
         except Exception as error:  # torch.compile needs a C++ compiler, and fails in many ways without one
+            loops.pop(name, None)
             failed[name] = {"error": (str(error).strip() or type(error).__name__).splitlines()[0]}
-    return {**ratios(take_turns(contestants), "sedjax", "frames_per_second"), **failed}
+    contestants = {name: lambda loop=loop: loop.stretch(steps).frames_per_second for name, loop in loops.items()}
+    return {**timing.compare(contestants, "frames_per_second"), **failed}

@@ -1,22 +1,21 @@
 """Speed of scoring in sedjax, and with data frames as in the course's scripts."""
 
-import time
+import contextlib
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sedjax.benchmarks import timing
 from sedjax.core import grid
 from sedjax.core.config import Config
 from sedjax.core.task import Task
 from sedjax.data.records import open_records
 from sedjax.scoring import decisions, metrics
 
-REPEATS = 5
 
-
-def scoring(config: Config, repeats: int = REPEATS) -> dict:
+def scoring(config: Config, rounds: int = timing.ROUNDS) -> dict:
     """Seconds from frame probabilities of the test split to cost per class: ours, with data frames, and the ratio.
 
     The probabilities are random, since their values do not affect the time. The ratio is None without pandas.
@@ -25,14 +24,16 @@ def scoring(config: Config, repeats: int = REPEATS) -> dict:
     rng = np.random.default_rng(0)
     truth = [records.read(i, ())[1] > 0 for i in range(len(records.lengths))]
     probabilities = [rng.random(active.shape, np.float32) for active in truth]
-    fast, costs = _best_time(with_arrays(records.task), probabilities, truth, repeats)
-    result = {"recordings": len(truth), "seconds": fast, "peer_seconds": None, "ratio": None}
-    try:
-        slow, theirs = _best_time(with_data_frames(records.task), probabilities, truth, repeats)
-    except ImportError:
-        return result
-    np.testing.assert_allclose(costs, theirs, atol=1e-9)
-    return {**result, "peer_seconds": slow, "ratio": slow / fast}
+    functions = {"sedjax": with_arrays(records.task)}
+    with contextlib.suppress(ImportError):
+        functions["pandas"] = with_data_frames(records.task)
+    costs = [function(probabilities, truth) for function in functions.values()]
+    np.testing.assert_allclose(costs[0], costs[-1], atol=1e-9)
+    speeds = timing.compare({name: lambda run=run: timing.calls_per_second(lambda: run(probabilities, truth), 0)
+                             for name, run in functions.items()}, "per_second", rounds)
+    peer = speeds.get("pandas")
+    return {"recordings": len(truth), "seconds": 1 / speeds["sedjax"]["per_second"],
+            "peer_seconds": 1 / peer["per_second"] if peer else None, "ratio": peer["ratio"] if peer else None}
 
 
 def with_arrays(task: Task, threshold: float = 0.5) -> Callable:
@@ -86,14 +87,3 @@ def with_data_frames(task: Task, threshold: float = 0.5) -> Callable:
         return np.array(costs)
 
     return cost
-
-
-def _best_time(cost: Callable, probabilities: list[np.ndarray], truth: list[np.ndarray],
-               repeats: int) -> tuple[float, np.ndarray]:
-    costs = cost(probabilities, truth)
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        cost(probabilities, truth)
-        seconds.append(time.perf_counter() - began)
-    return float(np.median(seconds)), costs

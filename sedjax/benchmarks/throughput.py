@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 import resource
 import sys
 import time
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sedjax.benchmarks import flops
+from sedjax.benchmarks import flops, timing
 from sedjax.core import parallel
 from sedjax.core.config import Config
 from sedjax.core.task import Task
@@ -25,7 +26,6 @@ from sedjax.scoring.evaluator import Evaluator
 from sedjax.training import experiment, train_state
 
 LONG_PRODUCT_SECONDS = 0.1
-PRODUCT_REPEATS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,21 +227,14 @@ def matmul_ceiling(mesh: Mesh, precision: str, shapes: Iterable[tuple[int, int, 
     squares = [(n * mesh.size, n, n) for n in (1024 << i for i in range(5))]
     for m, k, n in (*shapes, *squares):
         keys = jax.random.split(jax.random.key(0))
-        a = jax.random.normal(keys[0], (m, k), DTYPES[precision])
+        a = parallel.shard({"a": np.asarray(jax.random.normal(keys[0], (m, k), DTYPES[precision]))}, mesh)["a"]
         b = parallel.replicate(jax.random.normal(keys[1], (k, n), DTYPES[precision]), mesh)
-        product = jax.jit(jnp.matmul)
-        a = parallel.shard({"a": np.asarray(a)}, mesh)["a"]
-        jax.block_until_ready(product(a, b))
-        seconds, times = [], 1
-        for _ in range(PRODUCT_REPEATS):
-            began = time.perf_counter()
-            for _ in range(times):
-                result = product(a, b)
-            jax.block_until_ready(result)
-            seconds.append((time.perf_counter() - began) / times)
-            times = max(1, int(LONG_PRODUCT_SECONDS / 2 / min(seconds)))  # shorter bursts are no ceiling
-        best = max(best, (2 * m * k * n / min(seconds[1:]), f"{m} x {k} x {n}"))
-        if m == k * mesh.size == n * mesh.size and min(seconds) > LONG_PRODUCT_SECONDS:
+        product = functools.partial(jax.jit(jnp.matmul), a, b)
+        jax.block_until_ready(product())
+        # Shorter turns are no ceiling.
+        speed = max(timing.calls_per_second(product, LONG_PRODUCT_SECONDS / 2) for _ in range(timing.ROUNDS))
+        best = max(best, (2 * m * k * n * speed, f"{m} x {k} x {n}"))
+        if (m, k, n) in squares and 1 / speed > LONG_PRODUCT_SECONDS:
             break
     return {"flops_per_second": best[0], "shape": best[1], "precision": precision}
 

@@ -3,19 +3,12 @@
 import contextlib
 import time
 
-import numpy as np
 import torch
 from torch import nn
 
 from sedjax.benchmarks.throughput import Stretch
-from sedjax.core.config import Config
-from sedjax.data.plan import Source, training_clips
 from sedjax.scoring import losses
-
-# Name -> (torch.compile, precision of the autocast).
-VARIANTS = {"PyTorch eager, float32": (False, "float32"), "PyTorch eager, bfloat16": (False, "bfloat16"),
-            "torch.compile, float32": (True, "float32"), "torch.compile, bfloat16": (True, "bfloat16")}
-WARM_UP_STEPS = 3
+from sedjax.training.experiment import Experiment
 
 
 class EmbeddingTransformer(nn.Module):
@@ -45,31 +38,24 @@ class EmbeddingTransformer(nn.Module):
 
 
 class Peer:
-    """PyTorch training steps on the training split; batches are padded to the longest clip and loaded beforehand."""
+    """PyTorch training steps on the batches of an experiment, cut to their longest clip and read beforehand."""
 
-    def __init__(self, config: Config, records: Source, compiled: bool, precision: str):
+    def __init__(self, experiment: Experiment, compiled: bool, precision: str):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._experiment, self._precision, self._next = experiment, precision, 0
+        config, task = experiment.config, experiment.task
         torch.manual_seed(config.train.seed)
-        width = records.features["embeddings"]["width"]
-        model = EmbeddingTransformer(config.model, width, len(records.task.classes)).to(self.device)
+        width = experiment.features["embeddings"]["width"]
+        model = EmbeddingTransformer(config.model, width, len(task.classes)).to(self.device)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         decay = [parameter for parameter in model.parameters() if parameter.ndim > 1]
         rest = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
         self._optimizer = torch.optim.AdamW(
             [{"params": decay, "weight_decay": config.optimizer.weight_decay}, {"params": rest, "weight_decay": 0.0}],
             lr=config.optimizer.learning_rate, betas=(config.optimizer.beta1, config.optimizer.beta2))
-        positive, _ = losses.class_weights(records.task, **vars(config.loss))
+        positive, _ = losses.class_weights(task, **vars(config.loss))
         self._loss = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(positive, device=self.device), reduction="none")
-        self._precision = precision
         self._model = torch.compile(model, dynamic=True) if compiled else model
-        self._records, self._batch_size = records, config.data.batch_size
-        self._clips = training_clips(records.lengths, config.data, records.task, config.train.seed, 0)
-        self._rng = np.random.default_rng(config.train.seed)
-        self._order = np.empty(0, int)
-
-    def warm_up(self) -> None:
-        """Takes some steps of different lengths, to compile."""
-        self.stretch(WARM_UP_STEPS)
 
     def stretch(self, count: int) -> Stretch:
         """Times the next `count` steps."""
@@ -96,16 +82,10 @@ class Peer:
         return loss.detach()
 
     def _batch(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The next recordings, shuffled each epoch and padded to the longest of the batch."""
-        if not len(self._order):
-            self._order = self._rng.permutation(len(self._clips))
-        ids, self._order = np.split(self._order, [self._batch_size])
-        lengths, starts = self._clips.frames[ids], self._clips.start[ids]
-        read = [self._records.read(int(self._clips.recording[i]), ("embeddings",)) for i in ids]
-        mask = torch.arange(int(lengths.max()))[None] < torch.tensor(lengths)[:, None]
-        features = torch.zeros((*mask.shape, read[0][0]["embeddings"].shape[1]))
-        targets = torch.zeros((*mask.shape, read[0][1].shape[1]))
-        for row, ((inputs, votes), start, length) in enumerate(zip(read, starts, lengths)):
-            features[row, :length] = torch.tensor(inputs["embeddings"][start : start + length], dtype=torch.float32)
-            targets[row, :length] = torch.tensor(votes[start : start + length] > 0, dtype=torch.float32)
-        return features, targets, mask
+        """Features, targets and mask of the next batch."""
+        batch = self._experiment.read(self._next)
+        self._next += 1
+        frames = int(batch["frame_mask"].sum(1).max())
+        arrays = batch["features"]["embeddings"], batch["votes"] > 0, batch["frame_mask"]
+        features, targets, mask = (torch.tensor(array[:, :frames]) for array in arrays)
+        return features.float(), targets.float(), mask

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from sedjax.benchmarks import audio, compile_for, experiment, suite
+from sedjax.benchmarks import audio, compile_for, experiment, suite, summary
 from sedjax.commands import config_flag
 from sedjax.commands.cli import require_no_arguments
 from sedjax.core.errors import UserError
@@ -37,24 +37,21 @@ def main(argv: Sequence[str]) -> None:
                         "feature extraction from recordings.")
     if options.json:
         require_writable(options.json)
-    if options.compile_for:
-        if options.audio or options.against:
-            raise UserError("--compile_for runs nothing: it cannot be combined with --audio or --against.")
+    if options.compile_for and (options.audio or options.against):
+        raise UserError("--compile_for runs nothing: it cannot be combined with --audio or --against.")
+    if options.suite and (options.audio or options.sweep):
+        raise UserError("--suite cannot be combined with --audio or --sweep.")
+    if options.audio and options.sweep:
+        raise UserError("--sweep needs --config.")
+    against = bool(options.against)
+    if options.audio:
+        result = audio.bench(options.audio, options.steps, against)
+    elif options.compile_for:
         result = compile_for.bench(config_flag.from_flag(), options.compile_for, options.sweep)
-        print(compile_for.format_result(result))
     elif options.suite:
-        if options.audio or options.sweep:
-            raise UserError("--suite cannot be combined with --audio or --sweep.")
-        config = config_flag.from_flag()
-        result = suite.bench(config, options.steps, experiment.torch_peers(config) if options.against else {})
-        print(suite.format_result(result))
-    elif options.audio:
-        if options.sweep:
-            raise UserError("--sweep needs --config.")
-        result = audio.bench(options.audio, options.steps, options.against)
-        print(audio.format_result(result))
+        result = suite.bench(config_flag.from_flag(), options.steps, against)
     else:
-        result = experiment.bench(config_flag.from_flag(), options.steps, options.against, options.sweep)
-        print(experiment.format_result(result))
+        result = experiment.bench(config_flag.from_flag(), options.steps, against, options.sweep)
+    print(summary.format_result(result))
     if options.json:
         write_json(options.json, result)

@@ -59,8 +59,10 @@ def test_the_figures_of_a_machine(here, tmp_path, capsys):
     assert rows[0]["bytes"] == training["bytes"]
     assert rows[3]["flops"] > 4 * rows[0]["flops"]
     table = capsys.readouterr().out
-    assert "| bottleneck | " in table
-    assert f"| v5e:2x4 | 128 | {readable_bytes(sum(rows[3]['memory'].values()))} |" in table
+    assert f"| binds | {' | '.join(step['binds'] for step in result['steps'].values())} |" in table
+    sweep = table.split("sweep batch size:")[1]
+    assert "| batch size | 16 | 32 | 64 | 128 |" in sweep
+    assert f"| memory temporary | {readable_bytes(rows[0]['memory']['temporary'])} | " in sweep
 
 
 def test_a_batch_that_the_chips_cannot_share(here):
@@ -130,11 +132,13 @@ def test_the_suite_measures_everything_once(monkeypatch, tmp_path, capsys):
     assert result["attention"]["ratio"] > 0
     assert result["predicted"] == {"error": "UserError: there are no published figures for cpu"}
     table = capsys.readouterr().out
-    assert "1 epochs in batches of 32" in table
-    assert "| 8 | device | 2 | " in table
+    assert "| whole training steps | 2 |" in table
+    assert "| predicted error | UserError: " in table
+    assert "| placement | device |" in table
 
 
 def test_what_is_compiled_has_the_shapes_of_the_records(records):
     config = tiny_config(data__path=str(records))
-    data = compile_for._data_of(config)
-    assert (data.widths["embeddings"], data.recordings) == (16, len(open_records(str(records), "train").lengths))
+    source = open_records(str(records), "train")
+    _, (_, batch, _) = compile_for.step_of(config, source, parallel.make_mesh(8), "training")
+    assert (batch["features"]["embeddings"].shape, batch["votes"].shape) == ((8, 40, 16), (8, 40, 3))

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from tiny import TINY_TASK, run_command, tiny_config
 
-from sedjax.benchmarks import audio, experiment, flops, scoring, throughput, timing
+from sedjax.benchmarks import audio, experiment, flops, scoring, summary, throughput, timing
 from sedjax.commands import bench
 from sedjax.core import parallel
 from sedjax.core.errors import UserError
@@ -36,7 +36,6 @@ def shallow(config):
 def short_turns():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(throughput, "LONG_PRODUCT_SECONDS", 1e-9)
-        patch.setattr(throughput, "PRODUCT_REPEATS", 2)
         patch.setattr(audio, "TURN_SECONDS", 1e-9)
         yield
 
@@ -71,14 +70,23 @@ def test_the_figures(result):
     assert all(row["frames_per_second"] > 0 for row in result["sweep"]["batch_size"])
 
 
-def test_the_table_has_a_line_for_each(result):
-    other = {"frames_per_second": 1234.0, "ratio": 0.5, "lowest_ratio": 0.4, "highest_ratio": 0.6}
-    text = experiment.format_result({**result, "against": {"sedjax": {}, "other": other, "none": {"error": "no"}}})
-    for words in ("training: real frames", "evaluation: ", "are padding", "first step", "matrix products", "ceiling: ",
-                  "of the ceiling", "waiting for input", "peak memory", "cost per class", "s/step",
-                  "0.50 x  training against other, 1,234 frames/s (0.40 to 0.60 in 5 turns)", "none: no"):
-        assert words in text
-    assert max(map(len, text.splitlines())) < 120
+def test_the_summary_has_every_figure(result):
+    other = {"frames_per_second": 1234.5, "ratio": 0.5, "lowest_ratio": 0.4, "highest_ratio": 0.6}
+    text = summary.format_result({**result, "against": {"sedjax": other, "torch, eager": other,
+                                                        "torch.compile": {"error": "no compiler"}}})
+    figures = dict(line[2:-2].split(" | ") for line in text.splitlines() if line.count(" | ") == 1)
+    assert figures["device devices"] == "8"
+    assert figures["training padded share"] == f"{result['training']['padded_share']:.1%}"
+    assert figures["peak memory bytes"].endswith("iB")
+    assert float(figures["first step seconds"]) == pytest.approx(result["first_step_seconds"], rel=1e-3)
+    assert "|  | sedjax | torch, eager | torch.compile |" in text
+    assert "| lowest ratio | 0.4 | 0.4 |  |" in text
+    assert "| error |  |  | no compiler |" in text
+    assert "| batch size | 8 | 16 |" in text.split("sweep batch size:")[1]
+    single = {"a": None, "b": 1.5e12, "c": 12345.6, "d": 0.01234567, "e": [3, "x"], "fits": False, "in_bytes": 2048.0}
+    lines = ["|  | result |", "| --- | --- |", "| a | - |", "| b | 1.5e+12 |", "| c | 12,346 |", "| d | 0.01235 |",
+             "| e | 3, x |", "| fits | **no** |", "| in bytes | 2.0 KiB |"]
+    assert summary.format_result(single).splitlines() == lines
 
 
 def test_padding_against_brute_force(shallow):
@@ -176,12 +184,25 @@ def test_ratios_of_injected_times():
 
         return run
 
-    speeds = timing.take_turns({name: contestant(name) for name in clock}, rounds=3)
+    found = timing.compare({name: contestant(name) for name in clock}, "frames_per_second", rounds=3)
     assert calls == ["sedjax", "peer"] * 3
-    assert speeds == {"sedjax": [40, 20, 40], "peer": [80, 80, 20]}
-    found = timing.ratios(speeds, "sedjax", "frames_per_second")
-    assert found["sedjax"]["ratio"] == 1
+    assert found["sedjax"] == {"frames_per_second": 40, "ratio": 1, "lowest_ratio": 1, "highest_ratio": 1}
     assert found["peer"] == {"frames_per_second": 80, "ratio": 0.5, "lowest_ratio": 0.25, "highest_ratio": 2}
+
+
+def test_the_speed_of_calls(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    calls = []
+
+    def run():
+        calls.append(now[0])
+        now[0] += 0.25
+
+    assert timing.calls_per_second(run, 1.0) == 4
+    assert len(calls) == 7  # 1, 2 and 4: the third burst ends after a second
+    assert timing.calls_per_second(run, 0) == 4
+    assert len(calls) == 8
 
 
 def test_scoring_with_arrays_is_the_evaluation(config):
@@ -201,7 +222,7 @@ def test_scoring_with_arrays_is_the_evaluation(config):
 
 def test_data_frames_give_the_same_cost(config):
     pytest.importorskip("pandas")
-    found = scoring.scoring(config, repeats=1)  # compares them
+    found = scoring.scoring(config, rounds=1)  # compares them
     assert found["ratio"] > 0
 
 
@@ -209,7 +230,7 @@ def test_mistakes(config, monkeypatch, tmp_path):
     with pytest.raises(UserError, match="--sweep .*batch_size.*'wings'"):
         experiment.bench(config, 1, sweep=["wings"])
     with pytest.raises(UserError, match="--against=torch .*embedding_transformer.* naive"):
-        experiment.bench(dataclasses.replace(config, model={"name": "naive"}), 1, against="torch")
+        experiment.bench(dataclasses.replace(config, model={"name": "naive"}), 1, against=True)
     real = builtins.__import__
 
     def without_torch(name, *args, **kwargs):
@@ -219,20 +240,28 @@ def test_mistakes(config, monkeypatch, tmp_path):
 
     monkeypatch.setattr(builtins, "__import__", without_torch)
     with pytest.raises(UserError, match=r"needs PyTorch: pip install 'sedjax\[bench\]'"):
-        experiment.bench(config, 1, against="torch")
+        experiment.bench(config, 1, against=True)
 
 
 def test_the_peer_is_the_same_architecture(config):
     torch = pytest.importorskip("torch")
     from sedjax.benchmarks import torch_peer
 
-    records = open_records(config.data.path, "train")
-    peer = torch_peer.Peer(config, records, compiled=False, precision="float32")
-    model = registry.build_from(config, records.task)
-    assert peer.parameters == count_parameters(model, {"embeddings": 16})
-    found = peer.stretch(2)
-    assert 0 < found.real_frames <= found.padded_frames
-    assert torch.isfinite(peer.step(*peer._batch()))
+    training = throughput.Training(config)
+    peer = torch_peer.Peer(training.experiment, compiled=False, precision="float32")
+    assert peer.parameters == count_parameters(registry.build_from(config, training.task), {"embeddings": 16})
+    batch = training.read(0)
+    features, targets, mask = peer._batch()
+    frames = batch["frame_mask"].sum(1).max()
+    assert features.shape == (8, frames, 16)
+    np.testing.assert_array_equal(mask, batch["frame_mask"][:, :frames])
+    np.testing.assert_array_equal(targets, batch["votes"][:, :frames] > 0)
+    assert torch.isfinite(peer.step(features, targets, mask))
+    stretch = peer.stretch(2)
+    assert 0 < stretch.real_frames <= stretch.padded_frames
+    against = experiment.compare(training, 1, ["float32"])
+    assert set(against) == {"sedjax", "PyTorch eager, float32", "torch.compile, float32"}
+    assert against["PyTorch eager, float32"]["ratio"] > 0
 
 
 @pytest.fixture
@@ -259,10 +288,10 @@ def test_audio_to_features(recordings, capsys):
         assert each["sedjax"]["times_real_time"] == pytest.approx(each["librosa"]["times_real_time"]
                                                                   * each["librosa"]["ratio"])
     assert [set(each) for each in found["encoder"].values()] == [{"sedjax"}] * 2
-    for words in ("h/h  reading, resampling", "2 recordings of 0.00 h, 1 damaged", "log-mel of ATST-Frame", "librosa",
-                  "mel bands of 120 ms", "encoder of ATST-Frame, batch 1", "batch 4", "in 1 turns"):
+    for words in ("| extraction times real time | ", "| extraction recordings | 2 |", "| extraction damaged | 1 |",
+                  "|  | log-mel of ATST-Frame | mel bands of 120 ms |", "| librosa lowest ratio | ",
+                  "|  | batch 1 | batch 4 |", "| sedjax times real time | "):
         assert words in text
-    assert max(map(len, text.splitlines())) < 120
 
 
 def test_mistakes_with_audio(recordings):
@@ -279,6 +308,6 @@ def test_mistakes_with_audio(recordings):
 
 def test_the_peer_of_the_encoder_has_the_same_numbers():
     pytest.importorskip("torch")
-    contestants = audio.encoders(AtstFrame(layers=2, width=64, feed_forward=32), "torch")
+    contestants = audio.encoders(AtstFrame(layers=2, width=64, feed_forward=32), against=True)
     mel = np.random.default_rng(0).standard_normal((2, 101, 64)).astype(np.float32)
     np.testing.assert_allclose(contestants["sedjax"](mel), contestants["PyTorch"](mel), atol=1e-4)
