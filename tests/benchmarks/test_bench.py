@@ -83,9 +83,10 @@ def test_the_summary_has_every_figure(result):
     assert "| lowest ratio | 0.4 | 0.4 |  |" in text
     assert "| error |  |  | no compiler |" in text
     assert "| batch size | 8 | 16 |" in text.split("sweep batch size:")[1]
-    single = {"a": None, "b": 1.5e12, "c": 12345.6, "d": 0.01234567, "e": [3, "x"], "fits": False, "in_bytes": 2048.0}
+    single = {"a": None, "b": 1.5e12, "c": 12345.6, "d": 0.01234567, "e": {"f": [3, "x"]}, "fits": False,
+              "in_bytes": 2048.0}
     lines = ["|  | result |", "| --- | --- |", "| a | - |", "| b | 1.5e+12 |", "| c | 12,346 |", "| d | 0.01235 |",
-             "| e | 3, x |", "| fits | **no** |", "| in bytes | 2.0 KiB |"]
+             "| e f | 3, x |", "| fits | **no** |", "| in bytes | 2.0 KiB |"]
     assert summary.format_result(single).splitlines() == lines
 
 
