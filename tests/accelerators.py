@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 from every_config import CONFIGS
 from jax.sharding import NamedSharding, PartitionSpec
+from programs import host_transfers
 
 from sedjax.benchmarks import chips, compile_for, compiled
 from sedjax.core import parallel
@@ -77,4 +78,4 @@ def test_no_step_talks_to_the_host(name):
     machine = chips.machine(name)
     function, arguments = compile_for.step_of(config, compile_for.MLPC, machine.mesh, "training")
     program = compiled.parse(function.lower(*arguments).compile(machine.options).as_text())
-    assert compiled.host_transfers(program) == []
+    assert host_transfers(program) == []

@@ -158,7 +158,7 @@ def step_of(config: Config, records: Source, mesh: Mesh, step: str) -> tuple[Cal
                        "frame_mask": array(jnp.bool_, frames), "clip_id": array(jnp.int32)}, AXIS)
 
     if step == "training":
-        return parallel.compile_step(setup.step(config.optimizer.accumulate), mesh, donate_state=True), (
+        return parallel.compile_step(setup.step, mesh, donate_state=True), (
             placed(state), batch(config.data.batch_size), placed(jax.eval_shape(lambda: jax.random.key(0))))
     clips = batch(_whole(config.data.eval_batch_size, mesh))
     if step == "prediction":

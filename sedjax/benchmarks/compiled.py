@@ -1,4 +1,4 @@
-"""Memory traffic, collectives and host transfers of a compiled step, from XLA's text of it.
+"""Memory traffic and collectives of a compiled step, from XLA's text of it.
 
 XLA's own count, `bytes accessed` of cost_analysis, is too high for TPUs: it treats memory on the chip as main memory,
 counts a prefetch in four slices as four reads of the entire array, and also counts the join of the slices, which moves
@@ -22,7 +22,6 @@ NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", 
               "replica-id", "opt-barrier", "while", "conditional", "call", "domain", "add-dependency"}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
                "collective-broadcast", "ragged-all-to-all")
-TO_HOST = ("infeed", "outfeed", "send", "recv")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +80,6 @@ def traffic(program: Program, computation: str | None = None) -> int:
     return sum(_moved(instruction, shapes) * times for instruction, shapes, times in executed(program, computation))
 
 
-def by_instruction(program: Program) -> list[tuple[int, Instruction]]:
-    """The traffic of each instruction, largest first."""
-    moved = [(_moved(instruction, shapes) * times, instruction) for instruction, shapes, times in executed(program)]
-    return sorted(moved, key=lambda pair: -pair[0])
-
-
 def collectives(program: Program) -> dict[str, tuple[int, int]]:
     """Number of collectives in a run and bytes exchanged, by kind."""
     counted: dict[str, tuple[int, int]] = {}
@@ -97,12 +90,6 @@ def collectives(program: Program) -> dict[str, tuple[int, int]]:
             count, total = counted.get(kind, (0, 0))
             counted[kind] = (count + times, total + times * size)
     return counted
-
-
-def host_transfers(program: Program) -> list[str]:
-    """Names of the instructions that exchange data with the host, or call it."""
-    return [instruction.name for instruction, _, _ in executed(program)
-            if instruction.kind in TO_HOST or "callback" in instruction.attributes.partition("metadata=")[0]]
 
 
 def _moved(instruction: Instruction, shapes: dict[str, str]) -> int:

@@ -38,15 +38,15 @@ def bench(config: Config, steps: int, against: bool = False, sweep: Sequence[str
     training, figures = measure(config, steps)
     evaluation = measure_evaluation(throughput.Evaluation(training), steps)
     memory = throughput.peak_memory()
-    ceiling = throughput.matmul_ceiling(training.mesh, config.precision, training.product_shapes())
+    ceiling = throughput.matmul_ceiling(training.experiment.mesh, config.precision, training.product_shapes())
     for measured in (figures, evaluation):
         measured["ceiling_share"] = measured["flops_per_second"] / ceiling["flops_per_second"]
     device = jax.devices()[0]
     result = {
-        "device": {"platform": device.platform, "kind": device.device_kind, "devices": training.mesh.size},
+        "device": {"platform": device.platform, "kind": device.device_kind, "devices": training.experiment.mesh.size},
         "model": config.model["name"], "precision": config.precision, "batch_size": config.data.batch_size,
         "placement": config.data.placement, "steps_per_call": config.train.steps_per_call, "parallel": config.parallel,
-        "steps": whole_calls(config, steps), "frame_seconds": training.task.frame_seconds,
+        "steps": whole_calls(config, steps), "frame_seconds": training.experiment.task.frame_seconds,
         "first_step_seconds": figures.pop("first_step_seconds"), "training": figures, "evaluation": evaluation,
         "ceiling": ceiling, "peak_memory": memory, "scoring": scoring.scoring(config),
     }
@@ -76,7 +76,7 @@ def measure(config: Config, steps: int, devices: int | None = None,
 
 def measure_evaluation(evaluation: throughput.Evaluation, steps: int) -> dict[str, float]:
     """Figures of an evaluation: speed in real frames and steps, padding, arithmetic, and waiting for input."""
-    steps = min(steps, evaluation.batches)
+    steps = min(steps, evaluation.feed.plan.batches)
     evaluation.warm_up(steps)
     return _figures(evaluation, steps)
 
@@ -126,7 +126,7 @@ def compare(training: throughput.Training, steps: int, precisions: Sequence[str]
     for compiled, precision in itertools.product((False, True), precisions):
         name = f"{'torch.compile' if compiled else 'PyTorch eager'}, {precision}"
         try:
-            loops[name] = torch_peer.Peer(training.experiment, compiled, precision)
+            loops[name] = torch_peer.Peer(training, compiled, precision)
             loops[name].stretch(WARM_UP_STEPS)  # of different lengths, to compile
         except Exception as error:  # torch.compile needs a C++ compiler, and fails in many ways without one
             loops.pop(name, None)

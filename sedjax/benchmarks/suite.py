@@ -86,7 +86,7 @@ def _whole_training(config: Config, records: Source) -> dict:
     training = throughput.Training(_case(config, 32, "device", 50), records=records)
     training.warm_up(1)
     first_step = time.perf_counter() - began
-    steps = EPOCHS * training.batches
+    steps = EPOCHS * training.feed.plan.batches
     training.stretch(steps)
     return {"epochs": EPOCHS, "steps": steps, "seconds": time.perf_counter() - began, "first_step_seconds": first_step}
 

@@ -6,7 +6,7 @@ import functools
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,9 @@ from jax.sharding import Mesh
 from sedjax.benchmarks import flops, timing
 from sedjax.core import parallel
 from sedjax.core.config import Config
-from sedjax.core.task import Task
 from sedjax.data.batches import Batch
-from sedjax.data.plan import ClipTable, Source, batch_frames
+from sedjax.data.feed import Feed
+from sedjax.data.plan import Source
 from sedjax.data.records import open_records
 from sedjax.models.registry import DTYPES
 from sedjax.scoring import decisions
@@ -51,50 +51,31 @@ class Stretch:
 
 
 class Loop(abc.ABC):
-    """Steps over the batches of a split, as in the commands.
+    """Steps over the batches of a feed, as in the commands."""
 
-    A subclass sets `config`, `clips` and `batches`, the number of batches that cover all clips, and implements the
-    abstract methods.
-    """
-
-    config: Config
-    clips: ClipTable
-    batches: int
-
-    def __init__(self):
+    def __init__(self, config: Config, feed: Feed):
+        self.config, self.feed = config, feed
         self._next = 0
         self._flops: dict[int, int] = {}
-
-    @abc.abstractmethod
-    def ids(self, number: int) -> np.ndarray:
-        """The clips of batch `number`, -1 for padding."""
-
-    @abc.abstractmethod
-    def calls(self, first: int, last: int) -> Iterator[tuple]:
-        """The inputs of each call from step `first` to `last`."""
 
     @abc.abstractmethod
     def run(self, inputs: tuple) -> jax.Array:
         """Makes a call; returns a small array that is ready when its steps are done."""
 
     @abc.abstractmethod
-    def read(self, number: int) -> Batch:
-        """Batch `number`."""
-
-    @abc.abstractmethod
     def trace(self, batch: Batch) -> jax.stages.Traced:
-        """A single step, without accumulation, on a batch of this shape."""
+        """A single step on a batch of this shape."""
 
     @property
     def padded_share(self) -> float:
         """Share of padding, of clips and of the last batch, in the frames computed for one pass over all clips."""
-        computed = sum(len(self.ids(number)) * self._frames(number) for number in range(self.batches))
-        return 1 - int(self.clips.frames.sum()) / computed
+        real, padded = self._frames(range(self.feed.plan.batches))
+        return 1 - real / padded
 
     def warm_up(self, count: int) -> None:
         """Compiles the next `count` steps by running one step of each shape."""
         first = self._next
-        lengths = {self._frames(number): number for number in range(first, first + count)}
+        lengths = {self.feed.frames(number): number for number in range(first, first + count)}
         for number in sorted(lengths.values()):
             self._next = number
             self._run(1)
@@ -104,16 +85,14 @@ class Loop(abc.ABC):
         """Times the next `count` steps after the last stretch, once the first batch is ready."""
         numbers = range(self._next, self._next + count)
         seconds, waiting = self._run(count)
-        real = sum(int(self.clips.frames[ids[ids >= 0]].sum()) for ids in map(self.ids, numbers))
-        lengths = [self._frames(number) for number in numbers]
-        padded = sum(len(self.ids(number)) * frames for number, frames in zip(numbers, lengths))
-        return Stretch(seconds, real, padded, waiting, sum(map(self._flops_of, lengths)))
+        return Stretch(seconds, *self._frames(numbers), waiting,
+                       sum(self._flops_of(self.feed.frames(number)) for number in numbers))
 
     def _run(self, count: int) -> tuple[float, float]:
         """Runs the next `count` steps; returns seconds from the first batch on, and seconds waiting for later ones."""
         waiting, running = 0.0, None
         began = before = 0.0
-        for inputs in self.calls(self._next, self._next + count):
+        for _, inputs in self.feed.calls(self._next, self._next + count):
             if running is None:
                 began = time.perf_counter()
             elif running.is_ready():
@@ -126,14 +105,21 @@ class Loop(abc.ABC):
         self._next += count
         return time.perf_counter() - began, waiting
 
-    def _frames(self, number: int) -> int:
-        return batch_frames(self.clips, self.ids(number), self.config.data)
+    def _frames(self, numbers: range) -> tuple[int, int]:
+        """Frames of these batches, without and with padding."""
+        real = padded = 0
+        for number in numbers:
+            clips, ids = self.feed.plan.batch(number)
+            real += int(clips.frames[ids[ids >= 0]].sum())
+            padded += len(ids) * self.feed.frames(number)
+        return real, padded
 
     def _flops_of(self, frames: int) -> int:
         """The count for one step of this length; the program that runs also has a branch for each other length."""
         if frames not in self._flops:
-            batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
-                (len(x), frames, *x.shape[2:]) if x.ndim > 1 else x.shape, x.dtype), self.read(0))
+            size = len(self.feed.plan.batch(0)[1])
+            batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, frames, *x.shape[2:])[: x.ndim], x.dtype),
+                                 self.feed.example)
             self._flops[frames] = flops.count(self.trace(batch).jaxpr.jaxpr)
         return self._flops[frames]
 
@@ -142,42 +128,27 @@ class Training(Loop):
     """Training as in the command `train`, from records to parameters, without saving."""
 
     def __init__(self, config: Config, devices: int | None = None, records: Source | None = None):
-        super().__init__()
-        self.config = config
         self.experiment = setup = experiment.prepare(config, devices, records)
-        self.mesh, self.clips, self.batches = setup.mesh, setup.clips, setup.durations.per_epoch
-        self._state = parallel.replicate(setup.initial_state(), self.mesh)
-        self._key = parallel.replicate(train_state.random_keys(config.train.seed)[1], self.mesh)
-        self._call, self._calls = experiment.compile_training(setup)
-
-    @property
-    def task(self) -> Task:
-        return self.experiment.task
+        self._state = parallel.replicate(setup.initial_state(), setup.mesh)
+        self._key = parallel.replicate(train_state.random_keys(config.train.seed)[1], setup.mesh)
+        super().__init__(config, setup.open_feed())
+        self._step = self.feed.compile(setup.step, donate_state=True)
 
     @property
     def variables(self) -> dict:
         return self._state.eval_variables
 
-    def ids(self, number: int) -> np.ndarray:
-        return self.experiment.ids(number)
-
-    def calls(self, first: int, last: int) -> Iterator[tuple]:
-        return (inputs for _, inputs in self._calls(first, last))
-
     def run(self, inputs: tuple) -> jax.Array:
-        self._state, scalars = self._call(self._state, *inputs, self._key)
+        self._state, scalars = self._step(self._state, *inputs, self._key)
         return scalars["loss"]
 
     def trace(self, batch: Batch) -> jax.stages.Traced:
-        return jax.jit(self.experiment.step(accumulate=1)).trace(self._state, batch, self._key)
-
-    def read(self, number: int) -> Batch:
-        return self.experiment.read(number)
+        return jax.jit(self.experiment.step).trace(self._state, batch, self._key)
 
     def product_shapes(self) -> list[tuple[int, int, int]]:
         """Sizes (m, k, n) of the largest matrix products of a transformer's step; none for other models."""
         width, feed_forward = (self.config.model.get(key, 0) for key in ("width", "feed_forward"))
-        rows = self.config.data.batch_size * self._frames(0)
+        rows = self.config.data.batch_size * self.feed.frames(0)
         return [(rows, width, n) for n in (width, 3 * width, feed_forward) if width and feed_forward]
 
 
@@ -186,30 +157,18 @@ class Evaluation(Loop):
 
     def __init__(self, training: Training, source: Source | None = None, config: Config | None = None):
         """`source` and `config` replace the validation records and the config of the training."""
-        super().__init__()
-        self.config = config = config or training.config
-        setup = training.experiment
-        self._variables = training.variables
+        config, setup = config or training.config, training.experiment
         source = source or open_records(config.data.path, "validation")
         self._evaluator = Evaluator(setup.model, config, setup.task, source, setup.mesh,
                                     on_device=config.data.placement == "device", frame_counts=False)
-        self.clips, self.batches = self._evaluator.clips, len(self._evaluator.plan)
-        self._thresholds = decisions.candidates(config.decision, setup.task)
-
-    def ids(self, number: int) -> np.ndarray:
-        return self._evaluator.plan[number]
-
-    def calls(self, first: int, last: int) -> Iterator[tuple]:
-        return self._evaluator.inputs(first, last)
+        self._variables, self._thresholds = training.variables, decisions.candidates(config.decision, setup.task)
+        super().__init__(config, self._evaluator.feed)
 
     def run(self, inputs: tuple) -> jax.Array:
         return self._evaluator.step(self._variables, *inputs, self._thresholds)["loss"]
 
     def trace(self, batch: Batch) -> jax.stages.Traced:
         return jax.jit(self._evaluator.eval_step).trace(self._variables, batch, self._thresholds)
-
-    def read(self, number: int) -> Batch:
-        return self._evaluator.read(number)
 
 
 def matmul_ceiling(mesh: Mesh, precision: str, shapes: Iterable[tuple[int, int, int]] = ()) -> dict:

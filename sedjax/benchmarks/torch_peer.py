@@ -6,9 +6,8 @@ import time
 import torch
 from torch import nn
 
-from sedjax.benchmarks.throughput import Stretch
+from sedjax.benchmarks.throughput import Stretch, Training
 from sedjax.scoring import losses
-from sedjax.training.experiment import Experiment
 
 
 class EmbeddingTransformer(nn.Module):
@@ -38,14 +37,14 @@ class EmbeddingTransformer(nn.Module):
 
 
 class Peer:
-    """PyTorch training steps on the batches of an experiment, cut to their longest clip and read beforehand."""
+    """PyTorch training steps on the batches of a training, cut to their longest clip and read beforehand."""
 
-    def __init__(self, experiment: Experiment, compiled: bool, precision: str):
+    def __init__(self, training: Training, compiled: bool, precision: str):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._experiment, self._precision, self._next = experiment, precision, 0
-        config, task = experiment.config, experiment.task
+        self._feed, self._precision, self._next = training.feed, precision, 0
+        config, task = training.config, training.experiment.task
         torch.manual_seed(config.train.seed)
-        width = experiment.features["embeddings"]["width"]
+        width = training.experiment.features["embeddings"]["width"]
         model = EmbeddingTransformer(config.model, width, len(task.classes)).to(self.device)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         decay = [parameter for parameter in model.parameters() if parameter.ndim > 1]
@@ -83,7 +82,7 @@ class Peer:
 
     def _batch(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Features, targets and mask of the next batch."""
-        batch = self._experiment.read(self._next)
+        batch = self._feed.read(self._next)
         self._next += 1
         frames = int(batch["frame_mask"].sum(1).max())
         arrays = batch["features"]["embeddings"], batch["votes"] > 0, batch["frame_mask"]

@@ -1,6 +1,8 @@
 """Cuts recordings into clips and assigns clips to batches: pure functions of lengths, seed and epoch."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -93,10 +95,39 @@ def order(clips: ClipTable, batch_size: int, pool_batches: int, seed: int, epoch
     return rng.permutation(_rows(ids, batch_size))
 
 
-def training_plan(source: Source, config: DataConfig, seed: int, epoch: int) -> tuple[ClipTable, np.ndarray]:
-    """The clips of a training epoch and the clip ids of each batch: a pure function of (seed, epoch)."""
-    clips = training_clips(source.lengths, config, source.task, seed, epoch)
-    return clips, order(clips, config.batch_size, config.pool_batches, seed, epoch)
+class Plan:
+    """Which clips form which batch; batches are numbered through all epochs.
+
+    Attributes:
+      epoch: function from an epoch to its clips, and the clip ids of each batch (batches, batch_size), -1 for padding.
+      batches: number of batches per epoch.
+    """
+
+    def __init__(self, epoch: Callable[[int], tuple[ClipTable, np.ndarray]]):
+        self.epoch = functools.lru_cache(maxsize=2)(epoch)
+        self.batches = len(self.epoch(0)[1])
+
+    def batch(self, number: int) -> tuple[ClipTable, np.ndarray]:
+        """The clips of batch `number`'s epoch, and the clip ids of the batch."""
+        epoch, row = divmod(number, self.batches)
+        clips, ids = self.epoch(epoch)
+        return clips, ids[row]
+
+
+def training_plan(source: Source, config: DataConfig, seed: int) -> Plan:
+    """The batches of training, each epoch a pure function of (seed, epoch)."""
+    def epoch(number: int) -> tuple[ClipTable, np.ndarray]:
+        clips = training_clips(source.lengths, config, source.task, seed, number)
+        return clips, order(clips, config.batch_size, config.pool_batches, seed, number)
+
+    return Plan(epoch)
+
+
+def evaluation_plan(source: Source, config: DataConfig, devices: int) -> Plan:
+    """The batches of an evaluation, each clip once; `devices` divides the batch size."""
+    clips = cut(source.lengths, config, source.task)
+    ids = in_length_order(clips, ceil_div(min(config.eval_batch_size, len(clips)), devices) * devices)
+    return Plan(lambda _: (clips, ids))
 
 
 def in_length_order(clips: ClipTable, batch_size: int) -> np.ndarray:
@@ -108,10 +139,6 @@ def _rows(ids: np.ndarray, batch_size: int) -> np.ndarray:
     return np.pad(ids, (0, -len(ids) % batch_size), constant_values=-1).reshape(-1, batch_size)
 
 
-def steps_per_epoch(clips: ClipTable, batch_size: int) -> int:
-    return ceil_div(len(clips), batch_size)
-
-
 def padded_frames(longest: int, config: DataConfig) -> int:
     """The padded length of a batch, one of a few so that only a few shapes are compiled."""
     return min(ceil_div(longest, config.bucket_frames) * config.bucket_frames, config.max_frames)
@@ -120,9 +147,3 @@ def padded_frames(longest: int, config: DataConfig) -> int:
 def batch_frames(clips: ClipTable, ids: np.ndarray, config: DataConfig) -> int:
     """The padded length of the batch of the clips `ids`, -1 for padding."""
     return padded_frames(int(clips.frames[ids].max(where=ids >= 0, initial=1)), config)
-
-
-def evaluation_plan(source: Source, config: DataConfig, devices: int) -> tuple[ClipTable, np.ndarray]:
-    """All clips of a source and the clip ids of each batch, each clip once; `devices` divides the batch size."""
-    clips = cut(source.lengths, config, source.task)
-    return clips, in_length_order(clips, ceil_div(min(config.eval_batch_size, len(clips)), devices) * devices)

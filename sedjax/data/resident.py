@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,11 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int
 
 from sedjax.core import collective, parallel
-from sedjax.core.config import Config, DataConfig
+from sedjax.core.config import DataConfig
 from sedjax.core.errors import UserError
 from sedjax.core.numbers import ceil_div, readable_bytes
 from sedjax.data.batches import Batch, read_batch
-from sedjax.data.plan import ClipTable, Source, batch_frames, padded_frames
+from sedjax.data.plan import ClipTable, Source, padded_frames
 
 # Share of the free device memory that data may use; the rest is for the model, the optimizer and activations.
 MEMORY_SHARE = 0.8
@@ -118,46 +118,12 @@ def with_gather(step: Callable, choices: Sequence[int], mesh: Mesh, skips: bool 
 def many_steps(step: Callable, choices: Sequence[int], mesh: Mesh) -> Callable:
     """Turns step(state, batch, key) into one call of many steps: (state, split, ids (step, clip), which (step,), key).
 
-    It returns the last state and the stacked other results of each step.
+    It returns the last state and the stacked other results of each step. A call that ends early skips its remaining
+    steps, since a shorter call would have to be compiled again.
     """
-    take, take_or_skip = (with_gather(step, choices, mesh, skips) for skips in (False, True))
+    one_step = with_gather(step, choices, mesh, skips=True)
 
     def run(state, split: Batch, ids: Int[Array, "step clip"], which: Int[Array, "step"], key):
-        # A call that ends early skips its remaining steps: a shorter call would have to be compiled again.
-        one_step = take_or_skip if len(which) > 1 else take
         return jax.lax.scan(lambda state, chosen: one_step(state, split, *chosen, key), state, (ids, which))
 
     return run
-
-
-def select(ids: np.ndarray, clips: ClipTable, config: DataConfig,
-           choices: Sequence[int]) -> tuple[np.ndarray, np.int32]:
-    """The clip ids of a batch and the index of its padded length in `choices`, as arguments for `with_gather`."""
-    return ids.astype(np.int32), np.int32(choices.index(batch_frames(clips, ids, config)))
-
-
-def schedule(split: Batch, batch_ids: Callable[[int], np.ndarray], clips: ClipTable, config: Config,
-             choices: Sequence[int], first: int, total: int, due: Callable[[int], bool]) -> Iterator[tuple[int, tuple]]:
-    """The calls of a `many_steps` function: the last step of each, and its arguments between state and key.
-
-    Args:
-      split: the result of `load`.
-      batch_ids: function from the number of a batch to its clip ids.
-      clips, config: clips of the split, and the experiment.
-      choices: the result of `bucket_lengths`.
-      first: number of steps already taken.
-      total: total number of steps.
-      due: whether an evaluation, a checkpoint or a log entry follows a step.
-    """
-    while first < total:
-        last = last_of_call(first + 1, min(config.train.steps_per_call, total - first), due)
-        chosen = [select(batch_ids(number), clips, config.data, choices) for number in range(first, last)]
-        skipped = config.train.steps_per_call - len(chosen)
-        chosen += [(np.full_like(chosen[0][0], -1), np.int32(len(choices)))] * skipped
-        yield last, (split, *map(np.stack, zip(*chosen)))
-        first = last
-
-
-def last_of_call(first: int, count: int, due: Callable[[int], bool]) -> int:
-    """The last step of a call of at most `count` steps from step `first` on; a call ends where something is due."""
-    return next((step for step in range(first, first + count) if due(step)), first + count - 1)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,11 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from sedjax.core import grid, parallel
+from sedjax.core import grid
 from sedjax.core.config import Config
 from sedjax.core.task import Task
-from sedjax.data import resident
-from sedjax.data.batches import Batch, read_batch, stream
+from sedjax.data.batches import Batch
+from sedjax.data.feed import DeviceFeed, Feed
 from sedjax.data.plan import Source, evaluation_plan
 from sedjax.scoring import decisions, losses
 from sedjax.scoring.losses import weighted_bce
@@ -49,8 +49,7 @@ class Evaluator:
     """Evaluates a split; every recording counts exactly once, for any batch size and number of devices.
 
     Attributes:
-      clips: clips of the split.
-      plan: clip ids of each batch (batches, batch_size), -1 for padding.
+      feed: batches of the split.
       eval_step: the module's eval_step with this model and task: a function of (variables, batch, thresholds).
       step: compiled form of `eval_step`: a function of (variables, *inputs, thresholds).
     """
@@ -58,55 +57,38 @@ class Evaluator:
     def __init__(self, model: nn.Module, config: Config, task: Task, source: Source, mesh: Mesh,
                  on_device: bool = False, frame_counts: bool = True):
         """Loads the split into device memory if it should stay `on_device` between evaluations."""
-        self.clips, self.plan = evaluation_plan(source, config.data, mesh.size)
-        self.eval_step = step = functools.partial(
+        feed = DeviceFeed if on_device else Feed
+        self.feed = feed(source, evaluation_plan(source, config.data, mesh.size), model.inputs, config, mesh)
+        self.eval_step = functools.partial(
             eval_step, model=model, weights=losses.class_weights(task, **vars(config.loss)),
             pooling=config.decision.pooling, task=task, frame_counts=frame_counts)
-        self._model, self._config, self._source, self._mesh = model, config, source, mesh
-        self._split = None
-        if on_device:
-            self._split = resident.load(source, self.clips, model.inputs, config.data, mesh, config.parallel)
-            self._lengths = resident.bucket_lengths(self.clips, config.data)
-            step = resident.with_gather(step, self._lengths, mesh)
-        self.step = parallel.compile_step(step, mesh, mode=config.parallel, by_row=True)
-
-    def read(self, number: int) -> Batch:
-        """This process's share of batch `number`."""
-        return read_batch(self._source, self.clips, self.plan[number], self._model.inputs, self._config.data,
-                          parallel.local_rows(self.plan.shape[1]))
-
-    def inputs(self, first: int, last: int) -> Iterator[tuple]:
-        """The inputs of `step`, between variables and thresholds, for the batches `first` to `last` - 1."""
-        if self._split is not None:
-            return ((self._split, *resident.select(ids, self.clips, self._config.data, self._lengths))
-                    for ids in self.plan[first:last])
-        batches = stream(self.read, first, last)
-        return ((batch,) for batch in parallel.to_devices(batches, self._mesh, mode=self._config.parallel))
+        self.step = self.feed.compile(self.eval_step, by_row=True)
+        self._recordings = len(source.lengths)
 
     def __call__(self, variables: dict, thresholds: np.ndarray, stop: Callable[[], bool] | None = None) -> Evaluation:
         """Evaluates at thresholds (candidate, class).
 
         Raises Stopped between two batches once `stop` returns True.
         """
+        clips, ids = self.feed.plan.epoch(0)
         counts = []
-        for inputs in self.inputs(0, len(self.plan)):
+        for _, inputs in self.feed.calls(0, len(ids)):
             if stop is not None and stop():
                 raise Stopped
             counts.append(self.step(variables, *inputs, thresholds))
             counts[-2:-1] = jax.device_get(counts[-2:-1])  # one batch late, so that a stop waits for at most two
         outputs = jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(counts))
-        ids = self.plan.ravel()
-        by_clip = {name: value[ids >= 0] for name, value in outputs.items()}
-        recording = self.clips.recording[ids[ids >= 0]]
+        by_clip = {name: value[ids.ravel() >= 0] for name, value in outputs.items()}
+        recording = clips.recording[ids[ids >= 0]]
 
         def by_recording(counts: np.ndarray) -> np.ndarray:
-            total = np.zeros((len(self._source.lengths), *counts.shape[1:]), np.int64)
+            total = np.zeros((self._recordings, *counts.shape[1:]), np.int64)
             np.add.at(total, recording, counts)
             return total
 
         return Evaluation(by_recording(by_clip["segments"]),
                           by_recording(by_clip["frames"]) if "frames" in by_clip else None,
-                          float(by_clip["loss"].sum(dtype=np.float64) / self.clips.frames.sum()),
+                          float(by_clip["loss"].sum(dtype=np.float64) / clips.frames.sum()),
                           np.unique(recording[(by_clip["non_finite"] > 0) | ~np.isfinite(by_clip["loss"])]))
 
 

@@ -1,14 +1,14 @@
-"""The parts of a training run, from a config and its records: model, clips, durations, optimizer and compiled step.
+"""The parts of a training run, from a config and its records: model, batches, durations, optimizer and step.
 
 `train` and `bench` share them, so that `bench` times the computation that `train` runs.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
-import numpy as np
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh
@@ -18,16 +18,21 @@ from sedjax.core.config import Config
 from sedjax.core.config import steps as duration_steps
 from sedjax.core.errors import UserError
 from sedjax.core.task import Task
-from sedjax.data import resident
-from sedjax.data.batches import Batch, read_batch, stream
-from sedjax.data.plan import ClipTable, Source, steps_per_epoch, training_plan
+from sedjax.data.feed import DeviceFeed, Feed
+from sedjax.data.plan import Plan, Source, training_plan
 from sedjax.data.records import open_records, require_features
 from sedjax.models import registry
 from sedjax.models.variables import example_inputs
 from sedjax.scoring import losses
 from sedjax.training import optimizer, train_state, train_step
 
-Calls = Callable[[int, int], Iterator[tuple[int, tuple]]]
+
+class Due(NamedTuple):
+    """What follows a step."""
+
+    log: bool = False
+    evaluate: bool = False
+    save: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,17 +64,10 @@ class Durations:
                   for key in ("warmup", "frozen")}
         return cls(per_epoch, total, **intervals, **phases)
 
-    def evaluates(self, step: int) -> bool:
-        """Whether an evaluation follows a step."""
-        return step % self.evaluate_every == 0 or step == self.total
-
-    def saves(self, step: int) -> bool:
-        """Whether a checkpoint follows a step."""
-        return self.evaluates(step) or step % self.save_every == 0
-
-    def due(self, step: int) -> bool:
-        """Whether an evaluation, a checkpoint or an entry follows a step."""
-        return self.saves(step) or step % self.log_every == 0
+    def due(self, step: int, stopping: bool = False) -> Due:
+        """An entry of the training loss, an evaluation, and a checkpoint, which also follows the other two causes."""
+        evaluate = step % self.evaluate_every == 0 or step == self.total
+        return Due(step % self.log_every == 0, evaluate, evaluate or stopping or step % self.save_every == 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +80,7 @@ class Experiment:
       records: records of the training split.
       model: module to train.
       features: width and statistics of each input feature of the model, and of the labels.
-      clips: clips of the training split. With data.crop_frames, those of the first epoch; later epochs have as many,
-        and a crop at the end of a recording may be shorter.
+      plan: which clips form which batch; step n trains on batch n - 1.
       durations: durations in steps.
       optimizer: optimizer of the parameters.
     """
@@ -93,7 +90,7 @@ class Experiment:
     records: Source
     model: nn.Module
     features: dict[str, dict]
-    clips: ClipTable
+    plan: Plan
     durations: Durations
     optimizer: optax.GradientTransformation
 
@@ -101,35 +98,26 @@ class Experiment:
     def task(self) -> Task:
         return self.records.task
 
-    def ids(self, number: int) -> np.ndarray:
-        """Clip ids of batch `number`, which step `number` + 1 trains on; -1 for padding."""
-        epoch, batch = divmod(number, self.durations.per_epoch)
-        return self._plan(epoch)[1][batch]
-
-    def read(self, number: int) -> Batch:
-        """This process's share of batch `number`."""
-        clips, _ = self._plan(number // self.durations.per_epoch)
-        return read_batch(self.records, clips, self.ids(number), self.model.inputs,
-                          self.config.data, parallel.local_rows(self.config.data.batch_size))
-
     def initial_state(self) -> train_state.TrainState:
         """The state at step 0, before it is replicated to all devices."""
         train = self.config.train
         return train_state.create(self.model, self.optimizer, self.features, train.ema > 0, train.seed,
                                   train.initial_weights)
 
-    def step(self, accumulate: int) -> Callable:
+    @property
+    def step(self) -> Callable:
         """train_step.train_step for this run: a function of (state, batch, key)."""
         weights = losses.class_weights(self.task, **vars(self.config.loss))
         return functools.partial(train_step.train_step, model=self.model, optimizer=self.optimizer,
-                                 accumulate=accumulate, weights=weights, mixup=self.config.train.mixup,
-                                 ema=self.config.train.ema)
+                                 accumulate=self.config.optimizer.accumulate, weights=weights,
+                                 mixup=self.config.train.mixup, ema=self.config.train.ema)
 
-    @functools.cached_property
-    def _plan(self) -> Callable[[int], tuple[ClipTable, np.ndarray]]:
-        """A function of the epoch: its clips, and the clip ids of each batch."""
-        return functools.lru_cache(maxsize=2)(functools.partial(
-            training_plan, self.records, self.config.data, self.config.train.seed))
+    def open_feed(self) -> Feed:
+        """The batches of training, with the data on the host or on the devices as data.placement says."""
+        arguments = self.records, self.plan, self.model.inputs, self.config, self.mesh
+        if self.config.data.placement == "host":
+            return Feed(*arguments)
+        return DeviceFeed(*arguments, self.config.train.steps_per_call, lambda step: any(self.durations.due(step)))
 
 
 def prepare(config: Config, devices: int | None = None, records: Source | None = None) -> Experiment:
@@ -155,32 +143,7 @@ def prepare(config: Config, devices: int | None = None, records: Source | None =
                                config.optimizer.accumulate if config.parallel == "pmap" else 1)
     if config.train.mixup:
         parallel.require_divisible(config.data.batch_size, mesh, "data.batch_size (in pairs, for train.mixup)", 2)
-    clips, _ = training_plan(records, config.data, config.train.seed, epoch=0)
-    durations = Durations.from_config(config, steps_per_epoch(clips, config.data.batch_size))
+    plan = training_plan(records, config.data, config.train.seed)
+    durations = Durations.from_config(config, plan.batches)
     adamw = optimizer.make_optimizer(config.optimizer, durations.warmup, durations.total, durations.frozen)
-    return Experiment(config, mesh, records, model, features, clips, durations, adamw)
-
-
-def compile_training(experiment: Experiment) -> tuple[Callable, Calls]:
-    """Compiles the train step, with the data on the host or on the devices as data.placement says.
-
-    Returns:
-      call(state, *inputs, key) -> (state, scalars): one step, or several, with stacked scalars.
-      calls(first, last): the calls from step `first` to step `last`: the last step and the inputs of each.
-    """
-    config, mesh, clips = experiment.config, experiment.mesh, experiment.clips
-    step = experiment.step(config.optimizer.accumulate)
-    if config.data.placement == "host":
-        def calls(first: int, last: int) -> Iterator[tuple[int, tuple]]:
-            batches = stream(experiment.read, first, last)
-            return ((number, (batch,)) for number, batch in
-                    enumerate(parallel.to_devices(batches, mesh, mode=config.parallel), start=first + 1))
-    else:
-        split = resident.load(experiment.records, clips, experiment.model.inputs, config.data, mesh, config.parallel)
-        lengths = resident.bucket_lengths(clips, config.data)
-        step = resident.many_steps(step, lengths, mesh)
-
-        def calls(first: int, last: int) -> Iterator[tuple[int, tuple]]:
-            return resident.schedule(split, experiment.ids, clips, config, lengths, first, last,
-                                     experiment.durations.due)
-    return parallel.compile_step(step, mesh, donate_state=True, mode=config.parallel), calls
+    return Experiment(config, mesh, records, model, features, plan, durations, adamw)

@@ -47,11 +47,6 @@ class Progress:
     task: str = ""
 
 
-def without_cost(progress: Progress) -> Progress:
-    """The progress of a checkpoint between two evaluations."""
-    return dataclasses.replace(progress, cost=None)
-
-
 def is_finished(workdir: str | os.PathLike) -> bool:
     """Whether a workdir holds a finished training run."""
     directory = pathlib.Path(workdir) / "checkpoints"

@@ -94,15 +94,15 @@ def test_padding_against_brute_force(shallow):
     shallow = dataclasses.replace(shallow, data=dataclasses.replace(shallow.data, bucket_frames=20))
     training = throughput.Training(shallow, devices=2)
     counts = []
-    for number in range(training.batches):
-        batch = training.read(number)
+    for number in range(training.feed.plan.batches):
+        batch = training.feed.read(number)
         counts.append((batch["frame_mask"].sum(), batch["frame_mask"].size))
     real, padded = np.sum(counts, axis=0)
-    found = training.stretch(training.batches)
+    found = training.stretch(training.feed.plan.batches)
     assert (found.real_frames, found.padded_frames) == (real, padded)
     assert training.padded_share == pytest.approx(1 - real / padded)
     evaluation = throughput.Evaluation(training)
-    found = evaluation.stretch(evaluation.batches)
+    found = evaluation.stretch(evaluation.feed.plan.batches)
     assert found.real_frames == open_records(shallow.data.path, "validation").lengths.sum()
 
 
@@ -143,7 +143,7 @@ def test_what_is_timed_is_what_the_config_says(shallow):
                                 optimizer=dataclasses.replace(shallow.optimizer, accumulate=4),
                                 train=dataclasses.replace(shallow.train, steps_per_call=2))
     one, other = (throughput.Training(case, devices=2) for case in (shallow, moved))
-    assert [len(list(each.calls(0, 4))) for each in (one, other)] == [4, 2]
+    assert [len(list(each.feed.calls(0, 4))) for each in (one, other)] == [4, 2]
     expected, found = (each.stretch(4) for each in (one, other))
     assert dataclasses.replace(found, seconds=0, waiting=0) == dataclasses.replace(expected, seconds=0, waiting=0)
     for a, b in zip(jax.tree.leaves(one.variables), jax.tree.leaves(other.variables)):
@@ -249,7 +249,7 @@ def test_the_peer_is_the_same_architecture(config):
     from sedjax.benchmarks import torch_peer
 
     training = throughput.Training(config)
-    peer = torch_peer.Peer(training.experiment, compiled=False, precision="float32")
+    peer = torch_peer.Peer(training, compiled=False, precision="float32")
     assert peer.parameters == count_parameters(registry.build_from(config, training.task), {"embeddings": 16})
     batch = training.read(0)
     features, targets, mask = peer._batch()

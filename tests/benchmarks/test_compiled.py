@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from programs import host_transfers
 from step_setups import make_batch, setup
 
 from sedjax.benchmarks import compiled
@@ -51,13 +52,14 @@ ENTRY %main (a: f32[1024,1024], b: bf16[1024,1024]) -> f32[1024,1024] {
 def test_what_passes_through_main_memory_by_hand():
     program = compiled.parse(TPU)
     mib = 1 << 20
-    moved = {instruction.name: size for size, instruction in compiled.by_instruction(program) if size}
+    moved = {instruction.name: size * times for instruction, shapes, times in compiled.executed(program)
+             if (size := compiled._moved(instruction, shapes))}
     assert moved == {"copy-start.1": 2 * mib,  # read once, written on the chip
                      "slice-start.1": 2 * mib,  # half of the array
                      "out": 8 * mib, "double": 3 * 8 * mib}
     assert compiled.traffic(program) == 36 * mib
     assert compiled.collectives(program) == {"all-reduce": (1, 4 * mib)}
-    assert compiled.host_transfers(program) == []
+    assert host_transfers(program) == []
 
 
 def test_what_a_program_compiled_here_moves():
@@ -71,7 +73,7 @@ def test_what_a_program_compiled_here_moves():
     total = jax.jit(lambda x: x.sum(0), out_shardings=everywhere).lower(jax.device_put(x, by_row)).compile()
     assert compiled.collectives(compiled.parse(total.as_text())) == {"all-reduce": (1, 4 * 32)}
     talking = jax.jit(lambda x: jax.debug.print("{}", x.sum()) or x).lower(x).compile()
-    assert len(compiled.host_transfers(compiled.parse(talking.as_text()))) == 1
+    assert len(host_transfers(compiled.parse(talking.as_text()))) == 1
 
 
 def test_a_step_adds_up_gradients_and_nothing_else():
@@ -95,7 +97,7 @@ def test_a_call_of_many_steps_never_asks_the_host():
     call = parallel.compile_step(resident.many_steps(step, [20], mesh), mesh)
     which = jnp.zeros(2, jnp.int32)
     program = compiled.parse(call.lower(state, split, ids, which, key).compile().as_text())
-    assert compiled.host_transfers(program) == []
+    assert host_transfers(program) == []
     inputs = parallel.replicate((ids, which), mesh)
     jax.block_until_ready(call(state, split, *inputs, key))
     with jax.transfer_guard("disallow"):

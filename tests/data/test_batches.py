@@ -12,7 +12,7 @@ from tiny import TINY_TASK, tiny_config
 from sedjax.core.errors import UserError
 from sedjax.data.batches import read_batch, stream
 from sedjax.data.layout import read_layout, read_splits
-from sedjax.data.plan import ClipTable, cut, in_length_order, order, steps_per_epoch, training_clips, training_plan
+from sedjax.data.plan import ClipTable, cut, in_length_order, order, training_clips, training_plan
 from sedjax.data.records import open_records
 
 DATA = tiny_config(data__bucket_frames=20).data  # clips of at most 40 frames, padded to a multiple of 20
@@ -41,7 +41,7 @@ def test_clips_cover_every_frame_once_on_the_segment_grid(lengths):
 def test_an_epoch_has_every_clip_once_and_depends_on_nothing_else(lengths, batch, pool, seed, epoch):
     clips = clips_of(lengths)
     ids = order(clips, batch, pool, seed, epoch)
-    assert ids.shape == (steps_per_epoch(clips, batch), batch)
+    assert ids.shape == (-(-len(clips) // batch), batch)
     assert sorted(ids[ids >= 0]) == list(range(len(clips)))
     np.testing.assert_array_equal(ids, order(clips, batch, pool, seed, epoch))
     evaluation = in_length_order(clips, batch)
@@ -89,7 +89,7 @@ def test_without_crops_an_epoch_has_the_clips_of_evaluation(records):
     train = open_records(str(records), "train")
     whole = cut(train.lengths, DATA, train.task)
     for epoch in (0, 3):
-        clips, ids = training_plan(train, DATA, 7, epoch)
+        clips, ids = training_plan(train, DATA, 7).epoch(epoch)
         np.testing.assert_array_equal(clips.start, whole.start)
         np.testing.assert_array_equal(ids, order(whole, 8, DATA.pool_batches, 7, epoch))
 
@@ -97,7 +97,7 @@ def test_without_crops_an_epoch_has_the_clips_of_evaluation(records):
 def test_a_batch_of_crops_holds_what_they_say(source, records):
     train = open_records(str(records), "train")
     data = tiny_config(data__crop_frames=10, data__bucket_frames=10).data
-    clips, ids = training_plan(train, data, 0, 1)
+    clips, ids = training_plan(train, data, 0).epoch(1)
     assert (clips.start > 0).any()
     batch = read_batch(train, clips, ids[0], ("embeddings",), data)
     for row, clip in enumerate(ids[0]):
@@ -178,10 +178,26 @@ def test_a_share_of_padding_has_the_shapes_of_the_others(records):
 
 def test_the_stream_is_in_order_and_starts_anywhere():
     def read(number):
-        return {"features": {}, "votes": np.full((1, 1, 1), number), "frame_mask": None, "clip_id": None}
+        votes = np.full((1, number, 2), number, np.float16)
+        return {"features": {}, "votes": votes, "frame_mask": votes[..., 0] > 0, "clip_id": np.array([number])}
 
-    assert [int(batch["votes"][0, 0, 0]) for batch in stream(read, 5, 40)] == list(range(5, 40))
-    assert list(stream(read, 5, 5)) == []
+    for number, batch in zip(range(5, 40), stream(read, read(0), 5, 40), strict=True):
+        expected = read(number)
+        assert batch.keys() == expected.keys()
+        for name in ("votes", "frame_mask", "clip_id"):
+            assert batch[name].dtype == expected[name].dtype
+            np.testing.assert_array_equal(batch[name], expected[name])
+    assert list(stream(read, read(0), 5, 5)) == []
+
+
+def test_batches_pass_through_tensorflow_uncopied(records):
+    train = open_records(str(records), "train")
+    clips = cut(train.lengths, DATA, train.task)
+    expected = read_batch(train, clips, np.array([0, 1, 2]), ("embeddings", "melspectrogram"), DATA)
+    (batch,) = stream(lambda number: expected, expected, 0, 1)
+    for key, features in expected["features"].items():
+        assert np.shares_memory(batch["features"][key], features)
+    assert np.shares_memory(batch["votes"], expected["votes"])
 
 
 def test_the_stream_hands_on_errors():
@@ -189,7 +205,7 @@ def test_the_stream_hands_on_errors():
         raise UserError("record 3 is damaged")
 
     with pytest.raises(UserError, match="^record 3 is damaged$"):
-        next(stream(read, 0, 5))
+        next(stream(read, {"clip_id": np.arange(1)}, 0, 5))
 
 
 def test_records_are_read_by_tfds_alone(source, records):

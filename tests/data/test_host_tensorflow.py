@@ -17,7 +17,7 @@ def test_without_tensorflow_one_sentence_says_what_to_install(source, records, t
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for needs in (lambda: build(source, tmp_path / "records", ("mfcc",)),
                   lambda: open_records(str(records), "train"),
-                  lambda: next(stream(lambda number: None, 0, 1)),
+                  lambda: next(stream(lambda number: None, {}, 0, 1)),
                   lambda: metric_writer.MetricWriter(tmp_path, 0)):
         with pytest.raises(UserError, match=r"need tensorflow, which is not installed: pip install .sedjax\[train\]"):
             needs()

@@ -16,7 +16,8 @@ from sedjax.core.errors import UserError
 from sedjax.core.numbers import readable_bytes
 from sedjax.data import resident
 from sedjax.data.batches import read_batch
-from sedjax.data.plan import cut, order
+from sedjax.data.feed import DeviceFeed, Feed
+from sedjax.data.plan import Plan, cut, order
 from sedjax.data.records import Records, open_records
 from sedjax.training import checkpoint, preemption
 from sedjax.training.metric_writer import read_metrics
@@ -37,10 +38,7 @@ def split(records):
 def test_a_batch_from_the_device_is_that_from_the_host(split, mode, devices):
     """Bit for bit, shuffled, with places for no clip, at every length."""
     source, clips, config = split
-    mesh = parallel.make_mesh(devices)
-    held = resident.load(source, clips, KEYS, config.data, mesh, mode)
-    lengths = resident.bucket_lengths(clips, config.data)
-    assert lengths == [20, 40]
+    assert resident.bucket_lengths(clips, config.data) == [20, 40]
 
     def step(state, batch):
         return jax.tree.map(lengthen, batch), jnp.full(len(batch["clip_id"]), batch["votes"].shape[1])
@@ -48,11 +46,14 @@ def test_a_batch_from_the_device_is_that_from_the_host(split, mode, devices):
     def lengthen(x):  # results of all lengths must have one shape
         return jnp.pad(x, [(0, 0), (0, 40 - x.shape[1]), *[(0, 0)] * (x.ndim - 2)]) if x.ndim > 1 else x
 
-    compiled = parallel.compile_step(resident.with_gather(step, lengths, mesh), mesh, mode=mode, by_row=True)
     short = np.flatnonzero(clips.frames <= 20)
-    for ids in (np.array([5, -1, 0, 11, 3, 15, 1, 2]), np.pad(short, (8 - len(short), 0), constant_values=-1)):
+    plan = np.array([[5, -1, 0, 11, 3, 15, 1, 2], np.pad(short, (8 - len(short), 0), constant_values=-1)])
+    feed = DeviceFeed(source, Plan(lambda _: (clips, plan)), KEYS, dataclasses.replace(config, parallel=mode),
+                      parallel.make_mesh(devices))
+    compiled = feed.compile(step, by_row=True)
+    for ids, (_, inputs) in zip(plan, feed.calls(0, 2), strict=True):
         expected = read_batch(source, clips, ids, KEYS, config.data)
-        found, frames = jax.device_get(compiled({}, held, *resident.select(ids, clips, config.data, lengths)))
+        found, frames = jax.device_get(compiled({}, *inputs))
         assert (frames == expected["votes"].shape[1]).all()
         expected = jax.tree.map(lambda x: np.asarray(lengthen(x)), expected)
         assert jax.tree.structure(found) == jax.tree.structure(expected)
@@ -68,23 +69,14 @@ def steps_from(split, mode, devices, per_call):
     mesh = parallel.make_mesh(devices)
     plan = order(clips, 8, 1, 0, 0)[[0, 1, 0, 1, 1, 0]]
     state, key = parallel.replicate(jax.tree.map(np.asarray, state), mesh), parallel.replicate(jax.random.key(1), mesh)
-    scalars = []
-    if per_call is None:
-        compiled = parallel.compile_step(step, mesh, donate_state=True, mode=mode)
-        for ids in plan:
-            batch = read_batch(source, clips, ids, KEYS, config.data)
-            state, found = compiled(state, parallel.shard(batch, mesh, mode), key)
-            scalars.append(found)
-    else:
-        held, lengths = resident.load(source, clips, KEYS, config.data, mesh, mode), [20, 40]
-        compiled = parallel.compile_step(resident.many_steps(step, lengths, mesh), mesh, donate_state=True, mode=mode)
-        config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps_per_call=per_call))
-        before = 0
-        for last, inputs in resident.schedule(held, lambda number: plan[number], clips, config, lengths, 0, 6,
-                                            lambda step: step == 5):
-            state, found = compiled(state, *inputs, key)
-            scalars.append(jax.tree.map(lambda x, count=last - before: x[:count], found))
-            before = last
+    arguments = source, Plan(lambda _: (clips, plan)), KEYS, dataclasses.replace(config, parallel=mode), mesh
+    feed = Feed(*arguments) if per_call is None else DeviceFeed(*arguments, per_call, lambda step: step == 5)
+    compiled = feed.compile(step, donate_state=True)
+    scalars, before = [], 0
+    for last, inputs in feed.calls(0, 6):
+        state, found = compiled(state, *inputs, key)
+        scalars.append(jax.tree.map(lambda x, count=last - before: jnp.atleast_1d(x)[:count], found))
+        before = last
     return jax.device_get(state), jax.tree.map(lambda *x: np.hstack(x), *jax.device_get(scalars))
 
 
@@ -153,15 +145,15 @@ def test_a_training_moves_to_fewer_devices_device_memory_pmap_and_bfloat16(recor
 
 
 @pytest.mark.parametrize("count", [1, 4, 7])
-def test_calls_end_where_something_is_due(count):
+def test_calls_end_where_something_is_due(split, count):
     def due(step):
         return step % 9 == 0 or step == 40
 
-    first, ends = 1, []
-    while first <= 40:
-        ends.append(resident.last_of_call(first, min(count, 41 - first), due))
-        assert first <= ends[-1] < first + count
-        first = ends[-1] + 1
+    source, clips, config = split
+    feed = DeviceFeed(source, Plan(lambda _: (clips, order(clips, 8, 1, 0, 0))), KEYS, config, parallel.make_mesh(),
+                      count, due)
+    ends = [end for end, _ in feed.calls(0, 40)]
+    assert all(0 < after - before <= count for before, after in zip([0, *ends], ends))
     assert ends[-1] == 40
     assert set(ends) >= {step for step in range(1, 41) if due(step)}
     assert len(ends) == {1: 40, 4: 13, 7: 9}[count]  # and nowhere else

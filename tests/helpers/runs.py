@@ -22,22 +22,19 @@ STEPS = 16
 RUN = """
 import itertools, os, signal, time
 from sedjax import __main__
-from sedjax.data.batches import read_batch
-from sedjax.scoring import evaluator
-from sedjax.training import experiment
+from sedjax.data.feed import Feed
 
-def slowly(read, name):
-    numbers = itertools.count(1)
-    def run(*args):
-        number = next(numbers)  # several threads read
-        time.sleep(float(os.environ["SECONDS"]))
-        if os.environ["SIGNAL_AT"] == f"{name} {number}":
-            os.kill(os.getpid(), signal.SIGTERM)
-        return read(*args)
-    return run
+read = Feed.read
+numbers = {split: itertools.count(1) for split in ("train", "validation")}
 
-experiment.read_batch = slowly(read_batch, "batch")
-evaluator.read_batch = slowly(experiment.read_batch, "evaluation")
+def slowly(feed, number):
+    split = feed._source.split
+    time.sleep(float(os.environ["SECONDS"]))
+    if os.environ["SIGNAL_AT"] == f"{split} {next(numbers[split])}":  # several threads read
+        os.kill(os.getpid(), signal.SIGTERM)
+    return read(feed, number)
+
+Feed.read = slowly
 __main__.main()
 """
 
@@ -48,7 +45,7 @@ def start(records, workdir, signal_at: str = "", seconds: float = 0.0, arguments
 
     Args:
       records, workdir: of the training.
-      signal_at: SIGTERM when it reads this batch: "batch 7" (of either split) or "evaluation 2".
+      signal_at: SIGTERM when it reads this batch: "train 7" or "validation 2".
       seconds: how long reading a batch takes.
       arguments: further ones.
     """

@@ -34,7 +34,7 @@ def test_no_gradient_crosses_the_padding_or_reaches_another_clip(name):
 
 def test_nothing_is_compiled_again_within_an_epoch(records):
     training = throughput.Training(tiny_config(data__path=str(records), model__layers=0), devices=1)
-    training.warm_up(2 * training.batches)
+    training.warm_up(2 * training.feed.plan.batches)
     training.stretch(1)
     compiled = []
 
@@ -44,7 +44,7 @@ def test_nothing_is_compiled_again_within_an_epoch(records):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        training.stretch(2 * training.batches - 1)
+        training.stretch(2 * training.feed.plan.batches - 1)
         assert compiled == []
         jax.jit(lambda x: x + 1)(np.arange(7))
         assert compiled, "so a compilation would have been seen"

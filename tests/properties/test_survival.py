@@ -100,12 +100,12 @@ def _inode(path: pathlib.Path) -> int | None:
 
 def test_preempted_in_training_and_in_evaluation(records, whole, tmp_path):
     folder = tmp_path / "run"
-    log = finish(start(records, folder, signal_at="batch 5"))
+    log = finish(start(records, folder, signal_at="train 5"))
     assert log.count("Stopped by SIGTERM after step") == 1
     assert "to resume" in log
     stopped = read_state(folder)[1]
     assert 1 <= stopped <= 6
-    log = finish(start(records, folder, signal_at="evaluation 2"))
+    log = finish(start(records, folder, signal_at="validation 2"))
     assert f"Resuming at step {stopped}." in log
     interrupted = read_state(folder)[1]
     assert f"Stopped by SIGTERM after step {interrupted}:" in log

@@ -52,13 +52,14 @@ def test_configs_fit_together_at_their_full_size(name, records, audio_records):
     config = freeze(config_for(name, records, audio_records).to_dict())
     setup = experiment.prepare(config)
     state = jax.eval_shape(setup.initial_state)
-    found, scalars = jax.eval_shape(setup.step(config.optimizer.accumulate), state, setup.read(0), jax.random.key(0))
+    found, scalars = jax.eval_shape(setup.step, state, setup.open_feed().read(0), jax.random.key(0))
     assert (jax.tree.structure(found), scalars.keys()) == (jax.tree.structure(state), {"loss", "gradient_norm"})
     assert jax.tree.leaves(jax.tree.map(lambda x: (x.shape, x.dtype), found)) == jax.tree.leaves(
         jax.tree.map(lambda x: (x.shape, x.dtype), state))
     evaluate = Evaluator(setup.model, config, setup.task, setup.records, setup.mesh)
-    counts = jax.eval_shape(evaluate.eval_step, state.eval_variables, evaluate.read(0), np.zeros((2, 3), np.float32))
-    assert counts["segments"].shape == (evaluate.plan.shape[1], 2, 3, 4)
+    batch = evaluate.feed.read(0)
+    counts = jax.eval_shape(evaluate.eval_step, state.eval_variables, batch, np.zeros((2, 3), np.float32))
+    assert counts["segments"].shape == (len(batch["clip_id"]), 2, 3, 4)
 
 
 SMALL = {"data.batch_size": 16, "data.eval_batch_size": 8, "data.max_frames": 40, "data.bucket_frames": 40,

@@ -22,7 +22,7 @@ from sedjax.studies.results import evaluate_workdir
 from sedjax.training import checkpoint, workdir
 from sedjax.training.metric_writer import MetricWriter, read_metrics
 from sedjax.training.progress import saved_steps
-from sedjax.training.trainer import train, write_training
+from sedjax.training.trainer import Entry, train
 
 
 @pytest.fixture(scope="module")
@@ -133,10 +133,11 @@ def test_a_training_that_diverges_ends_before_anything_of_it_is_saved(changes, w
 def test_the_first_number_that_is_not_finite_is_named(tmp_path):
     writer, manager = mock.Mock(spec=MetricWriter), mock.Mock(spec=checkpoint.Manager)
     manager.directory, manager.latest_step.return_value = tmp_path / "checkpoints", 4
-    running = [(2, {"loss": np.ones(3), "gradient_norm": np.array([1, np.inf, np.nan])}),
-               (1, {"loss": np.array(np.nan), "gradient_norm": np.array(np.nan)})]
+    entry = Entry(writer, manager, 5)
+    entry.add(7, {"loss": np.ones(3), "gradient_norm": np.array([1, np.inf, np.nan])})
+    entry.add(8, {"loss": np.array(np.nan), "gradient_norm": np.array(np.nan)})
     with pytest.raises(UserError, match="The gradient norm became NaN or infinite at step 7; .* step 4 "):
-        write_training(writer, running, 8, manager)
+        entry.write()
 
 
 def test_probabilities_that_are_not_finite_have_no_cost(trained, monkeypatch):
