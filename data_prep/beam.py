@@ -50,12 +50,7 @@ def pipeline_options(text: str) -> PipelineOptions:
     return options
 
 
-def each(function: Callable, items: Sequence, *arguments) -> apache_beam.PTransform:
-    """Applies a module-level function to each item and the arguments, all of which must be picklable."""
-    return apache_beam.Create(items) | apache_beam.Reshuffle() | apache_beam.Map(function, *arguments)
-
-
-def over(function: Callable, items: Sequence, folder: pathlib.Path, options: str, size: int = 256) -> list:
+def over(function: Callable, items: Sequence, folder: pathlib.Path, options: str) -> list:
     """Like `list(map(function, items))`, but on workers; everything must be picklable.
 
     Args:
@@ -63,21 +58,20 @@ def over(function: Callable, items: Sequence, folder: pathlib.Path, options: str
       items: its arguments, one per call.
       folder: folder for the workers' temporary results.
       options: options of the pipeline.
-      size: number of items that a worker processes at once.
 
     Raises:
       UserError: the options are invalid, or the function raised it.
     """
-    groups = _groups(items, size)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(prefix=".beam.", dir=folder)
     except OSError as error:
         raise UserError(f"Cannot write {folder}: {error.strerror}.") from error
     with temporary as name:
-        files = [pathlib.Path(name) / f"{number}.pickle" for number in range(len(groups))]
-        _run(options, each(_save, list(zip(groups, files)), function))
-        return [result for file in files for result in pickle.loads(file.read_bytes())]
+        paths = [pathlib.Path(name) / f"{number}.pickle" for number in range(len(items))]
+        _run(options, apache_beam.Create(list(zip(items, paths))) | apache_beam.Reshuffle()
+             | apache_beam.Map(_save, function))
+        return [pickle.loads(path.read_bytes()) for path in paths]
 
 
 def extract(job: Job, waiting: Sequence[Waiting], folder: pathlib.Path, options: str) -> Iterator[str | None]:
@@ -94,7 +88,8 @@ def extract(job: Job, waiting: Sequence[Waiting], folder: pathlib.Path, options:
     """
     waiting = [dataclasses.replace(recording, path=recording.path.absolute()) for recording in waiting]
     work = functools.partial(_work, job=job.absolute())
-    for reasons in over(work, _groups(waiting, 16), folder.absolute(), options, size=1):
+    groups = [waiting[start : start + 16] for start in range(0, len(waiting), 16)]
+    for reasons in over(work, groups, folder.absolute(), options):
         yield from reasons
 
 
@@ -110,15 +105,10 @@ def _run(options: str, steps: apache_beam.PTransform) -> None:
         raise UserError(match[1]) from error
 
 
-def _groups(items: Sequence, size: int) -> list[Sequence]:
-    """Splits items into the groups that a worker processes at once."""
-    return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def _save(items_and_file: tuple[Sequence, pathlib.Path], function: Callable) -> None:
-    items, file = items_and_file
-    with files.atomic_output(file) as temporary:
-        temporary.write_bytes(pickle.dumps([function(item) for item in items]))
+def _save(item_and_path: tuple[object, pathlib.Path], function: Callable) -> None:
+    item, path = item_and_path
+    with files.atomic_output(path) as temporary:
+        temporary.write_bytes(pickle.dumps(function(item)))
 
 
 def _work(waiting: Sequence[Waiting], job: Job) -> list[str | None]:

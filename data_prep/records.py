@@ -1,11 +1,10 @@
 """`sedjax records`: a directory in MLPC layout -> TFDS records."""
 
-import dataclasses
 import functools
 import logging
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import pydantic
@@ -15,11 +14,10 @@ from sedjax.commands import cli
 from sedjax.core import files
 from sedjax.core.errors import UserError
 from sedjax.data import host_tensorflow, identity
-from sedjax.data.layout import read_layout, read_splits, read_task
+from sedjax.data.layout import Layout, read_layout, read_splits, read_task
 
-from . import staging
-from .check import survey
-from .statistics import column_statistics
+from . import shards, staging
+from .examination import Contents, read_contents
 
 log = logging.getLogger("data_prep")
 
@@ -47,9 +45,9 @@ def main(argv: Sequence[str]) -> None:
 def build(source: pathlib.Path, output: pathlib.Path, keys: tuple[str, ...], *, costs: str | None = None,
           split_seed: int | None = None, skip_bad: bool = False, overwrite: bool = False,
           beam_options: str | None = None) -> None:
-    """Checks the whole source, then writes the records; the output is complete or absent.
+    """Writes the records while it checks the source, whose recordings it reads once; the output is complete or absent.
 
-    With `beam_options`, workers of Apache Beam pipelines read and write; the records are the same.
+    With `beam_options`, workers of an Apache Beam pipeline read and write; the records are the same.
 
     Raises UserError if the output exists or, with `overwrite`, holds anything but records; if it cannot be written; or
     if a recording is damaged and `skip_bad` is false.
@@ -63,57 +61,59 @@ def build(source: pathlib.Path, output: pathlib.Path, keys: tuple[str, ...], *, 
         if not overwrite:
             raise UserError(f"{output} exists already: choose another --output, or replace it with --overwrite.")
         _require_replaceable(output)
-    over, pipeline_options = map, None
+    over = map
     if beam_options is not None:
         from . import beam  # an extra
 
         source = source.absolute()  # for workers elsewhere
         over = functools.partial(beam.over, folder=output.parent, options=beam_options)
-        pipeline_options = beam.pipeline_options(beam_options)
     layout = read_layout(source, read_task(costs) if costs else None)
     splits = read_splits(layout, split_seed)
-    result = survey(layout, keys, over, splits["train"])
-    if result.general:
-        raise UserError(" ".join(result.general))
-    if not result.labelled:
+    contents = read_contents(layout, keys)
+    if contents.problems:
+        raise UserError(" ".join(contents.problems))
+    if not contents.labelled:
         raise UserError(f"{source} has no labels: records are for training and evaluation; `sedjax predict` "
                         "works without labels.")
-    for problem in result.problems.values():
-        log.warning("%s: %s", "Skipped" if skip_bad else "Damaged", problem)
-    if result.problems and not skip_bad:
-        raise UserError(f"{len(result.problems)} of {len(layout.filenames)} recordings in {source} are damaged (listed "
-                        f"above, first: {next(iter(result.problems.values()))}): repair them, or skip them "
-                        "with --skip_bad.")
-    splits = {split: tuple(name for name in names if name in result.frames) for split, names in splits.items()}
-    empty = [split for split in ("train", "validation") if not splits[split]]
-    if empty:
-        raise UserError(f"The split {empty[0]!r} of {source} holds no usable recording.")
-
-    layout = dataclasses.replace(layout, filenames=tuple(result.frames))
-    sums = [result.sums[name] for name in splits["train"]]
-    statistics = {key: column_statistics(recording[key] for recording in sums) for key in sums[0]}
-    fingerprints = {split: identity.split_fingerprints(layout.task, {name: result.digests[name] for name in names})
-                    for split, names in splits.items()}
-
-    host_tensorflow.load()
-    import tensorflow_datasets as tfds  # slow to import, and not needed by the checks above
-
-    from .builder import SedRecords
-
-    tfds.display_progress_bar(os.isatty(2))
     try:
         with staging.staging(output) as folder:
-            builder = SedRecords(layout, splits, keys, result, statistics, fingerprints,
-                                 on_beam=beam_options is not None, data_dir=folder / staging.NEW,
-                                 file_format="array_record")
-            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(beam_options=pipeline_options))
-            staging.put(folder, pathlib.Path(builder.data_path), output,
-                        functools.partial(_require_records, shown=output))
+            counts, skipped = _write(folder / staging.NEW, layout, contents, splits, over, skip_bad)
+            staging.put(folder, output, functools.partial(_require_records, shown=output))
     except OSError as error:
         raise UserError(f"Cannot write {output}: {error.strerror or error}.") from error
-    counts = ", ".join(f"{len(names)} {split}" for split, names in splits.items())
-    skipped = f"; {len(result.problems)} skipped" if result.problems else ""
-    print(f"Wrote {counts} recordings to {output}{skipped}.")
+    print(f"Wrote {', '.join(f'{count} {split}' for split, count in counts.items())} recordings to {output}"
+          f"{f'; {skipped} skipped' if skipped else ''}.")
+
+
+def _write(folder: pathlib.Path, layout: Layout, contents: Contents, splits: dict[str, tuple[str, ...]],
+           over: Callable, skip_bad: bool) -> tuple[dict[str, int], int]:
+    """Writes the records to an empty folder; returns the number of recordings in each split and of those skipped.
+
+    Raises UserError as `build` does.
+    """
+    plan = shards.plan(splits, folder)
+    written: dict[str, list[shards.Written]] = {split: [] for split in splits}
+    for shard, result in zip(plan, over(functools.partial(shards.write, layout=layout, contents=contents), plan)):
+        written[shard.split].append(result)
+
+    examined = {name: result for results in written.values() for shard in results
+                for name, result in shard.examined.items()}
+    problems = [" ".join(examined[name].problems) for name in layout.filenames if examined[name].problems]
+    for problem in problems:
+        log.warning("%s: %s", "Skipped" if skip_bad else "Damaged", problem)
+    if problems and not skip_bad:
+        raise UserError(f"{len(problems)} of {len(layout.filenames)} recordings in {layout.path} are damaged (listed "
+                        f"above, first: {problems[0]}): repair them, or skip them with --skip_bad.")
+    counts = {split: sum(len(shard.good) for shard in results) for split, results in written.items()}
+    for split in ("train", "validation"):
+        if not counts[split]:
+            raise UserError(f"The split {split!r} of {layout.path} holds no usable recording.")
+    if not counts["test"]:
+        for shard in plan:
+            if shard.split == "test":
+                shard.path.unlink()
+    shards.write_metadata(folder, layout, contents, written)
+    return counts, len(problems)
 
 
 class _Split(pydantic.BaseModel):
@@ -129,7 +129,7 @@ class _Info(pydantic.BaseModel):
     splits: list[_Split]
 
     def files(self) -> set[str]:
-        return {f"{identity.RECORDS_NAME}-{split.name}.array_record-{number:05d}-of-{len(split.shardLengths):05d}"
+        return {shards.file_name(split.name, number, len(split.shardLengths))
                 for split in self.splits for number in range(len(split.shardLengths))}
 
 

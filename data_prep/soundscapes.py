@@ -23,6 +23,7 @@ import soundfile
 from absl import flags
 from tqdm import tqdm
 
+from sedjax.audio.clips import Unreadable
 from sedjax.audio.mel import SPECTRAL_VERSION
 from sedjax.commands import cli
 from sedjax.core import files, grid, interrupts, npz
@@ -33,12 +34,12 @@ from sedjax.data.identity import Extractor
 from sedjax.data.layout import SPLITS
 
 from . import staging
-from .spectral import spectral_features
 from .synthesis import MILLISECOND_SAMPLES, SOURCES, Rng, render, render_background
 
 TASK = MLPC_2025
-FORMAT_VERSION = 2  # increment it whenever the same parameters produce different files
+FORMAT_VERSION = 3  # increment it whenever the same parameters produce different files
 MANIFEST = "soundscapes.json"
+FEATURES = ("melspectrogram", "mfcc")
 EVENT_COUNT_ODDS = (0.06, 0.16, 0.24, 0.26, 0.17, 0.11)  # of 0, 1, ... 5 events in a recording
 MAXIMUM_EVENT_SHARE = 0.6  # of a recording
 
@@ -102,7 +103,7 @@ def annotate(rng: Rng, events: Sequence[tuple], seconds: float) -> tuple[int, li
 
 
 def write_recording(folder: pathlib.Path, parameters: Parameters, index: int, required: Sequence[str]) -> tuple:
-    """Writes audio, features and labels of a recording; returns its row of metadata.csv and rows of annotations.csv."""
+    """Writes audio and labels of a recording; returns its row of metadata.csv and rows of annotations.csv."""
     rng = np.random.default_rng([parameters.seed, index])
     audio, events = compose(rng, parameters, required)
     pcm = np.round(audio * 32767).astype(np.int16)
@@ -114,12 +115,21 @@ def write_recording(folder: pathlib.Path, parameters: Parameters, index: int, re
         labels[label][grid.event_frames(onset, offset, frames, TASK), annotator] = 1
     stem = f"{index:05d}"
     soundfile.write(folder / "audio" / f"{stem}.flac", pcm, SAMPLE_RATE_HZ, subtype="PCM_16")
-    # Computed from the quantised samples, so that extracting features from the file gives the same.
-    features = spectral_features(pcm / np.float32(32768), frames)
-    provenance.write(folder / "audio_features" / f"{stem}.npz", features,
-                     dict.fromkeys(features, Extractor(parameters=SPECTRAL_VERSION)), None)
     npz.savez(folder / "labels" / f"{stem}_labels.npz", labels, packed=True)
     return (f"{stem}.flac", seconds), [(f"{stem}.flac", *row) for row in rows]
+
+
+def write_features(folder: pathlib.Path, filenames: Sequence[str]) -> None:
+    """Writes the features of recordings that were written before."""
+    from sedjax.audio import spectral  # starts JAX, which the workers must not
+
+    origins = dict.fromkeys(FEATURES, Extractor(parameters=SPECTRAL_VERSION))
+    clips = spectral.clips([folder / "audio" / filename for filename in filenames], FEATURES)
+    for clip in tqdm(clips, "features", len(filenames), unit="recording", disable=None):
+        if isinstance(clip, Unreadable):
+            raise clip.error
+        path = folder / "audio_features" / f"{pathlib.PurePath(clip.recording).stem}.npz"
+        provenance.write(path, clip.features, origins, None)
 
 
 def plan(parameters: Parameters) -> tuple[list[str], list[list[str]]]:
@@ -166,7 +176,7 @@ def write_soundscapes(output: str | os.PathLike, parameters: Parameters, workers
     try:
         with staging.staging(output) as folder:
             _write_all(folder / staging.NEW, parameters, min(workers, parameters.recordings))
-            staging.put(folder, folder / staging.NEW, output, _require_empty)
+            staging.put(folder, output, _require_empty)
     except (OSError, soundfile.LibsndfileError) as error:
         raise UserError(f"Cannot write {output}: {getattr(error, 'strerror', None) or error}.") from error
     return True
@@ -187,7 +197,8 @@ def _write_all(folder: pathlib.Path, parameters: Parameters, workers: int) -> No
         with interrupts.only_here():
             done = (pool.map if pool else map)(functools.partial(write_recording, folder, parameters),
                                                range(parameters.recordings), required)
-        metadata, annotations = zip(*tqdm(done, total=parameters.recordings, unit="recording", disable=None))
+        metadata, annotations = zip(*tqdm(done, "sounds", parameters.recordings, unit="recording", disable=None))
+    write_features(folder, [filename for filename, _ in metadata])
     _write_csv(folder / "metadata.csv", ("filename", "duration"), metadata)
     _write_csv(folder / "annotations.csv", ("filename", "annotator", "onset", "offset", "text"),
                [row for rows in annotations for row in rows])

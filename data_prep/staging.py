@@ -39,20 +39,19 @@ def staging(output: pathlib.Path) -> Iterator[pathlib.Path]:
         _clear(folder, output)
 
 
-def put(folder: pathlib.Path, new: pathlib.Path, output: pathlib.Path,
-        require_ours: Callable[[pathlib.Path], None]) -> None:
-    """Replaces `output` with `new`, which is in a staging folder.
+def put(folder: pathlib.Path, output: pathlib.Path, require_ours: Callable[[pathlib.Path], None]) -> None:
+    """Replaces `output` with `new` of a staging folder.
 
     Raises OSError, and the errors of `require_ours` for an old output that must not be replaced.
     """
-    for path in new.rglob("*"):
+    for path in (folder / NEW).rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
     if os.path.lexists(output):
         output.rename(folder / OLD)  # `staging` puts it back if anything goes wrong from here
         require_ours(folder / OLD)
-    new.rename(output)
+    (folder / NEW).rename(output)
 
 
 def _clear(folder: pathlib.Path, output: pathlib.Path) -> None:

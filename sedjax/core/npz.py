@@ -38,12 +38,18 @@ def read_npz(path: Path, keys: Iterable[str] | None = None) -> dict[str, np.ndar
 
 def npz_shapes(path: Path, keys: Iterable[str] | None = None) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays in an npz file by key, from their headers alone. Raises UserError as `read_npz` does."""
+    return {key: shape for key, (shape, _) in npz_headers(path, keys).items()}
+
+
+def npz_headers(path: Path, keys: Iterable[str] | None = None) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shapes and types of the arrays in an npz file by key. Raises UserError as `read_npz` does."""
     with _open_npz(path, keys) as (archive, members):
-        shapes = {}
+        headers = {}
         for key, member in members.items():
             with archive.open(member) as file:
-                shapes[key] = _read_header(file, member)[0]
-        return shapes
+                shape, _, dtype = _read_header(file, member)
+                headers[key] = shape, dtype
+        return headers
 
 
 def npz_sums(path: Path) -> tuple[dict[str, int], bytes]:

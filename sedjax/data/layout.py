@@ -22,6 +22,9 @@ EXTRACTORS = "extractors.json"
 NUMBERS = "biuf"  # numpy kinds; complex numbers would lose their imaginary part
 SMALLEST_VOTE = np.finfo(np.float16).smallest_subnormal
 
+Kind = tuple[int, str]  # width and type of a feature
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """A directory in MLPC layout. Files are read on demand.
@@ -79,6 +82,17 @@ class Layout:
             features[reader.FEATURE] = _audio_frames(self.audio_path(filename), frames)
         return {key: features[key] for key in keys}
 
+    def kinds(self, filename: str, keys: tuple[str, ...]) -> dict[str, Kind]:
+        """Width and type of the named features of a recording, as in `features`, from headers alone.
+
+        Raises UserError for a features file that is missing or damaged, or lacks a feature.
+        """
+        stored = tuple(key for key in keys if key != reader.FEATURE)
+        headers = npz.npz_headers(self.features_path(filename), stored) if stored else {}
+        kinds = {key: (shape[1] if len(shape) > 1 else 1, _stored_type(dtype).__name__)
+                 for key, (shape, dtype) in headers.items()}
+        return kinds | ({reader.FEATURE: (task.FRAME_SAMPLES, "int16")} if reader.FEATURE in keys else {})
+
     def extractor(self, key: str) -> dict | None:
         """What computed a feature of all recordings, as identity.Extractor has it; None if that is unknown, or differs.
 
@@ -128,7 +142,7 @@ class Layout:
                 raise UserError(f"{path}: {key!r} must be numbers of shape (frames, width), "
                                 f"not {value.dtype} {value.shape}.")
             with np.errstate(over="ignore"):  # float64 values beyond float32 become infinity, which is an error below
-                value = value.astype(np.float16 if value.dtype == np.float16 else np.float32)
+                value = value.astype(_stored_type(value.dtype))
             if not np.isfinite(value).all():
                 raise UserError(f"{path}: {key!r} holds NaN or infinity, first in frame "
                                 f"{int(np.argmin(np.isfinite(value).all(axis=1)))}.")
@@ -233,6 +247,10 @@ def _split(names: tuple[str, ...], share: float, seed: int) -> tuple[tuple[str, 
 
 def _stem(filename: str) -> str:
     return pathlib.PurePath(filename).stem
+
+
+def _stored_type(dtype: np.dtype) -> type:
+    return np.float16 if dtype == np.float16 else np.float32
 
 
 def _rows(path: pathlib.Path, keys: tuple[str, ...] | None) -> int:

@@ -34,7 +34,7 @@ def fill_statistics(variables: dict, features: dict[str, dict]) -> dict:
 
     Args:
       variables: result of `init`.
-      features: entries of data_prep.builder.column_statistics for each feature key and for "labels".
+      features: entries of data_prep.statistics.column_statistics for each feature key and for "labels".
     """
     def statistic(name: str) -> np.ndarray:
         key, entry = name.rsplit("_", 1)

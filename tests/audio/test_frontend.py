@@ -8,7 +8,7 @@ import librosa
 import numpy as np
 import pytest
 from golden import reference_waveform
-from sedjax.data_prep.spectral import spectral_features
+from numpy_features import spectral_features
 
 from sedjax.audio import frontend, mel
 
@@ -68,6 +68,17 @@ def test_the_numpy_form_is_the_same(samples):
     expected = spectral_features(audio, frames)
     np.testing.assert_allclose(np.asarray(power)[0], expected["melspectrogram"], rtol=1e-4, atol=1e-9)
     np.testing.assert_allclose(np.asarray(frontend.mfcc(power))[0], expected["mfcc"], atol=0.1, rtol=2e-3)
+
+
+def test_mel_power_misses_nothing_within_a_frame():
+    """A click anywhere in a frame is strongest in that frame's row, and about as strong wherever it is."""
+    size = mel.MLPC.frame_samples
+    clicks = np.zeros((size // 60, 8 * size - 1000), np.float32)
+    clicks[np.arange(len(clicks)), 3 * size + 60 * np.arange(len(clicks))] = 1
+    power, _ = frontend.mel_power(*batch(list(clicks), clicks.shape[1]))
+    rows = np.asarray(power).sum(axis=2)
+    assert (rows[1:].argmax(axis=1) == 3).all()
+    assert rows.sum(axis=1).max() < 2 * rows.sum(axis=1).min()
 
 
 def test_mfcc_is_that_of_librosa():

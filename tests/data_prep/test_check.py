@@ -141,15 +141,17 @@ def test_csv_with_an_open_quote_is_an_error(tmp_path):
 
 def test_a_valid_directory_has_no_problems(tiny, capsys):
     found = checker.survey(tiny)
-    assert (found.problems, found.general, found.notes) == ({}, [], [])
-    assert found.frames == {filename: len(tiny.votes(filename)) for filename in tiny.filenames}
-    assert found.widths == {"embeddings": 16, "melspectrogram": 64, "mfcc": 24}
-    assert found.labelled
-    assert checker.check(tiny, None, read_splits(tiny)) == []
+    assert {filename: result.frames for filename, result in found.good.items()} == {
+        filename: len(tiny.votes(filename)) for filename in tiny.filenames}
+    assert found.contents.kinds == {"embeddings": (16, "float16"), "melspectrogram": (64, "float32"),
+                                    "mfcc": (24, "float16")}
+    assert found.contents.labelled
+    assert problems_of(tiny) == []
     run_command(checker, tiny.path)
     out = capsys.readouterr().out
     assert out.startswith("10 of 10 recordings are good")
-    assert f"{sum(found.frames.values())} frames; features: embeddings 16, melspectrogram 64" in out
+    frames = sum(result.frames for result in found.good.values())
+    assert f"{frames} frames; features: embeddings 16, melspectrogram 64" in out
 
 
 def with_nan(array):
@@ -234,9 +236,8 @@ def test_each_damage_is_found_and_only_that(case, tiny, capsys):
     spoil, message = SPOIL[case]
     spoil(tiny)
     found = checker.survey(tiny)
-    assert list(found.problems) == [BAD]
-    assert set(found.frames) == set(tiny.filenames) - {BAD}
-    assert found.general == []
+    assert set(found.good) == set(tiny.filenames) - {BAD}
+    assert found.contents.problems == []
     with pytest.raises(UserError, match=r"^1 problem in .*data\.$"):
         run_command(checker, tiny.path)
     line = capsys.readouterr().out.splitlines()[0]
@@ -245,7 +246,7 @@ def test_each_damage_is_found_and_only_that(case, tiny, capsys):
 
 
 def problems_of(layout, keys=None):
-    return checker.check(layout, keys, read_splits(layout))
+    return checker.problems_of(layout, checker.survey(layout, keys), read_splits(layout))
 
 
 def test_every_problem_has_its_line_and_a_recording_one_line(tiny):
@@ -269,13 +270,16 @@ def test_a_feature_that_is_not_asked_for_may_be_damaged(tiny, capsys):
 def test_what_is_wrong_everywhere_is_said_once(tiny):
     change_npz(tiny.features_path(BAD), rare=np.ones((len(tiny.votes(BAD)), 2), np.float32))
     found = checker.survey(tiny, ("embeddings", "embedings", "rare"))
-    assert found.general == [f"{tiny.path / 'audio_features'}: no file has the feature 'embedings'."]
-    assert set(found.problems) == set(tiny.filenames) - {BAD}, "a feature of one recording is missing in the others"
+    assert found.contents.problems == [f"{tiny.path / 'audio_features'}: no file has the feature 'embedings'."]
+    assert list(found.good) == [], "no recording is good"
+    assert {filename for filename, result in found.recordings.items() if result.problems} == set(
+        tiny.filenames) - {BAD}, "a feature of one recording is missing in the others"
 
     found = checker.survey(read_layout(tiny.path, MLPC_2025))
-    assert len(found.general) == 10
-    assert "no file has the class 'Speech' of the task 'MLPC 2025'" in found.general[0]
-    assert found.problems == found.frames == {}
+    assert len(found.contents.problems) == 10
+    assert "no file has the class 'Speech' of the task 'MLPC 2025'" in found.contents.problems[0]
+    assert found.good == {}
+    assert not any(result.problems for result in found.recordings.values())
 
 
 def test_other_costs_bring_other_classes(tiny, tmp_path, capsys):
@@ -291,17 +295,17 @@ def test_no_readable_features_at_all_is_one_problem(spoil, tiny):
     for filename in tiny.filenames:
         spoil(tiny.features_path(filename))
     found = checker.survey(tiny)
-    assert found.general == [f"{tiny.path / 'audio_features'}: no recording in metadata.csv has a readable features "
-                             "file."]
-    assert found.frames == found.problems == {}
-    assert problems_of(tiny) == found.general
+    assert found.contents.problems == [f"{tiny.path / 'audio_features'}: no recording in metadata.csv has a readable "
+                                       "features file."]
+    assert found.good == {}
+    assert problems_of(tiny) == found.contents.problems
 
 
 def test_a_directory_without_labels_is_fine(tmp_path, capsys):
     layout = write_layout(tmp_path, recordings=2, labels=False)
     found = checker.survey(layout)
-    assert (found.problems, found.general, found.labelled) == ({}, [], False)
-    assert list(found.frames) == list(layout.filenames)
+    assert (found.contents.problems, found.contents.labelled) == ([], False)
+    assert list(found.good) == list(layout.filenames)
     run_command(checker, tmp_path)
     assert "Note: " + str(tmp_path) + " has no labels" in capsys.readouterr().out
 
@@ -334,7 +338,7 @@ def test_audio_may_be_absent_but_not_in_part(tiny):
     first, second = problems_of(tiny)
     assert re.match(r"104\.mp3: .*104\.mp3.* \(9\)", first)
     assert re.match(r"105\.mp3: .* is empty", second)
-    assert checker.survey(tiny).problems == {}, "records need no audio"
+    assert list(checker.survey(tiny).good) == list(tiny.filenames), "records need no audio"
 
 
 def test_a_leak_is_found_in_a_recording_with_other_problems(tiny):
@@ -352,7 +356,7 @@ def copy_features(layout, source, target):
 
 def test_recordings_that_two_splits_share_are_found(tiny):
     splits = read_splits(tiny)
-    (line,) = checker.check(tiny, None, splits | {"test": (*splits["test"], "100.mp3")})
+    (line,) = checker.problems_of(tiny, checker.survey(tiny), splits | {"test": (*splits["test"], "100.mp3")})
     assert re.match(r"100\.mp3: .*'train' .*'test'", line)
 
     write_audio(tiny)
@@ -392,9 +396,10 @@ def test_shares_and_naive_cost_are_counted_by_frame_and_segment(tmp_path):
     crow[5:15] = 1
     change_npz(layout.labels_path("1.mp3"), Bell=bell, Crow=crow, Drum=np.zeros((35, 3)))
     found = checker.survey(layout)
-    np.testing.assert_array_equal(found.active_frames["1.mp3"], [2, 10, 0])
-    np.testing.assert_array_equal(found.active_segments["1.mp3"], [2, 2, 0])
-    assert checker.all_off_cost(found, ["1.mp3"], layout.task) == pytest.approx(0.5 * 50 * 5 + 0.5 * 50 * 10)
+    result = found.good["1.mp3"]
+    np.testing.assert_array_equal(result.active_frames, [2, 10, 0])
+    np.testing.assert_array_equal(result.active_segments, [2, 2, 0])
+    assert checker.all_off_cost([result], layout.task) == pytest.approx(0.5 * 50 * 5 + 0.5 * 50 * 10)
     rows = {line[:12].strip(): line.split()[-1] for line in
             checker.summary(layout, found, {"all": ("1.mp3",)}).splitlines()}
     assert (rows["Bell"], rows["Crow"], rows["Drum"]) == ("5.71", "28.57", "0.00")
@@ -406,9 +411,10 @@ def test_naive_cost_of_the_real_soundscapes():
     splits = read_splits(layout)
     assert [len(splits[split]) for split in ("train", "validation", "test")] == [360, 120, 120]
     found = checker.survey(layout, ("mfcc",))
-    assert (found.problems, found.general, len(found.frames)) == ({}, [], 600)
-    assert checker.all_off_cost(found, splits["test"], layout.task) == pytest.approx(345.07, abs=0.01)
-    assert checker.all_off_cost(found, splits["validation"], layout.task) == pytest.approx(277.39, abs=0.01)
+    assert (found.contents.problems, len(found.good)) == ([], 600)
+    for split, cost in (("test", 345.07), ("validation", 277.39)):
+        results = [found.good[filename] for filename in splits[split]]
+        assert checker.all_off_cost(results, layout.task) == pytest.approx(cost, abs=0.01)
 
 
 # The command.

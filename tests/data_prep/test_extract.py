@@ -14,8 +14,8 @@ import zipfile
 import numpy as np
 import pytest
 import soundfile
+from numpy_features import spectral_features
 from sedjax.data_prep import extract
-from sedjax.data_prep.spectral import spectral_features
 from tiny import run_command, write_layout
 from workdirs import arrays, rows_of, untrained
 

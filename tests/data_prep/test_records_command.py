@@ -3,12 +3,15 @@
 import os
 import pathlib
 
+import jax
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from sedjax.data_prep import records as build_records
-from sedjax.data_prep import staging
+from sedjax.data_prep import shards, staging
 from tiny import change_npz, run_command, write_layout
 
+from sedjax.core import npz
 from sedjax.core.errors import UserError
 from sedjax.data.layout import read_layout, read_splits
 from sedjax.data.records import open_records
@@ -127,7 +130,7 @@ def test_only_records_are_replaced(layout, tmp_path, monkeypatch):
     (tmp_path / "to source").symlink_to(layout.path)
     (tmp_path / "info").mkdir()
     (tmp_path / "info" / "dataset_info.json").write_text('{"name": "x", "fileFormat": "array_record", "splits": []}')
-    monkeypatch.setattr(build_records, "survey", None)  # nothing is read before
+    monkeypatch.setattr(build_records, "read_layout", None)  # nothing is read before
     monkeypatch.chdir(layout.path)
     before = snapshot(tmp_path)
     for output in (layout.path, ".", "./", "..", "../source/", "audio_features", "inside", tmp_path, tmp_path / "notes",
@@ -175,15 +178,39 @@ def test_a_build_in_another_process_is_left_alone(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_files_that_change_meanwhile(layout, tmp_path, monkeypatch):
-    statistics = build_records.staging.staging
+def test_a_recording_is_read_once(layout, tmp_path, monkeypatch):
+    read, read_npz = [], npz.read_npz
+    monkeypatch.setattr(npz, "read_npz", lambda path, keys=None: read.append(path) or read_npz(path, keys))
+    build_records.build(layout.path, tmp_path / "records", ("embeddings", "mfcc"))
+    paths = [path(filename) for filename in layout.filenames for path in (layout.features_path, layout.labels_path)]
+    assert sorted(read) == sorted(paths)
 
-    def changed(output):
-        change_npz(layout.features_path(layout.filenames[0]), embeddings=np.zeros((20, 16), np.float16))
-        return statistics(output)
 
-    monkeypatch.setattr(build_records.staging, "staging", changed)
-    with pytest.raises(UserError, match=r"'100\.mp3' .* changed"):
+def test_shards_are_in_order_and_complete(layout, tmp_path, monkeypatch):
+    damage(layout, layout.filenames[2])
+    for filename in read_splits(layout)["test"]:
+        layout.labels_path(filename).unlink()
+    build_records.build(layout.path, tmp_path / "one", KEYS, skip_bad=True)
+    monkeypatch.setattr(shards, "SHARD_RECORDINGS", 1)
+    build_records.build(layout.path, tmp_path / "many", KEYS, skip_bad=True)
+    assert len(list((tmp_path / "many").glob("*-train.*"))) == 8
+    assert not list((tmp_path / "many").glob("*-test.*")), "no recording of the split is good"
+    one, many = (open_records(str(tmp_path / name), "train") for name in ("one", "many"))
+    assert one.filenames == many.filenames == tuple(name for name in read_splits(layout)["train"]
+                                                    if name != layout.filenames[2])
+    assert one.metadata.entries == many.metadata.entries
+    for index in range(len(one.filenames)):
+        for expected, found in zip(one.read(index, KEYS), many.read(index, KEYS)):
+            jax.tree.map(np.testing.assert_array_equal, found, expected)
+    build_records.build(layout.path, tmp_path / "many", KEYS, skip_bad=True, overwrite=True)
+
+
+def test_a_disk_that_is_full(layout, tmp_path, monkeypatch):
+    def full(*_):
+        raise RuntimeError("write() failed: No space left on device")
+
+    monkeypatch.setattr(tfds.core.ExampleWriter, "write", full)
+    with pytest.raises(UserError, match=r"^Cannot write .*No space left on device"):
         build_records.build(layout.path, tmp_path / "records", KEYS)
     assert os.listdir(tmp_path) == ["source"]
 

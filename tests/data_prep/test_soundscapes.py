@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import os
 import pathlib
 import subprocess
 import sys
@@ -9,12 +10,12 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+from numpy_features import spectral_features
 from sedjax.data_prep import soundscapes, synthesis
 from sedjax.data_prep.soundscapes import Parameters, write_soundscapes
-from sedjax.data_prep.spectral import spectral_features
 from sedjax.data_prep.synthesis import SOURCES
 
-from sedjax.audio.mel import MLPC, SPECTRAL_VERSION
+from sedjax.audio.mel import SPECTRAL_VERSION
 from sedjax.core import grid
 from sedjax.core.errors import UserError
 from sedjax.core.task import MLPC_2025
@@ -76,8 +77,9 @@ def test_layout_reads_every_recording(written):
         assert {key: (value.shape, value.dtype) for key, value in features.items()} == {
             "melspectrogram": ((frames, 64), np.float32), "mfcc": ((frames, 32), np.float16)}
         assert data.votes(filename).shape == (frames, 10)
-        for key, value in spectral_features(audio, frames).items():
-            np.testing.assert_array_equal(value, features[key])
+        expected = spectral_features(audio, frames)
+        np.testing.assert_allclose(features["melspectrogram"], expected["melspectrogram"], rtol=1e-5, atol=1e-9)
+        np.testing.assert_allclose(features["mfcc"], expected["mfcc"], atol=0.1, rtol=2e-3)
 
 
 def test_labels_are_what_the_annotations_say(written):
@@ -224,25 +226,6 @@ def test_classes_can_be_told_apart():
     assert accuracy.min() >= 0.5, dict(zip(MLPC_2025.classes, accuracy))
 
 
-def test_features_miss_nothing_within_a_frame():
-    """A click anywhere in a frame is strongest in that frame's row, and about as strong wherever it is."""
-    powers = []
-    for position in range(3 * MLPC.frame_samples + 60, 4 * MLPC.frame_samples, 60):
-        audio = np.zeros(8 * MLPC.frame_samples - 1000, np.float32)
-        audio[position] = 1
-        power = spectral_features(audio, 8)["melspectrogram"].sum(axis=1)
-        assert power.argmax() == 3
-        powers.append(power.sum())
-    assert max(powers) < 2 * min(powers)
-
-
-@pytest.mark.parametrize(("samples", "frames"), [(1, 1), (1919, 1), (1920, 1), (1921, 2), (0, 1)])
-def test_features_have_the_rows_that_were_asked_for(samples, frames):
-    features = spectral_features(np.ones(samples), frames)
-    assert {key: len(value) for key, value in features.items()} == {"melspectrogram": frames, "mfcc": frames}
-    assert all(np.isfinite(value).all() for value in features.values())
-
-
 def test_the_same_again_is_a_no_op(written):
     before = {path: path.stat().st_mtime_ns for path in written.rglob("*")}
     assert not write_soundscapes(written, PARAMETERS, workers=3)
@@ -293,7 +276,8 @@ def test_command_line(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "data_prep.soundscapes", f"--output={tmp_path}/two", "--recordings=12",
          "--seconds_min=2", "--seconds_max=2.5", "--seed=7", "--workers=2"],
-        capture_output=True, text=True, check=False, cwd=pathlib.Path(__file__).parents[2])
+        capture_output=True, text=True, check=False, cwd=pathlib.Path(__file__).parents[2],
+        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"})  # as in this process: it decides the last bit
     assert (done.returncode, done.stdout) == (0, f"Wrote 12 recordings to {tmp_path}/two.\n"), done.stderr
     write_soundscapes(tmp_path / "one", Parameters(recordings=12, seconds_min=2.0, seconds_max=2.5, seed=7), workers=1)
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
