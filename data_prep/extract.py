@@ -216,7 +216,7 @@ def _metadata(output: pathlib.Path) -> tuple[list[str], list[str]]:
     path = output / METADATA
     if not os.path.lexists(path):
         return [], []
-    filenames = [row["filename"] for row in read_csv(path, ("filename",))]
+    filenames = [row["filename"] for row in read_csv(path, ("filename",)).values()]
     return next(files.csv_rows(path))[1], filenames
 
 

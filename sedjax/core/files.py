@@ -91,19 +91,19 @@ def read_json_lines(path: Path, form: Any = dict[str, Any]) -> list:
     return values
 
 
-def read_csv(path: Path, required: Iterable[str] = ()) -> list[dict[str, str]]:
-    """Rows of a CSV file with a header. Raises UserError if it cannot be read, or lacks a column."""
+def read_csv(path: Path, required: Iterable[str] = ()) -> dict[int, dict[str, str]]:
+    """Rows of a CSV file with a header, by line number. Raises UserError if it cannot be read, or lacks a column."""
     rows = csv_rows(path, TABLE_BYTES)
     line, header = next(rows, (1, []))
     if missing := [column for column in required if column not in header]:
         raise UserError(f"{printable(path)}, line {line}: the column {missing[0]!r} is missing.")
     if (repeated := twice(header)) is not None:
         raise UserError(f"{printable(path)}, line {line}: the column {repeated!r} appears twice.")
-    table = []
+    table = {}
     for line, row in rows:
         if len(row) != len(header):
             raise UserError(f"{printable(path)}, line {line}: the number of columns differs from the header.")
-        table.append(dict(zip(header, row)))
+        table[line] = dict(zip(header, row))
     return table
 
 

@@ -185,7 +185,7 @@ def read_layout(path: str | os.PathLike, task: Task | None = None) -> Layout:
     if not path.is_dir():
         raise UserError(f"There is no directory {path}.")
     rows = files.read_csv(path / "metadata.csv", ("filename",))
-    filenames = tuple(dict.fromkeys(row["filename"] for row in rows))
+    filenames = tuple(dict.fromkeys(row["filename"] for row in rows.values()))
     if not filenames:
         raise UserError(f"{path / 'metadata.csv'} lists no recordings.")
     stems: dict[str, str] = {}
@@ -214,7 +214,7 @@ def read_splits(layout: Layout, split_seed: int | None = None) -> dict[str, tupl
     path = layout.path / "splits.csv"
     if split_seed is None and os.path.lexists(path):
         split_of: dict[str, str] = {}
-        for line, row in enumerate(files.read_csv(path, ("filename", "split")), start=2):
+        for line, row in files.read_csv(path, ("filename", "split")).items():
             filename, split = row["filename"], row["split"]
             if split not in SPLITS:
                 raise UserError(f"{path}, line {line}: split {split!r} is not one of {list(SPLITS)}.")

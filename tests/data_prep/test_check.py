@@ -112,6 +112,7 @@ def test_splits_csv_goes_before_and_a_seed_before_that(tiny):
 
 @pytest.mark.parametrize(("rows", "message"), [
     ([["100.mp3", "dev"]], r"splits\.csv, line 2: split 'dev'"),
+    ([[], ["100.mp3", "train"], [], ["100.mp3", "dev"]], r"splits\.csv, line 5: split 'dev'"),
     ([["100.mp3", "train"], ["100.mp3", "test"]], r"splits\.csv, line 3: '100\.mp3' .* 'train'"),
     ([["100.mp3", "train"]], r"without a split: \['101\.mp3', "),
     ([[f"{100 + i}.mp3", "train"] for i in range(11)], r"not in metadata\.csv: \['110\.mp3'\]"),

@@ -310,7 +310,7 @@ def test_metadata_keeps_every_byte(folder, tmp_path, text):
     (tmp_path / "out" / "metadata.csv").write_text(text, newline="")
     extract.extract(folder, tmp_path / "out", ("mfcc",))
     assert (tmp_path / "out" / "metadata.csv").read_bytes().startswith(text.encode())
-    rows = files.read_csv(tmp_path / "out" / "metadata.csv")
+    rows = list(files.read_csv(tmp_path / "out" / "metadata.csv").values())
     assert [row["filename"] for row in rows if row["filename"] != "z.mp3"] == list(SECONDS)
 
 
