@@ -5,20 +5,16 @@ machines mount.
 """
 
 import contextlib
-import dataclasses
-import functools
 import io
 import pathlib
 import pickle
 import re
 import shlex
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from sedjax.core import files
 from sedjax.core.errors import UserError
-
-from .extraction import Job, Waiting, process
 
 try:
     import apache_beam
@@ -74,25 +70,6 @@ def over(function: Callable, items: Sequence, folder: pathlib.Path, options: str
         return [pickle.loads(path.read_bytes()) for path in paths]
 
 
-def extract(job: Job, waiting: Sequence[Waiting], folder: pathlib.Path, options: str) -> Iterator[str | None]:
-    """Yields the same as data_prep.extraction.process, once all workers are done.
-
-    Args:
-      job: features to compute.
-      waiting: recordings to process.
-      folder: folder for temporary results, as in `over`.
-      options: options of the pipeline.
-
-    Raises:
-      UserError: the options are invalid, or a file cannot be written.
-    """
-    waiting = [dataclasses.replace(recording, path=recording.path.absolute()) for recording in waiting]
-    work = functools.partial(_work, job=job.absolute())
-    groups = [waiting[start : start + 16] for start in range(0, len(waiting), 16)]
-    for reasons in over(work, groups, folder.absolute(), options):
-        yield from reasons
-
-
 def _run(options: str, steps: apache_beam.PTransform) -> None:
     """Raises UserError if the options are invalid, or if a worker raised it."""
     try:
@@ -107,14 +84,6 @@ def _run(options: str, steps: apache_beam.PTransform) -> None:
 
 def _save(item_and_path: tuple[object, pathlib.Path], function: Callable) -> None:
     item, path = item_and_path
+    result = pickle.dumps(function(item))
     with files.atomic_output(path) as temporary:
-        temporary.write_bytes(pickle.dumps(function(item)))
-
-
-def _work(waiting: Sequence[Waiting], job: Job) -> list[str | None]:
-    return list(process(job, _extractor(job), waiting))
-
-
-@functools.cache
-def _extractor(job: Job):
-    return job.extractor()
+        temporary.write_bytes(result)

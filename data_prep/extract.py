@@ -10,6 +10,7 @@ features. Embeddings are the inputs of the head of a trained sedjax model, per f
 
 import contextlib
 import csv
+import functools
 import os
 import pathlib
 import sys
@@ -36,6 +37,7 @@ from .extraction import Job, Waiting
 
 FEATURES = ("melspectrogram", "mfcc", "mfcc_delta", "mfcc_delta2", "embeddings")
 METADATA = "metadata.csv"
+GROUP = 16  # recordings that a worker of Apache Beam processes at once
 
 
 def define_flags() -> None:
@@ -147,6 +149,9 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
     Raises:
       UserError: there are no recordings, or the output cannot be written.
     """
+    if beam_options is not None:  # for workers elsewhere
+        folder, output = folder.absolute(), output.absolute()
+        embeddings_from = embeddings_from and os.path.abspath(embeddings_from)
     paths, bad = recordings(folder)
     if (output / "costs.json").exists():
         task.require_frame_seconds(read_task(output / "costs.json"))
@@ -175,7 +180,9 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
     else:
         from . import beam  # an extra
 
-        reasons = beam.extract(job, waiting, output, beam_options)
+        groups = [waiting[start : start + GROUP] for start in range(0, len(waiting), GROUP)]
+        done = beam.over(functools.partial(extraction.process_on_worker, job=job), groups, output, beam_options)
+        reasons = (reason for group in done for reason in group)
     with contextlib.closing(reasons):
         for recording, reason in zip(waiting, tqdm(reasons, total=len(waiting), unit="recording", disable=None)):
             if reason is not None:

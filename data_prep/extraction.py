@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Collection, Iterator, Sequence
@@ -33,11 +34,6 @@ class Job:
     hop_seconds: float = 9.6
     drop_layers: int = 0
 
-    def absolute(self) -> "Job":
-        """The same job with absolute paths, for processes with another working directory."""
-        extractor = self.embeddings_from and str(pathlib.Path(self.embeddings_from).absolute())
-        return dataclasses.replace(self, output=self.output.absolute(), embeddings_from=extractor)
-
     def features_path(self, recording: pathlib.Path) -> pathlib.Path:
         return self.output / "audio_features" / f"{recording.stem}.npz"
 
@@ -50,16 +46,12 @@ class Job:
 
     def origins(self, extractor) -> dict[str, Extractor]:
         """The origin of each feature."""
-        from sedjax.inference import extractors
-
-        def origin(name: str) -> Extractor:
-            if name != extractors.EMBEDDINGS:
-                return Extractor(parameters=SPECTRAL_VERSION)
+        origins = dict.fromkeys(self.wanted, Extractor(parameters=SPECTRAL_VERSION))
+        if extractor:
             windows = ({"hop_seconds": self.hop_seconds, "drop_layers": self.drop_layers}
                        if self.embeddings_from.endswith(".npz") else {})
-            return origin_of(self.embeddings_from, extractor.embedding_version, **windows)
-
-        return {name: origin(name) for name in self.wanted}
+            origins["embeddings"] = origin_of(self.embeddings_from, extractor.embedding_version, **windows)
+        return origins
 
     def seconds(self, recording: pathlib.Path, origins: dict[str, Extractor]) -> float | None:
         """Length of a recording whose features file holds all wanted features from these origins; otherwise None."""
@@ -73,7 +65,6 @@ class Job:
                         if provenance.FROM_FEATURES not in origin.model_extra}
         is_done = all(by_recording.get(key) == origin.parameters for key, origin in origins.items())
         return recorded.recording.seconds if is_done else None
-
 
 
 def origin_of(path: str, parameters: str, **options) -> Extractor:
@@ -125,6 +116,16 @@ def process(job: Job, extractor, waiting: Sequence[Waiting]) -> Iterator[str | N
             write(path, others, as_others if others else as_labels, recorded, origins,
                   Recording(**recording.state, seconds=clip.seconds))
             yield None
+
+
+def process_on_worker(waiting: Sequence[Waiting], job: Job) -> list[str | None]:
+    """As `process`, on a worker of Apache Beam, which loads the extractor once."""
+    return list(process(job, _loaded(job), waiting))
+
+
+@functools.cache
+def _loaded(job: Job):
+    return job.extractor()
 
 
 def write(path: pathlib.Path, others: dict[str, np.ndarray], features: dict[str, np.ndarray], recorded: Provenance,

@@ -3,13 +3,11 @@
 Imports the whole checkpoint or fails; it never imports only some of its tensors.
 """
 
-import contextlib
 import logging
 import os
 import pathlib
 import re
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +31,8 @@ from sedjax.models.variables import example_inputs
 from sedjax.training import checkpoint, workdir
 from sedjax.training.progress import Progress
 from sedjax.training.train_state import TrainState
+
+from . import staging
 
 log = logging.getLogger("data_prep")
 
@@ -75,10 +75,6 @@ RULES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
 NOT_IN_STEM = re.compile(r"^fc\.|\.num_batches_tracked$")
 # The heads in a checkpoint of ATST-Frame depend on its training.
 ATST_HEAD = re.compile(r"^(?:model\.)?((?:strong|weak)_head)\.(weight|bias)$")
-
-
-class Misfit(UserError):
-    """Raised when tensors do not match those of the model."""
 
 
 def define_flags() -> None:
@@ -139,13 +135,14 @@ def import_model(path: str, config: config_lib.Config, task: Task, folder: pathl
         raise UserError(f"{path} is not a checkpoint of {name!r}: it lacks the matrix 'proj.0.weight'.")
     model = registry.build_from(config, task)
     widths = dict.fromkeys(model.inputs, first.shape[1])
-    with _misfits_of(path):
-        params = convert(tensors, model, name, widths)
+    params = convert(tensors, model, name, widths, where=path)
     state = TrainState(step=np.zeros((), np.int32), params=params, ema=None, model_state={}, opt_state={})
-    with _new_folder(folder) as temporary:
-        workdir.prepare(temporary, config, task, {key: {"width": width} for key, width in widths.items()})
-        with checkpoint.open_manager(temporary) as manager:
+    with staging.staging(folder) as temporary:
+        new = temporary / staging.NEW
+        workdir.prepare(new, config, task, {key: {"width": width} for key, width in widths.items()})
+        with checkpoint.open_manager(new) as manager:
             checkpoint.save(manager, state, Progress(finished=True, task=task.digest))
+        staging.put(temporary, folder)
     print(f"Loaded {len(tensors)} of {len(tensors)} tensors, {sum(t.size for t in tensors.values()):,} parameters, "
           f"into {errors.printable(folder)}. Its outputs are assumed to be, in order: {', '.join(task.classes)}.")
 
@@ -155,8 +152,7 @@ def import_stem(path: str, config: config_lib.Config, output: pathlib.Path) -> N
     _require_npz(output)
     channels = 1 + (len(config.model["mfcc"]) if config.model.get("mfcc_as") == "channels" else 0)
     tensors = read_state_dict(path)
-    with _misfits_of(path):
-        part = resnet34_part(tensors, channels, config.model["resnet_width"])
+    part = resnet34_part(tensors, channels, config.model["resnet_width"], where=path)
     with files.atomic_output(output) as temporary:
         np.savez(temporary, **part)
     print(f"Loaded {len(part)} of {len(tensors)} tensors, all except the classifier and counters, into "
@@ -169,16 +165,14 @@ def import_atst(path: str, output: pathlib.Path, strong_head: bool = False) -> N
     _require_npz(output)
     tensors = read_state_dict(path)
     encoder, heads = split_atst(tensors)
-    with _misfits_of(path):
-        part = atst_part(encoder, AtstFrame())
-        loaded = len(part)
-        if strong_head:
-            head = {key.removeprefix("strong_head."): value for key, value in heads.items()
-                    if key.startswith("strong_")}
-            shapes = {"kernel": (part["params/atst/norm_frame/bias"].size, STRONG_CLASSES), "bias": (STRONG_CLASSES,)}
-            expected = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-            arrays = _place(head, expected, "strong_head")
-            part |= {f"params/strong_head/{name}": value for name, value in arrays.items()}
+    part = atst_part(encoder, AtstFrame(), where=path)
+    loaded = len(part)
+    if strong_head:
+        head = {key.removeprefix("strong_head."): value for key, value in heads.items() if key.startswith("strong_")}
+        shapes = {"kernel": (part["params/atst/norm_frame/bias"].size, STRONG_CLASSES), "bias": (STRONG_CLASSES,)}
+        expected = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+        arrays = _place(head, expected, "strong_head", path)
+        part |= {f"params/strong_head/{name}": value for name, value in arrays.items()}
     with files.atomic_output(output) as temporary:
         np.savez(temporary, **part)
     print(f"Loaded {loaded} of {len(encoder)} tensors of the encoder, "
@@ -214,7 +208,8 @@ def strip_prefix(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np
     return dict(tensors)
 
 
-def convert(tensors: Mapping[str, np.ndarray], model: nn.Module, name: str, widths: dict[str, int]) -> dict:
+def convert(tensors: Mapping[str, np.ndarray], model: nn.Module, name: str, widths: dict[str, int],
+            where: str = "The checkpoint") -> dict:
     """The parameters of `model` from PyTorch tensors.
 
     Args:
@@ -222,16 +217,18 @@ def convert(tensors: Mapping[str, np.ndarray], model: nn.Module, name: str, widt
       model: Flax module.
       name: key of its rules in RULES.
       widths: widths of its features.
+      where: location of the tensors, for errors.
 
     Raises:
       UserError: a tensor is missing, unexpected or misshapen; then nothing is loaded.
     """
     variables = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model, widths))
     shapes = traverse_util.flatten_dict(variables["params"], sep="/")
-    return traverse_util.unflatten_dict(_place(tensors, shapes, name), sep="/")
+    return traverse_util.unflatten_dict(_place(tensors, shapes, name, where), sep="/")
 
 
-def resnet34_part(tensors: Mapping[str, np.ndarray], channels: int, width: int = 64) -> dict[str, np.ndarray]:
+def resnet34_part(tensors: Mapping[str, np.ndarray], channels: int, width: int = 64,
+                  where: str = "The checkpoint") -> dict[str, np.ndarray]:
     """The variables of a ResNet-34 stem from torchvision's image classifier.
 
     Each of the new input channels gets the sum of the kernels for red, green and blue, divided by the number of
@@ -241,6 +238,7 @@ def resnet34_part(tensors: Mapping[str, np.ndarray], channels: int, width: int =
       tensors: tensors by torchvision's keys; the classifier and the batch norms' counters are ignored.
       channels: number of input channels.
       width: width of the stem; torchvision's is 64.
+      where: location of the tensors, for errors.
 
     Returns:
       Arrays by collection and path, such as "params/stem/conv1/kernel" and "batch_stats/stem/bn1/mean".
@@ -252,7 +250,7 @@ def resnet34_part(tensors: Mapping[str, np.ndarray], channels: int, width: int =
         key, jnp.zeros((1, 10, 64, 3)), jnp.ones((1, 10), bool), False), jax.random.key(0))
     shapes = {name: traverse_util.flatten_dict(tree, sep="/") for name, tree in variables.items()}
     arrays = _place({key: value for key, value in tensors.items() if not NOT_IN_STEM.search(key)},
-                    shapes["params"] | shapes["batch_stats"], "resnet34")
+                    shapes["params"] | shapes["batch_stats"], "resnet34", where)
     if channels != 3:
         total = arrays["conv1/kernel"].sum(axis=2, keepdims=True)
         arrays["conv1/kernel"] = np.repeat(total / channels, channels, axis=2)
@@ -268,39 +266,21 @@ def split_atst(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray]
     return encoder, heads
 
 
-def atst_part(tensors: Mapping[str, np.ndarray], model: AtstFrame) -> dict[str, np.ndarray]:
+def atst_part(tensors: Mapping[str, np.ndarray], model: AtstFrame,
+              where: str = "The checkpoint") -> dict[str, np.ndarray]:
     """The variables of ATST-Frame by path, such as "params/atst/norm_frame/bias".
 
     Args:
       tensors: tensors of the encoder, without prefix.
       model: module of the same size.
+      where: location of the tensors, for errors.
 
     Raises:
       UserError: a tensor is missing, unexpected or misshapen.
     """
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1 + PATCH_FRAMES, mel.ATST.bands)))
-    arrays = _place(tensors, traverse_util.flatten_dict(variables["params"], sep="/"), "atst_frame")
+    arrays = _place(tensors, traverse_util.flatten_dict(variables["params"], sep="/"), "atst_frame", where)
     return {f"params/atst/{path}": value for path, value in arrays.items()}
-
-
-@contextlib.contextmanager
-def _misfits_of(path: str) -> Iterator[None]:
-    """Adds the path to errors about tensors that do not fit."""
-    try:
-        yield
-    except Misfit as error:
-        raise UserError(f"{path}: {error}") from error
-
-
-@contextlib.contextmanager
-def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a temporary folder next to `path`; it is renamed to `path` on success and removed on error."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=files.make_folder(path.parent)) as temporary:
-            yield pathlib.Path(temporary) / "new"
-            (pathlib.Path(temporary) / "new").rename(path)
-    except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
 def _require_npz(output: pathlib.Path) -> None:
@@ -309,29 +289,29 @@ def _require_npz(output: pathlib.Path) -> None:
     files.require_replaceable(output)
 
 
-def _place(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, jax.ShapeDtypeStruct],
-           name: str) -> dict[str, np.ndarray]:
-    """Maps PyTorch tensors to paths by the rules of `name`. Raises Misfit unless all fit and none is left over."""
+def _place(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, jax.ShapeDtypeStruct], name: str,
+           where: str) -> dict[str, np.ndarray]:
+    """Maps PyTorch tensors to paths by the rules of `name`. Raises UserError unless all fit and none is left over."""
     keys = {path: _tensor_key(path, RULES[name][1]) for path in shapes}
     missing = sorted(set(keys.values()) - set(tensors))
     unexpected = sorted(set(tensors) - set(keys.values()))
     if missing or unexpected:
-        raise Misfit(f"The checkpoint does not fit the model {name!r}: {len(missing)} tensors are missing "
+        raise UserError(f"{where} does not fit the model {name!r}: {len(missing)} tensors are missing "
                      f"{missing[:3]}, {len(unexpected)} are unexpected {unexpected[:3]}.")
     arrays = {}
     for path, expected in shapes.items():
         value = tensors[keys[path]]
         if value.dtype.kind not in "fiu":
-            raise Misfit(f"The checkpoint does not fit the model {name!r}: {keys[path]!r} holds {value.dtype}.")
+            raise UserError(f"{where} does not fit the model {name!r}: {keys[path]!r} holds {value.dtype}.")
         with np.errstate(over="ignore"):
             value = value.astype(np.float32)
         if not np.isfinite(value).all():
-            raise Misfit(f"The checkpoint holds NaN, infinity or numbers beyond float32 in {keys[path]!r}.")
+            raise UserError(f"{where} holds NaN, infinity or numbers beyond float32 in {keys[path]!r}.")
         # PyTorch stores (out, in) and (out, in, height, width), Flax (in, out) and (height, width, in, out).
         if path.endswith("kernel") and value.ndim > 1:
             value = np.moveaxis(value, (0, 1), (-1, -2))
         if value.shape != expected.shape:
-            raise Misfit(f"The checkpoint does not fit the model {name!r}: {keys[path]!r} has the shape "
+            raise UserError(f"{where} does not fit the model {name!r}: {keys[path]!r} has the shape "
                          f"{tensors[keys[path]].shape}, but the model's {path} is {expected.shape}.")
         arrays[path] = value
     return arrays

@@ -75,12 +75,9 @@ def build(source: pathlib.Path, output: pathlib.Path, keys: tuple[str, ...], *, 
     if not contents.labelled:
         raise UserError(f"{source} has no labels: records are for training and evaluation; `sedjax predict` "
                         "works without labels.")
-    try:
-        with staging.staging(output) as folder:
-            counts, skipped = _write(folder / staging.NEW, layout, contents, splits, over, skip_bad)
-            staging.put(folder, output, functools.partial(_require_records, shown=output))
-    except OSError as error:
-        raise UserError(f"Cannot write {output}: {error.strerror or error}.") from error
+    with staging.staging(output) as folder:
+        counts, skipped = _write(folder / staging.NEW, layout, contents, splits, over, skip_bad)
+        staging.put(folder, output, functools.partial(_require_records, shown=output))
     print(f"Wrote {', '.join(f'{count} {split}' for split, count in counts.items())} recordings to {output}"
           f"{f'; {skipped} skipped' if skipped else ''}.")
 

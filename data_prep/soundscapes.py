@@ -114,7 +114,10 @@ def write_recording(folder: pathlib.Path, parameters: Parameters, index: int, re
     for annotator, onset, offset, label in rows:
         labels[label][grid.event_frames(onset, offset, frames, TASK), annotator] = 1
     stem = f"{index:05d}"
-    soundfile.write(folder / "audio" / f"{stem}.flac", pcm, SAMPLE_RATE_HZ, subtype="PCM_16")
+    try:
+        soundfile.write(folder / "audio" / f"{stem}.flac", pcm, SAMPLE_RATE_HZ, subtype="PCM_16")
+    except soundfile.LibsndfileError as error:
+        raise OSError(str(error)) from error
     npz.savez(folder / "labels" / f"{stem}_labels.npz", labels, packed=True)
     return (f"{stem}.flac", seconds), [(f"{stem}.flac", *row) for row in rows]
 
@@ -173,18 +176,10 @@ def write_soundscapes(output: str | os.PathLike, parameters: Parameters, workers
     output = pathlib.Path(os.path.realpath(output))
     if is_up_to_date(output, parameters):
         return False
-    try:
-        with staging.staging(output) as folder:
-            _write_all(folder / staging.NEW, parameters, min(workers, parameters.recordings))
-            staging.put(folder, output, _require_empty)
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise UserError(f"Cannot write {output}: {getattr(error, 'strerror', None) or error}.") from error
+    with staging.staging(output) as folder:
+        _write_all(folder / staging.NEW, parameters, min(workers, parameters.recordings))
+        staging.put(folder, output)
     return True
-
-
-def _require_empty(folder: pathlib.Path) -> None:
-    if not folder.is_dir() or any(folder.iterdir()):
-        raise UserError("--output was filled with something else while the data set was written: choose another one.")
 
 
 def _write_all(folder: pathlib.Path, parameters: Parameters, workers: int) -> None:

@@ -19,7 +19,7 @@ from sedjax.data_prep import extract
 from tiny import run_command, write_layout
 from workdirs import arrays, rows_of, untrained
 
-from sedjax.audio import reader, spectral
+from sedjax.audio import mel, reader, spectral
 from sedjax.audio.spectral import _mel_power, _mfcc
 from sedjax.commands import predict
 from sedjax.core import errors, files, npz
@@ -105,7 +105,7 @@ def test_only_what_is_new_or_has_changed_is_done(folder, tmp_path, monkeypatch):
     (features / "b.npz").unlink()
     (features / "d.npz").write_bytes(b"")
     assert run() == ["b.flac", "d.wav"]
-    monkeypatch.setattr(extractors, "SPECTRAL_VERSION", "2")
+    monkeypatch.setattr(mel, "SPECTRAL_VERSION", "2")
     assert run() == list(SECONDS)
     assert run("mfcc") == list(SECONDS)
     assert set(arrays(features / "a.npz")) == {"melspectrogram", "mfcc"}
