@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     problems += problems_of(layout, found, splits)
     for line in problems:
         print(errors.printable(line))
-    for line in [*_notes(layout, found), *_orphans(layout), *_empty_notes(layout, found, splits)]:
+    for line in _notes(layout, found, splits):
         print(errors.printable(f"Note: {line}"))
     print(summary(layout, found, splits))
     if problems:
@@ -173,17 +173,13 @@ def _leaks(layout: Layout, found: Survey, splits: Splits) -> list[str]:
     return problems
 
 
-def _notes(layout: Layout, found: Survey) -> list[str]:
+def _notes(layout: Layout, found: Survey, splits: Splits) -> list[str]:
+    """Observations that are not problems."""
     notes = [] if found.contents.labelled else [f"{layout.path} has no labels: usable for prediction only."]
     for key in found.contents.keys:
         silent = [filename for filename, result in found.recordings.items() if key in result.silent]
         if silent:
             notes.append(f"{key!r} is all zeros in some recordings ({len(silent):,}), first in {silent[0]}.")
-    return notes
-
-
-def _orphans(layout: Layout) -> list[str]:
-    notes = []
     for path_of in (layout.audio_path, layout.features_path, layout.labels_path):
         expected = {path_of(filename) for filename in layout.filenames}
         folder = next(iter(expected)).parent
@@ -191,16 +187,11 @@ def _orphans(layout: Layout) -> list[str]:
         if orphans:
             notes.append(f"{folder} holds files that belong to no recording in metadata.csv "
                          f"({len(orphans):,}), first {orphans[0]}.")
-    return notes
-
-
-def _empty_notes(layout: Layout, found: Survey, splits: Splits) -> list[str]:
-    notes = [f"The split {split!r} is empty." for split, filenames in splits.items() if not filenames]
+    notes += [f"The split {split!r} is empty." for split, filenames in splits.items() if not filenames]
     train = [found.good[name] for name in splits.get("train", ()) if name in found.good]
     if train and found.contents.reads_labels:
-        active = _active_frames(train, layout.task)
         notes += [f"{label!r} is never active in the split 'train'."
-                  for label, frames in zip(layout.task.classes, active) if not frames]
+                  for label, frames in zip(layout.task.classes, _active_frames(train, layout.task)) if not frames]
     return notes
 
 

@@ -139,20 +139,19 @@ def _usual_kinds(layout: Layout, keys: tuple[str, ...]) -> dict[str, Kind]:
 
 def _absent_everywhere(names: Iterable[str], paths: Iterable[pathlib.Path]) -> list[str]:
     """The names that no readable npz file in `paths` holds; stops reading once every name has occurred."""
-    absent, read = dict.fromkeys(names), False
+    absent, any_read = list(names), False
     for path in paths:
-        names_in_file = _array_names(path)
-        read = read or bool(names_in_file)
-        for name in names_in_file:
-            absent.pop(name, None)
         if not absent:
             break
-    return list(absent) if read else []
+        present = _array_names(path)
+        any_read = any_read or bool(present)
+        absent = [name for name in absent if name not in present]
+    return absent if any_read else []
 
 
 def _array_names(path: pathlib.Path) -> tuple[str, ...]:
     """Names of the arrays in an npz file; empty if it is unreadable."""
     try:
-        return npz.npz_names(path)
+        return tuple(npz.npz_sums(path)[0])
     except UserError:
         return ()

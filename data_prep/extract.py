@@ -189,11 +189,11 @@ def extract(folder: pathlib.Path, output: pathlib.Path, wanted: tuple[str, ...],
                 bad[recording.path.name] = reason
     seconds = {}
     for path in paths:
-        if path.name not in bad:
-            seconds[path.name] = job.seconds(path, origins)
-            if seconds[path.name] is None:
-                del seconds[path.name]
-                bad[path.name] = f"{path} changed or was deleted while it was read: start again."
+        length = None if path.name in bad else job.seconds(path, origins)
+        if length is not None:
+            seconds[path.name] = length
+        else:
+            bad.setdefault(path.name, f"{path} changed or was deleted while it was read: start again.")
     if seconds:
         _add_to_metadata(output, seconds)
     write_bad(output, bad)

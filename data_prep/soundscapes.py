@@ -222,8 +222,7 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise UserError(f"Unexpected argument {argv[1]!r}; every option is a flag, such as --output=DIR.")
+    cli.require_no_arguments(argv)
     options = flags.FLAGS
     parameters = Parameters(options.recordings, options.seconds_min, options.seconds_max, options.seed)
     if write_soundscapes(options.output, parameters, options.workers):

@@ -21,6 +21,7 @@ SPLITS = ("train", "validation", "test")
 EXTRACTORS = "extractors.json"
 NUMBERS = "biuf"  # numpy kinds; complex numbers would lose their imaginary part
 SMALLEST_VOTE = np.finfo(np.float16).smallest_subnormal
+MAX_FILE_BYTES = 16 * MEBIBYTE  # of a task
 
 Kind = tuple[int, str]  # width and type of a feature
 
@@ -274,7 +275,6 @@ def _audio_frames(path: pathlib.Path, frames: int | None) -> np.ndarray:
     if not frames or abs(frames - len(rows)) > 1:
         raise UserError(f"{path} has {len(rows)} frames, but the features or labels of the recording have {frames}.")
     return rows[:frames] if frames < len(rows) else np.pad(rows, [(0, 1), (0, 0)])
-MAX_FILE_BYTES = 16 * MEBIBYTE
 
 
 def read_task(path: Path) -> Task:
