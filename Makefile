@@ -18,6 +18,7 @@ setup: .venv/installed
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 test: setup lint
 	$(BIN)/python -m pytest -n 2 --dist=loadscope --no-loadscope-reorder
