@@ -3,9 +3,9 @@
 import dataclasses
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -54,9 +54,9 @@ class Unreadable:
     error: UserError
 
 
-def recut(stream: Iterable[Clip | Unreadable], frames: int | None = None) -> Iterator[Clip | Unreadable]:
+def recut(stream: Iterable[Clip | Unreadable], frames: int | None = None) -> Generator[Clip | Unreadable]:
     """Regroups a stream into clips of `frames` frames, fewer at the end of a recording; None: whole recordings."""
-    number, parts, length = None, [], 0
+    number, parts, length = -1, [], 0
     for clip in stream:
         if isinstance(clip, Unreadable):
             yield clip
@@ -92,9 +92,10 @@ def require_wanted() -> None:
         raise Abandoned
 
 
-def ahead(items: Iterable[Item], count: int = 32) -> Iterator[Item]:
+def ahead(items: Iterable[Item], count: int = 32) -> Generator[Item]:
     """Yields the same items, prefetching up to `count` of them in a thread; `close` ends the thread."""
-    end, items, abandoned = object(), iter(items), threading.Event()
+    end: Any = object()
+    items, abandoned = iter(items), threading.Event()
     thread = ThreadPoolExecutor(1, initializer=setattr, initargs=(_thread, "abandoned", abandoned))
     waiting = deque(thread.submit(next, items, end) for _ in range(count))
     try:

@@ -48,15 +48,15 @@ def stitch(windows: Iterable[Float[np.ndarray, "_ width"]], hop: int) -> Iterato
     """
     total = count = None
     for window in windows:
-        if total is None:
+        if total is None or count is None:
             total, count = np.zeros((0, window.shape[1]), np.float32), np.zeros((0, 1), np.float32)
         missing = max(len(window) - len(total), 0)
-        total, count = (np.pad(x, [(0, missing), (0, 0)]) for x in (total, count))
+        total, count = np.pad(total, [(0, missing), (0, 0)]), np.pad(count, [(0, missing), (0, 0)])
         total[: len(window)] += window
         count[: len(window)] += 1
         yield total[:hop] / count[:hop]
         total, count = total[hop:], count[hop:]
-    if total is not None and len(total):
+    if total is not None and count is not None and len(total):
         yield total / count
 
 

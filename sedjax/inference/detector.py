@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 import numpy as np
 
@@ -83,7 +83,7 @@ class Detector:
         return detections(self.model, recut(stream, frames))
 
     def _clips(self, recordings: list[reader.Recording], sample_rate_hz: reader.SampleRate | None,
-               keep: tuple[str, ...]) -> Iterator[Clip | Unreadable]:
+               keep: tuple[str, ...]) -> Generator[Clip | Unreadable]:
         """The recordings as clips with the features that the model takes."""
         keys = tuple(key for key in self.model.inputs if key != EMBEDDINGS)
         if self.extractor:
@@ -111,12 +111,12 @@ def load(workdir: str | os.PathLike, checkpoint: str | int = "best",
     return Detector(model, embeddings_from)
 
 
-def detections(model: TrainedModel, stream: Iterator[Clip | Unreadable]) -> Iterator[Detection | Unreadable]:
+def detections(model: TrainedModel, stream: Generator[Clip | Unreadable]) -> Generator[Detection | Unreadable]:
     """The detections in recordings, given as a stream of clips of at most max_frames.
 
     Raises UserError if the model outputs NaN.
     """
-    number, parts = None, []
+    number, parts = -1, []
     with contextlib.closing(model.predict(stream)) as results:
         for result in results:
             if isinstance(result, Unreadable):
@@ -126,9 +126,9 @@ def detections(model: TrainedModel, stream: Iterator[Clip | Unreadable]) -> Iter
             if clip.number != number:  # drops the earlier clips of a recording that turned out unreadable
                 number, parts = clip.number, []
             parts.append(outputs)
-            if clip.is_last:
+            if (seconds := clip.seconds) is not None:
                 joined = {name: np.concatenate([part[name] for part in parts]) for name in outputs}
-                yield Detection(clip.recording, model.task, model.thresholds, clip.seconds, **joined,
+                yield Detection(clip.recording, model.task, model.thresholds, seconds, **joined,
                                 features=clip.extras)
 
 

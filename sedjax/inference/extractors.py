@@ -8,7 +8,6 @@ import operator
 import os
 import pathlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -22,32 +21,116 @@ from sedjax.inference.trained import EMBEDDINGS, TrainedModel, fingerprint, load
 from sedjax.models import atst_frame
 
 
-@runtime_checkable
-class Extractor(Protocol):
-    """A frozen model that embeds recordings.
+@dataclasses.dataclass(frozen=True)
+class AtstExtractor:
+    """ATST-Frame: windows of 10 s on the frame grid, 40 ms tokens averaged into frames by absolute time.
+
+    The last frame of a recording is padded with silence, as in records of audio, so that a model with this encoder
+    inside (models.atst_detector) gets the same input.
 
     Attributes:
-      embedding_version: identifies the weights, hop and version that determine the embeddings.
-      embedding_width: columns of the embeddings.
-      inputs: input features, from spectral.SPECTRAL and spectral.SOUND.
-      max_frames: length limit of input clips.
+      model, weights: encoder and its weights.
+      hop_samples: distance between window starts, a multiple of a frame; overlapping windows are averaged.
+      batch_size: windows per batch, from one or several recordings.
     """
 
-    embedding_version: str
-    embedding_width: int
-    inputs: tuple[str, ...]
-    max_frames: int
+    model: atst_frame.AtstFrame
+    weights: dict
+    hop_samples: int
+    batch_size: int = 4
+    inputs: tuple[str, ...] = (spectral.SAMPLES,)
+    max_frames: int = 250
 
-    def embed(self, stream: Generator[Clip | Unreadable], dtype: type = np.float16) -> Iterator[Clip | Unreadable]:
-        """The clips, of any length, with `embeddings` (t, width) added to their features.
+    @functools.cached_property
+    def embedding_version(self) -> str:
+        return f"atst_frame {fingerprint(self.weights)} hop {self.hop_samples} dropped {self.model.drop_layers}"
 
-        A recording whose embeddings are not finite in `dtype` is unreadable. The stream is closed at the end.
+    @property
+    def embedding_width(self) -> int:
+        return self.model.width
+
+    def embed(self, stream: Generator[Clip | Unreadable], dtype: type = np.float16) -> Generator[Clip | Unreadable]:
+        """Each recording as one clip."""
+        with contextlib.closing(stream):
+            for _, items in itertools.groupby(self._tokens(self._windows(stream)), key=operator.itemgetter(0)):
+                yield self._stitched(items, dtype)
+
+    def _windows(self, stream: Iterable[Clip | Unreadable]
+                 ) -> Iterator[tuple[int, np.ndarray | Clip | Unreadable, int]]:
+        """Yields (recording number, samples of a window, how many of them are real).
+
+        After its windows, each recording yields (number, clip of its other features or Unreadable, 0).
         """
+        for number, items in itertools.groupby(stream, key=operator.attrgetter("number")):
+            read: list[Clip | Unreadable] = []  # clips without their samples
+            for samples, real in reader.windows(_sound(items, read), atst_frame.WINDOW_SAMPLES, self.hop_samples):
+                if real:
+                    yield number, samples, real
+            end = read[-1]
+            if isinstance(end, Clip):
+                parts = [clip.features for clip in read if isinstance(clip, Clip)]
+                end = dataclasses.replace(end, features={key: np.concatenate([part[key] for part in parts])
+                                                         for key in end.features})
+            yield number, end, 0
+
+    def _tokens(self, windows: Iterator[tuple[int, np.ndarray | Clip | Unreadable, int]]
+                ) -> Iterator[tuple[int, np.ndarray | Clip | Unreadable]]:
+        """Replaces the samples of each window by the tokens that have real samples; passes on the final items."""
+        while batch := list(itertools.islice(windows, self.batch_size)):
+            sounds = [item for _, item, _ in batch if isinstance(item, np.ndarray)]
+            encoded = iter(self._encoded(sounds) if sounds else ())
+            for number, item, real in batch:
+                is_sound = isinstance(item, np.ndarray)
+                yield number, next(encoded)[: real // atst_frame.TOKEN_SAMPLES] if is_sound else item
+
+    def _encoded(self, sounds: list[np.ndarray]) -> np.ndarray:
+        # Few batch sizes, so that few are compiled.
+        size = min(1 << (len(sounds) - 1).bit_length(), self.batch_size)
+        samples = np.zeros((size, atst_frame.WINDOW_SAMPLES), np.float32)
+        samples[: len(sounds)] = sounds
+        return np.asarray(_encode(self.model, self.weights, samples))
+
+    def _stitched(self, items: Iterator[tuple[int, np.ndarray | Clip | Unreadable]],
+                  dtype: type) -> Clip | Unreadable:
+        ends: list[Clip | Unreadable] = []  # the final item
+
+        def tokens() -> Iterator[np.ndarray]:
+            for _, item in items:
+                if isinstance(item, np.ndarray):
+                    yield item
+                else:
+                    ends.append(item)
+
+        with np.errstate(over="ignore"):  # with_embeddings rejects infinity
+            parts = [grid.mean_by_group(rows, atst_frame.TOKENS_PER_FRAME).astype(dtype, copy=False)
+                     for rows in grid.stitch(tokens(), self.hop_samples // atst_frame.TOKEN_SAMPLES)]
+        (end,) = ends
+        return with_embeddings(end, np.concatenate(parts), dtype) if isinstance(end, Clip) else end
+
+
+def _sound(clips: Iterable[Clip | Unreadable], read: list[Clip | Unreadable]) -> Iterator[np.ndarray]:
+    """The samples of a recording; its clips, without their samples, are appended to `read`."""
+    for clip in clips:
+        if isinstance(clip, Unreadable):
+            read.append(clip)
+            return
+        features = {key: value for key, value in clip.features.items() if key != spectral.SAMPLES}
+        read.append(dataclasses.replace(clip, features=features))
+        yield clip.features[spectral.SAMPLES].ravel()
+
+
+_encode = jax.jit(atst_frame.encode, static_argnums=0)
+
+
+# Frozen models that embed recordings. Common to them are `inputs` (names from spectral.SPECTRAL and spectral.SOUND),
+# `max_frames` of their input clips, `embedding_width`, `embedding_version`, which identifies all that determines the
+# embeddings, and `embed`, which adds `embeddings` to the clips of a stream.
+Extractor = AtstExtractor | TrainedModel
 
 
 def embed_recordings(recordings: Iterable[reader.Recording], extractor: Extractor, keys: Sequence[str] = (),
                      extras: Sequence[str] = (), sample_rate_hz: reader.SampleRate | None = None
-                     ) -> Iterator[Clip | Unreadable]:
+                     ) -> Generator[Clip | Unreadable]:
     """The recordings as clips of any length with `embeddings`; a thread reads ahead of the extractor.
 
     Args:
@@ -82,103 +165,6 @@ def extract_features(recordings: Iterable[reader.Recording], wanted: Sequence[st
             features = clip.features | clip.extras
             clip = dataclasses.replace(clip, features={key: features[key] for key in wanted}, extras={})
         yield clip
-
-
-@dataclasses.dataclass(frozen=True)
-class AtstExtractor:
-    """ATST-Frame: windows of 10 s on the frame grid, 40 ms tokens averaged into frames by absolute time.
-
-    The last frame of a recording is padded with silence, as in records of audio, so that a model with this encoder
-    inside (models.atst_detector) gets the same input.
-
-    Attributes:
-      model, weights: encoder and its weights.
-      hop_samples: distance between window starts, a multiple of a frame; overlapping windows are averaged.
-      batch_size: windows per batch, from one or several recordings.
-    """
-
-    model: atst_frame.AtstFrame
-    weights: dict
-    hop_samples: int
-    batch_size: int = 4
-    inputs: tuple[str, ...] = (spectral.SAMPLES,)
-    max_frames: int = 250
-
-    @functools.cached_property
-    def embedding_version(self) -> str:
-        return f"atst_frame {fingerprint(self.weights)} hop {self.hop_samples} dropped {self.model.drop_layers}"
-
-    @property
-    def embedding_width(self) -> int:
-        return self.model.width
-
-    def embed(self, stream: Generator[Clip | Unreadable], dtype: type = np.float16) -> Iterator[Clip | Unreadable]:
-        """Each recording as one clip."""
-        with contextlib.closing(stream):
-            for _, items in itertools.groupby(self._tokens(self._windows(stream)), key=operator.itemgetter(0)):
-                yield self._stitched(items, dtype)
-
-    def _windows(self, stream: Iterable[Clip | Unreadable]
-                 ) -> Iterator[tuple[int, np.ndarray | Clip | Unreadable, int]]:
-        """Yields (recording number, samples of a window, how many of them are real).
-
-        After its windows, each recording yields (number, clip of its other features or Unreadable, 0).
-        """
-        for number, items in itertools.groupby(stream, key=operator.attrgetter("number")):
-            read: list[Clip | Unreadable] = []  # clips without their samples
-            for samples, real in reader.windows(_sound(items, read), atst_frame.WINDOW_SAMPLES, self.hop_samples):
-                if real:
-                    yield number, samples, real
-            end = read[-1]
-            if isinstance(end, Clip):
-                end = dataclasses.replace(end, features={key: np.concatenate([clip.features[key] for clip in read])
-                                                         for key in end.features})
-            yield number, end, 0
-
-    def _tokens(self, windows: Iterator[tuple[int, np.ndarray | Clip | Unreadable, int]]
-                ) -> Iterator[tuple[int, np.ndarray | Clip | Unreadable]]:
-        """Replaces the samples of each window by the tokens that have real samples; passes on the final items."""
-        while batch := list(itertools.islice(windows, self.batch_size)):
-            sounds = [samples for _, samples, real in batch if real]
-            encoded = iter(self._encoded(sounds) if sounds else ())
-            for number, samples, real in batch:
-                yield number, next(encoded)[: real // atst_frame.TOKEN_SAMPLES] if real else samples
-
-    def _encoded(self, sounds: list[np.ndarray]) -> np.ndarray:
-        # Few batch sizes, so that few are compiled.
-        size = min(1 << (len(sounds) - 1).bit_length(), self.batch_size)
-        samples = np.zeros((size, atst_frame.WINDOW_SAMPLES), np.float32)
-        samples[: len(sounds)] = sounds
-        return np.asarray(_encode(self.model, self.weights, samples))
-
-    def _stitched(self, items: Iterator[tuple[int, np.ndarray | Clip | Unreadable]],
-                  dtype: type) -> Clip | Unreadable:
-        end = None
-
-        def tokens() -> Iterator[np.ndarray]:
-            nonlocal end
-            for _, end in items:
-                if isinstance(end, np.ndarray):
-                    yield end
-
-        with np.errstate(over="ignore"):  # with_embeddings rejects infinity
-            parts = [grid.mean_by_group(rows, atst_frame.TOKENS_PER_FRAME).astype(dtype, copy=False)
-                     for rows in grid.stitch(tokens(), self.hop_samples // atst_frame.TOKEN_SAMPLES)]
-        return with_embeddings(end, np.concatenate(parts), dtype) if isinstance(end, Clip) else end
-
-
-def _sound(clips: Iterable[Clip | Unreadable], read: list[Clip | Unreadable]) -> Iterator[np.ndarray]:
-    """The samples of a recording; its clips, without their samples, are appended to `read`."""
-    for clip in clips:
-        if isinstance(clip, Unreadable):
-            read.append(clip)
-            return
-        features = {key: value for key, value in clip.features.items() if key != spectral.SAMPLES}
-        read.append(dataclasses.replace(clip, features=features))
-        yield clip.features[spectral.SAMPLES].ravel()
-
-
-_encode = jax.jit(atst_frame.encode, static_argnums=0)
 
 
 def load_extractor(path: str, hop_seconds: float, drop_layers: int) -> Extractor:
@@ -220,10 +206,10 @@ def extractor_of(model: TrainedModel, embeddings_from: str | os.PathLike | None 
     Raises:
       UserError: it was never recorded, has moved, or has changed.
     """
-    entry, width = model.features[EMBEDDINGS].get("extractor"), model.widths[EMBEDDINGS]
+    entry, width = model.features[EMBEDDINGS].get("extractor") or {}, model.widths[EMBEDDINGS]
     takes = f"The model in {model.workdir} takes embeddings ({width} columns)"
     advice = "give it with --embeddings_from=PATH, a workdir or the npz file of an ATST-Frame"
-    options = {"hop_seconds": 9.6, "drop_layers": 0, **(entry or {})}
+    options = {"hop_seconds": 9.6, "drop_layers": 0, **entry}
     with parallel.all_or_none():
         if not embeddings_from and not entry:
             raise UserError(f"{takes}, but their extractor was not recorded: {advice}.")

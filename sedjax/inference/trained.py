@@ -8,6 +8,7 @@ import pathlib
 import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import cast
 
 import jax
 import numpy as np
@@ -90,7 +91,7 @@ class TrainedModel:
         except KeyError as error:
             raise UserError(f"The model {self.config.model['name']!r} in {self.workdir} has no embeddings.") from error
 
-    def predict(self, stream: Generator[Clip | Unreadable]) -> Iterator[tuple[Clip, Outputs] | Unreadable]:
+    def predict(self, stream: Generator[Clip | Unreadable]) -> Generator[tuple[Clip, Outputs] | Unreadable]:
         """Probabilities of each clip: `frames` (t, C) and, pooled, `segments` (s, C).
 
         Clips have at most max_frames, and all but the last of a recording exactly that many. Batches mix recordings;
@@ -100,7 +101,7 @@ class TrainedModel:
         """
         return self._run(self._predict, stream)
 
-    def embed(self, stream: Generator[Clip | Unreadable], dtype: type = np.float16) -> Iterator[Clip | Unreadable]:
+    def embed(self, stream: Generator[Clip | Unreadable], dtype: type = np.float16) -> Generator[Clip | Unreadable]:
         """The clips, as for `predict`, with their `embeddings` (t, width): the last hidden layer, input of the head."""
         for item in self._run(self._embed, stream):
             yield item if isinstance(item, Unreadable) else with_embeddings(item[0], item[1]["frames"], dtype)
@@ -128,7 +129,7 @@ class TrainedModel:
                                      mode=self.config.parallel, by_row=True)
 
     def _run(self, step: Callable, stream: Generator[Clip | Unreadable]
-             ) -> Iterator[tuple[Clip, Outputs] | Unreadable]:
+             ) -> Generator[tuple[Clip, Outputs] | Unreadable]:
         require_whole_segments(self.config.data, self.task)
         size = ceil_div(self.config.data.eval_batch_size, self._mesh.size) * self._mesh.size
         running: deque[list[Clip | Unreadable]] = deque()
@@ -149,7 +150,7 @@ class TrainedModel:
                         yield item, self._unpadded(outputs, row, len(item))
                         row += 1
             for group in running:  # groups without a clip
-                yield from group
+                yield from (item for item in group if isinstance(item, Unreadable))
 
     def _batch(self, clips: list[Clip], size: int) -> dict:
         # Few sizes, so that few are compiled.
@@ -212,7 +213,7 @@ def load_model(folder: str | os.PathLike, which: str | int = "best") -> TrainedM
 
 def predict_step(variables: dict, batch: Batch, *, model: nn.Module, pooling: str, task: Task) -> dict[str, Array]:
     """Probabilities: `frames` (clip, frame, class) and `segments` (clip, segment, class)."""
-    probabilities = jax.nn.sigmoid(model.apply(variables, batch["features"], batch["frame_mask"]))
+    probabilities = jax.nn.sigmoid(cast(Array, model.apply(variables, batch["features"], batch["frame_mask"])))
     return {"frames": probabilities,
             "segments": decisions.pool_segments(probabilities, batch["frame_mask"], pooling, task)}
 
@@ -220,7 +221,7 @@ def predict_step(variables: dict, batch: Batch, *, model: nn.Module, pooling: st
 def embed_step(variables: dict, batch: Batch, *, model: nn.Module) -> dict[str, Array]:
     """`frames` (clip, frame, width): the input of the model's head."""
     _, collections = model.apply(variables, batch["features"], batch["frame_mask"], mutable=["intermediates"])
-    return {"frames": collections["intermediates"]["embeddings"][0]}
+    return {"frames": cast(dict, collections)["intermediates"]["embeddings"][0]}
 
 
 def _groups(stream: Iterable[Clip | Unreadable], size: int) -> Iterator[list[Clip | Unreadable]]:
@@ -250,5 +251,5 @@ def fingerprint(variables) -> str:
     """A CRC-32 checksum of variables, in hexadecimal."""
     total = 0
     for leaf in jax.tree.leaves(variables):
-        total = zlib.crc32(np.ascontiguousarray(leaf), total)
+        total = zlib.crc32(np.ascontiguousarray(leaf).data, total)
     return f"{total:08x}"
