@@ -11,6 +11,7 @@ from sedjax.core.errors import UserError
 COMMANDS = {
     "Data": {
         "soundscapes": ("sedjax.data_prep.soundscapes", "synthesises a data set with exact labels"),
+        "labels": ("sedjax.data_prep.labels", "makes a directory in MLPC layout of recordings and tables of events"),
         "extract": ("sedjax.data_prep.extract", "computes features of recordings"),
         "check": ("sedjax.data_prep.check", "checks a directory in MLPC layout"),
         "records": ("sedjax.data_prep.records", "builds the records that models are trained on"),

@@ -107,12 +107,12 @@ def read_csv(path: Path, required: Iterable[str] = ()) -> dict[int, dict[str, st
     return table
 
 
-def csv_rows(path: Path, most_bytes: float = math.inf) -> Iterator[tuple[int, list[str]]]:
+def csv_rows(path: Path, most_bytes: float = math.inf, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
     """Non-blank rows of a CSV file with their line numbers. Raises UserError."""
     with open_file(path, most_bytes) as file:
         # newline="": the csv module splits lines itself, since a quoted field may contain line breaks.
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-        reader = csv.reader(text, strict=True)
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
         try:
             for row in reader:
                 if row:
