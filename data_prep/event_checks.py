@@ -15,7 +15,7 @@ SHORTEST_SECONDS = 0.01  # shorter events, and ends further behind the recording
 SHOWN_NAMES = 10
 
 
-def known(rows: list[Row], audio: pathlib.Path) -> tuple[list[Row], list[str]]:
+def known(rows: list[Row], events: pathlib.Path, audio: pathlib.Path) -> tuple[list[Row], list[str]]:
     """The rows whose recordings are there, each once, and notes on the others.
 
     Raises UserError if there are none, or if files of different folders would be the same recording.
@@ -24,8 +24,8 @@ def known(rows: list[Row], audio: pathlib.Path) -> tuple[list[Row], list[str]]:
     for row in rows:
         (known if row.recording else unknown).append(row)
     if not known:
-        first = f"first {bounds.shown(unknown[0].name)} in {unknown[0].where}" if unknown else "as they have no rows"
-        raise UserError(f"The tables of events name no recording in {errors.printable(audio)}, {first}.")
+        first = f"first {bounds.shown(unknown[0].name)} in {unknown[0].where}" if unknown else "as it has no rows"
+        raise UserError(f"{errors.printable(events)} names no recording in {errors.printable(audio)}, {first}.")
     once: dict[tuple, Row] = {}
     firsts: dict[str, Row] = {}
     for row in known:

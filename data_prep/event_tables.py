@@ -6,6 +6,7 @@ import math
 import pathlib
 import posixpath
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
 
@@ -19,10 +20,10 @@ COLUMNS = {"filename": ("filename",), "onset": ("onset", "Begin Time (s)"), "off
 REQUIRED = ("onset", "offset", "label")
 SUFFIXES = (".csv", ".tsv", ".txt")
 MOST_COLUMNS = 200
-MOST_ROWS = 2_000_000  # of all tables together; AudioSet's strong labels have 0.9 million
+MOST_ROWS = 1_000_000  # of all tables together; AudioSet's strong labels have 0.9 million
 MOST_SECONDS = 1e9
 # Raven's times count from the first of the files that are open; these columns say where in its own file an event is.
-RAVEN_FILE, RAVEN_SECONDS = "Begin File", "File Offset (s)"
+RAVEN_FILE, START = "Begin File", "File Offset (s)"
 
 
 class Row(NamedTuple):
@@ -95,6 +96,7 @@ def finder(recordings: Collection[str]) -> Callable[[str], str | None]:
     return recording_of
 
 
+@functools.lru_cache(1 << 16)
 def folder_and_name(path: str) -> tuple[str, str]:
     """Folder and name of a file, given with slashes or backslashes."""
     return posixpath.split(posixpath.normpath(path.replace("\\", "/")))
@@ -115,33 +117,40 @@ def _rows(path: pathlib.Path, columns: Mapping[str, str], recording_of: Callable
     else:
         table = itertools.chain([(line, header)], table)
         header, at = list(REQUIRED), {role: i for i, role in enumerate(REQUIRED)}
-    if "filename" not in at:
+    if "filename" not in at and own is not None:
         yield Row(own, own_name, None, "", 0.0, 0.0, "", path, line)
     for line, fields in table:
         fields = [field.strip() for field in fields]
         if not any(fields) or (not has_header and fields[0] == "\\"):  # Audacity's range of frequencies
             continue
-        where = f"{printable(path)}, line {line}"
-        if len(fields) != len(header):
-            raise UserError(f"{where}: {len(fields)} columns instead of {len(header)}.")
-        value = {role: fields[i] for role, i in at.items()}
-        name, label = value.get("filename", own_name), value["label"]
-        if not name:
-            raise UserError(f"{where}: the filename is empty.")
-        onset = offset = 0.0
-        if label or value["onset"] or value["offset"]:
-            onset, offset = (_seconds(value[role], delimiter, f"{where}: the {role}") for role in ("onset", "offset"))
-            if not label:
-                raise UserError(f"{where}: the event has no label.")
-            if "start" in at:
-                start = _seconds(value["start"], delimiter, f"{where}: the {RAVEN_SECONDS!r}")
-                onset, offset = start, start + offset - onset
-        yield Row(recording_of(name), name, value.get("annotator", ""), label, onset, offset, value.get("split", ""),
-                  path, line)
+        try:
+            if len(fields) != len(header):
+                raise UserError(f"{len(fields)} columns instead of {len(header)}.")
+            value = {"filename": own_name, "annotator": "", "split": ""} | {role: fields[i] for role, i in at.items()}
+            onset, offset = _times(value, delimiter)
+        except UserError as error:
+            raise UserError(f"{printable(path)}, line {line}: {error}") from error
+        name, annotator, label, split = (sys.intern(value[key]) for key in ("filename", "annotator", "label", "split"))
+        yield Row(recording_of(name), name, annotator, label, onset, offset, split, path, line)
+
+
+def _times(value: Mapping[str, str], delimiter: str) -> tuple[float, float]:
+    """Onset and offset of the event in a row, 0 if there is none. Raises UserError for one that is not complete."""
+    if not value["filename"]:
+        raise UserError("the filename is empty.")
+    if not (value["label"] or value["onset"] or value["offset"]):
+        return 0.0, 0.0
+    onset, offset = _seconds(value, "onset", delimiter), _seconds(value, "offset", delimiter)
+    if not value["label"]:
+        raise UserError("the event has no label.")
+    if START in value:
+        start = _seconds(value, START, delimiter)
+        return start, start + offset - onset
+    return onset, offset
 
 
 def _positions(header: list[str], columns: Mapping[str, str], where: str, no_recording: str | None) -> dict[str, int]:
-    """Position of each column by key of COLUMNS, and of RAVEN_SECONDS as `start`.
+    """Position of each column by key of COLUMNS, and of START.
 
     Raises UserError for a missing column; that of the filename may be missing unless `no_recording`, the name of the
     table, is given.
@@ -149,8 +158,8 @@ def _positions(header: list[str], columns: Mapping[str, str], where: str, no_rec
     if len(header) > MOST_COLUMNS:
         raise UserError(f"{where}: {len(header):,} columns, but a table of events has at most {MOST_COLUMNS}.")
     at, by_file = {}, {}
-    if {RAVEN_FILE, RAVEN_SECONDS} <= set(header):
-        at["start"], by_file = header.index(RAVEN_SECONDS), {"filename": RAVEN_FILE}
+    if {RAVEN_FILE, START} <= set(header):
+        at[START], by_file = header.index(START), {"filename": RAVEN_FILE}
     for role, names in COLUMNS.items():
         given = {**by_file, **columns}.get(role)
         names = names if given is None else (given,)
@@ -175,10 +184,10 @@ def _delimiter(path: pathlib.Path) -> str:
     return next((delimiter for delimiter in "\t;" if delimiter in first), ",")
 
 
-def _seconds(text: str, delimiter: str, what: str) -> float:
-    number = _number(text, delimiter)
+def _seconds(value: Mapping[str, str], role: str, delimiter: str) -> float:
+    number = _number(value[role], delimiter)
     if number is None or abs(number) > MOST_SECONDS:
-        raise UserError(f"{what} {bounds.shown(text)} is not a number of seconds.")
+        raise UserError(f"the {role} {bounds.shown(value[role])} is not a number of seconds.")
     return number
 
 

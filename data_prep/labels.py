@@ -48,7 +48,7 @@ def define_flags() -> None:
     flags.DEFINE_string("costs", None, "JSON file of classes and costs, {class: {TP, FP, TN, FN}}, instead of "
                                        "--classes; by default a miss costs 5 and a false alarm 1.")
     flags.DEFINE_string("splits", None, "CSV of filename and split (train, validation, test); default: a random split.")
-    flags.DEFINE_integer("split_seed", SPLIT_SEED, "Seed of the random split.")
+    flags.DEFINE_integer("split_seed", SPLIT_SEED, "Seed of the random split.", 0, 2**32 - 1)
     flags.DEFINE_bool("listed_only", False, "Leave out recordings without a row, instead of taking them as silent.")
 
 
@@ -112,7 +112,8 @@ def write_labels(events: pathlib.Path, audio: pathlib.Path, output: pathlib.Path
     """
     found, bad = recordings(audio)
     paths = {path.name: path for path in found}
-    rows, notes = event_checks.known(event_tables.read_tables(events, columns, event_tables.finder(paths)), audio)
+    rows, notes = event_checks.known(event_tables.read_tables(events, columns, event_tables.finder(paths)), events,
+                                     audio)
     listed = {row.recording for row in rows}
     if listed_only:
         paths = {name: path for name, path in paths.items() if name in listed}
@@ -156,10 +157,10 @@ def write_labels(events: pathlib.Path, audio: pathlib.Path, output: pathlib.Path
 
 def marks(events: Iterable[Row], annotators: Sequence[str], seconds: float, task: Task) -> dict[str, np.ndarray]:
     """Labels of a recording: for each class (frames, annotators) uint8, 1 where an event overlaps the frame."""
-    frames = grid.num_frames(seconds, task)
+    frames, column = grid.num_frames(seconds, task), {name: i for i, name in enumerate(annotators)}
     labels = {label: np.zeros((frames, len(annotators)), np.uint8) for label in task.classes}
     for row in events:
-        labels[row.label][grid.event_frames(row.onset, row.offset, frames, task), annotators.index(row.annotator)] = 1
+        labels[row.label][grid.event_frames(row.onset, row.offset, frames, task), column[row.annotator]] = 1
     return labels
 
 
@@ -191,9 +192,9 @@ def _given_splits(rows: list[Row], splits: str | None, paths: Iterable[str]) -> 
     """The split of each recording, from the file `splits` or else from the tables. Raises UserError."""
     if splits is not None:
         table = [(row["filename"], row["split"], f"{errors.printable(splits)}, line {line}")
-                 for line, row in enumerate(files.read_csv(splits, ("filename", "split")), start=2)]
+                 for line, row in files.read_csv(splits, ("filename", "split")).items()]
     else:
-        table = [(row.recording, row.split, row.where) for row in rows]
+        table = [(row.recording, row.split, row.where) for row in rows if row.split]
     split_of: dict[str, str] = {}
     for name, split, where in table:
         if split not in SPLITS:

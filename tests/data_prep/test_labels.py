@@ -407,7 +407,7 @@ def test_votes_of_random_tables(events, delimiter, comma):
             csv.writer(file, delimiter=delimiter).writerows(
                 [("annotator", "label", "offset", "onset", "filename"),
                  *((event[4], event[3], time[1], time[0], event[0]) for event, time in zip(events, times))])
-        rows, _ = event_checks.known(event_tables.read_tables(path, {}, event_tables.finder(SECONDS)), path)
+        rows, _ = event_checks.known(event_tables.read_tables(path, {}, event_tables.finder(SECONDS)), path, path)
     marked, _ = event_checks.marked(rows, SECONDS, TINY_TASK)
     for name, seconds in SECONDS.items():
         listeners = sorted({event[4] for event in events if event[0] == name}) or [""]

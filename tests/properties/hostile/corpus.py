@@ -78,6 +78,12 @@ def ground_truth(box: Box) -> list:
     return ["--source", box.source, "--output", box / "out.csv"]
 
 
+def labels(box: Box) -> list:
+    box.events, box.wavs = box / "events.csv", wavs(box)
+    box.events.write_text("filename,onset,offset,label\nwav.wav,0.5,1.5,Bell\nwav.wav,0,0.1,Crow\n")
+    return ["--events", box.events, "--audio", box.wavs, "--output", box / "out"]
+
+
 def score(box: Box) -> list:
     return ["--predictions", box.predictions, "--ground_truth", box.truth, "--costs", box.costs]
 
@@ -141,7 +147,8 @@ def wavs(box: Box) -> pathlib.Path:
     return target
 
 
-VALID = {"check": layout, "records": build, "ground_truth": ground_truth, "score": score, "extract": extract,
+VALID = {"check": layout, "records": build, "ground_truth": ground_truth, "labels": labels,
+         "score": score, "extract": extract,
          "import_weights": import_weights, "train": train, "evaluate": evaluate, "predict": predict, "report": report,
          "sweep": sweep, "bench": bench, "soundscapes": soundscapes}
 
@@ -157,6 +164,7 @@ REQUIRED = [  # command, its arguments, file, what a file of its kind may not be
     ("records", build, "source/splits.csv", {**damage.NO_FILE, "missing": None}),
     ("ground_truth", ground_truth, "source/metadata.csv", damage.NO_FILE),
     ("ground_truth", ground_truth, LABELS, damage.NO_FILE),
+    ("labels", labels, "events.csv", {**damage.NO_FILE, **damage.NO_CSV, "a row too short": None}),
     ("score", score, "predictions.csv", damage.NO_FILE | damage.NO_CSV),
     ("score", score, "truth.csv", damage.NO_FILE),
     ("score", score, "costs.json", damage.NO_FILE | damage.NO_JSON),
@@ -216,6 +224,53 @@ for what in ("a cost of NaN", "a cost of 1" + "0" * 11, "frames_per_segment of I
              "frames_per_segment of 1000000000",
              "no class", "a class twice"):
     add("score", f"--costs with {what}", spoilt(score, "costs.json", damage.write(COSTS[what])), refused("costs.json"))
+
+# Tables of events
+
+EVENTS = "filename,onset,offset,label\nwav.wav,0,1,Bell\n"
+TABLES = {
+    **{f"an onset of {value[:8]}": EVENTS.replace(",0,", f",{value},") for value in
+       ("nan", "inf", "1e308", "1_0", "", "0x1", "00:01", "9" * 100_000)},
+    "no label": EVENTS.replace("Bell", ""), "no filename": EVENTS.replace("wav.wav", ""),
+    "other recordings": EVENTS.replace("wav.wav", "other.wav"), "no rows": EVENTS[:28],
+    "a label of 300 characters": EVENTS.replace("Bell", "x" * 300), "a label of two lines": EVENTS.replace(
+        "Bell", '"two\nlines"'), "a label with an ANSI escape": EVENTS.replace("Bell", "\x1b[31mred"),
+    "a class called onset": EVENTS.replace("Bell", "onset"), "two label columns": EVENTS.replace(
+        "label", "label,text").replace("Bell", "Bell,Bell"), "no column of labels": EVENTS.replace("label", "species"),
+    "recordings of two folders": EVENTS + "a/wav.wav,0,1,Bell\n", "30,000 labels": EVENTS + "".join(
+        f"wav.wav,0,1,{i}\n" for i in range(30_000)),
+}
+for what, text in TABLES.items():
+    add("labels", f"--events with {what}", spoilt(labels, "events.csv", damage.write(text)),
+        refused("events.csv" if what != "30,000 labels" else "20,000"))
+
+
+def one_bell(result: Result, box: Box) -> None:
+    data = read_layout(box / "out")
+    equal(data.task.classes, ("Bell",))
+    equal(data.votes("wav.wav")[:, 0] > 0, np.arange(17) < 9)
+
+
+for what, text in {
+        "BOM and CRLF": "\ufeff" + EVENTS.replace("\n", "\r\n"), "old Mac line ends": EVENTS.replace("\n", "\r"),
+        "semicolons": EVENTS.replace(",", ";"), "tabs": EVENTS.replace(",", "\t"), "blank rows": EVENTS + ",,,\n\n",
+        "a path of Windows": EVENTS.replace("wav.wav", "C:\\x\\wav.wav"), "no end of line": EVENTS[:-1],
+        "events that are outside": EVENTS + "wav.wav,-5,-1,Bell\nwav.wav,5,1e9,Bell\n", "an event that ends first":
+        EVENTS + "wav.wav,1.9,1.8,Bell\n", "30,000 annotators": EVENTS.replace("label\n", "label,annotator\n").replace(
+            "Bell", "Bell,x") + "".join(f"wav.wav,0,1,Bell,{i}\n" for i in range(30_000)),
+        "30,000 rows": EVENTS + "".join(f"wav.wav,{i / 3e4},1,Bell\n" for i in range(30_000))}.items():
+    add("labels", f"--events with {what}", spoilt(labels, "events.csv", damage.write(text)), fine(
+        one_bell, writes=["out"]))
+add("labels", "a recording that is no audio", spoilt(labels, "wavs/wav.wav", damage.write("RIFF")), refused("wav.wav"))
+
+
+def onto_labels(box: Box) -> list:
+    (box / "out/labels").mkdir(parents=True)
+    users(box, "out/labels/wav_labels.npz")
+    return labels(box)
+
+
+add("labels", "onto the user's labels", onto_labels, refused("wav_labels.npz"))
 
 # npz files
 
@@ -978,7 +1033,7 @@ for what, text in {"config:word": f"{CONFIG}:small", "no suffix": str(CONFIG.wit
 
 # Flags
 
-REQUIRED_FLAGS = {"records": ("source", "output"), "ground_truth": ("source", "output"),
+REQUIRED_FLAGS = {"labels": ("events", "audio", "output"), "records": ("source", "output"), "ground_truth": ("source", "output"),
                   "score": ("predictions",),
                   "train": ("config", "workdir"), "evaluate": ("workdir",), "predict": ("workdir", "output"),
                   "sweep": ("config", "workdir"), "soundscapes": ("output",), "import_weights": ("checkpoint",)}
@@ -1049,6 +1104,9 @@ FLAGS = {
                        ["--checkpoint=nothing.pt"], ["--costs=nothing"]],
     "check": [["--features=nothing"], ["--costs=nothing"], ["--features=embeddings,nothing"]],
     "ground_truth": [["--split=other"], ["--source=nothing"]],
+    "labels": [["--columns=nothing=x"], ["--columns=label=x"], ["--columns=label"], ["--columns=label=x,label=y"],
+               ["--classes=Other"], ["--classes=Bell,Bell"], ["--costs=nothing"], ["--splits=nothing"],
+               ["--split_seed=-1"], ["--costs=x", "--classes=Bell"], ["--columns=split=label"]],
     "train": [["--workdir=/dev/null/x"], ["--num_processes=2"], ["--process_id=1"]],
 }
 for command, lists in FLAGS.items():
@@ -1089,7 +1147,7 @@ PLACES: dict[str, Callable[[Box], object]] = {
 }
 WRITERS = {  # command: its arguments, the flag of its output, whether that is a folder
     ("records", ""): (build, "output", True), ("extract", ""): (extract, "output", True), ("ground_truth", ""):
-    (ground_truth, "output", False), ("score", " --json"): (score, "json", False),
+    (ground_truth, "output", False), ("labels", ""): (labels, "output", True), ("score", " --json"): (score, "json", False),
     ("evaluate", " --json"): (evaluate, "json", False),
     ("predict", ""): (predict, "output", True), ("predict", " --source"): (predict_source, "output", False),
     ("report", ""):
@@ -1113,7 +1171,7 @@ for (command, kind), (get, flag, is_folder) in WRITERS.items():
         if is_folder and what == "a folder of the user's":
             # What is the user's stays as it is; some commands may write beside it.
             outcome = dataclasses.replace(refused("mine"), statuses=(0, 2), writes=("mine",)) if command in (
-                "extract", "predict", "report", "train", "sweep") else refused("mine")
+                "extract", "labels", "predict", "report", "train", "sweep") else refused("mine")
             if command in ("predict", "report", "train", "sweep"):
                 continue
         else:

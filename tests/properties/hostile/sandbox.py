@@ -26,6 +26,7 @@ from sedjax.core.errors import UserError, printable
 from sedjax.training import workdir
 
 MODULES = {name: f"sedjax.data_prep.{name}" for name in ("check", "records", "extract", "soundscapes", "ground_truth",
+                                                   "labels",
                                                    "import_weights")} | {
     name: f"sedjax.commands.{name}" for name in ("train", "evaluate", "predict", "score", "report", "sweep", "bench")}
 SECONDS = 20

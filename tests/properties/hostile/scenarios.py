@@ -314,6 +314,7 @@ SCENARIOS = [
     Scenario("ground_truth", "ground_truth", corpus.ground_truth,
              ("source/metadata.csv", "source/costs.json", "source/labels"), true,
              writes=("out.csv",), weight=2),
+    Scenario("labels", "labels", corpus.labels, ("events.csv",), weight=3, writes=("out",)),
     Scenario("python", "open_records", lambda box: functools.partial(corpus.all_records, box.records), ("records",),
              must_be(corpus.all_records, "records"), weight=4),
     Scenario("python", "load", lambda box: functools.partial(loaded, box.workdir), (
