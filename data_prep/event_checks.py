@@ -15,7 +15,7 @@ SHORTEST_SECONDS = 0.01  # shorter events, and ends further behind the recording
 SHOWN_NAMES = 10
 
 
-def known(rows: list[Row], events: pathlib.Path, audio: pathlib.Path) -> tuple[list[Row], list[str]]:
+def known_rows(rows: list[Row], events: pathlib.Path, audio: pathlib.Path) -> tuple[list[Row], list[str]]:
     """The rows whose recordings are there, each once, and notes on the others.
 
     Raises UserError if there are none, or if files of different folders would be the same recording.
@@ -57,7 +57,7 @@ def label_notes(rows: list[Row], task: Task) -> list[str]:
     return notes
 
 
-def marked(rows: list[Row], seconds: Mapping[str, float], task: Task) -> tuple[dict[str, list[Row]], list[str]]:
+def events_by_recording(rows: list[Row], seconds: Mapping[str, float], task: Task) -> tuple[dict[str, list[Row]], list[str]]:
     """The events of the task's classes in each recording of `seconds`, by onset, and notes on odd ones.
 
     Events that are outside their recording, or do not end after they begin, are left out.

@@ -112,8 +112,8 @@ def write_labels(events: pathlib.Path, audio: pathlib.Path, output: pathlib.Path
     """
     found, bad = recordings(audio)
     paths = {path.name: path for path in found}
-    rows, notes = event_checks.known(event_tables.read_tables(events, columns, event_tables.finder(paths)), events,
-                                     audio)
+    rows, notes = event_checks.known_rows(
+        event_tables.read_tables(events, columns, event_tables.finder(paths)), events, audio)
     listed = {row.recording for row in rows}
     if listed_only:
         paths = {name: path for name, path in paths.items() if name in listed}
@@ -132,7 +132,7 @@ def write_labels(events: pathlib.Path, audio: pathlib.Path, output: pathlib.Path
     if not seconds:
         raise UserError(f"No recording in {audio} can be read, first {next(iter(bad.values()))}")
     layout = Layout(output, tuple(seconds), task)
-    events_of, time_notes = event_checks.marked(rows, seconds, task)
+    events_of, time_notes = event_checks.events_by_recording(rows, seconds, task)
     annotators = _annotators(rows, seconds, task)
     if split_of is None and len(seconds) >= len(SPLITS):
         split_of = {name: split for split, names in read_splits(layout, split_seed).items() for name in names}

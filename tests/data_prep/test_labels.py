@@ -4,29 +4,25 @@ import csv
 import json
 import os
 import pathlib
-import tempfile
 
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given
-from hypothesis import strategies as st
-from sedjax.data_prep import check, event_checks, event_tables, labels, soundscapes
-from sedjax.data_prep.event_tables import Row
-from tiny import TINY_TASK, run_command, write_csv
+from events import SECONDS, frames
+from sedjax.data_prep import check, event_tables, labels, soundscapes
+from tiny import run_command, write_csv
 
 from sedjax.core import files
 from sedjax.core.errors import UserError
 from sedjax.core.task import MLPC_2025
 from sedjax.data.layout import SPLITS, read_layout, read_splits
 
-SECONDS = {"a.wav": 2.0, "b.wav": 1.0, "c.flac": 0.5}
 EVENTS = [("a.wav", 0.5, 1.5, "Bell"), ("b.wav", 0.0, 0.3, "Crow"), ("a.wav", 0.25, 0.5, "Crow")]
 
 
 @pytest.fixture
 def audio(tmp_path):
-    """A folder of three recordings: 17, 9 and 5 frames."""
+    """A folder of three recordings."""
     (tmp_path / "audio").mkdir()
     for number, (name, seconds) in enumerate(SECONDS.items()):
         samples = np.random.default_rng(number).uniform(-0.1, 0.1, round(seconds * 8000))
@@ -51,12 +47,6 @@ def run(audio, capsys):
 
 def text_of(rows, header="filename,onset,offset,label") -> str:
     return "\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n"
-
-
-def frames(seconds: float, *spans: tuple[float, float]) -> np.ndarray:
-    """Whether each frame overlaps one of the spans, in whole milliseconds."""
-    return np.array([any(round(1000 * onset) < 120 * (frame + 1) and round(1000 * offset) > 120 * frame
-                         for onset, offset in spans) for frame in range(-(-round(1000 * seconds) // 120))])
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
@@ -313,31 +303,6 @@ def test_formats(name, run, tmp_path):
         assert "c.flac" not in printed  # somebody listened to it
 
 
-@pytest.mark.parametrize(("header", "columns", "key"), [
-    ("file,onset,offset,label", {}, "filename"), ("filename,onset,ofset,label", {}, "ofset"),
-    ("filename,onset,offset,species", {}, "--columns=label=NAME"), ("filename,onset,offset,label,text", {}, "text"),
-    ("filename,onset,offset,label", {"label": "lable"}, "did you mean label"),
-    ("filename,onset,offset,label,label", {}, "label"),
-])
-def test_columns_that_are_missing_or_doubtful(header, columns, key, tmp_path):
-    (tmp_path / "table.csv").write_text(header + "\n")
-    with pytest.raises(UserError, match="table.csv, line 1") as error:
-        event_tables.read_tables(tmp_path / "table.csv", columns, event_tables.finder(SECONDS))
-    assert key in str(error.value)
-
-
-@pytest.mark.parametrize(("row", "key"), [
-    ("a.wav,x,1,Bell", "'x'"), ("a.wav,nan,1,Bell", "'nan'"), ("a.wav,0,1e400,Bell", "'1e400'"),
-    ("a.wav,0,1_0,Bell", "'1_0'"), ("a.wav,,1,Bell", "onset"), ('a.wav,0,"1,5",Bell', "1,5"), ("a.wav,0,1,", "label"),
-    (",0,1,Bell", "filename"), ("a.wav,0,1", "3 columns"), ("a.wav,0,1e10,Bell", "1e10"), ('a.wav,0,1,"Bell', "CSV"),
-])
-def test_rows_that_are_no_events(row, key, tmp_path):
-    (tmp_path / "table.csv").write_text(f"filename,onset,offset,label\nb.wav,0,1,Bell\n{row}\n")
-    with pytest.raises(UserError, match="table.csv, line 3") as error:
-        event_tables.read_tables(tmp_path / "table.csv", {}, event_tables.finder(SECONDS))
-    assert key in str(error.value)
-
-
 # What is odd
 
 
@@ -388,37 +353,3 @@ def test_labels_and_tables_have_bounds(run, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="line 12"):
         run(table)
     assert not (tmp_path / "out").exists()
-
-
-# All of it at random, against a loop over frames
-
-TIMES = st.integers(-200, 2500)  # milliseconds
-EVENT = st.tuples(st.sampled_from(sorted(SECONDS)), TIMES, TIMES, st.sampled_from(TINY_TASK.classes),
-                  st.sampled_from(["x", "y", "z"]))
-
-
-@given(events=st.lists(EVENT, min_size=1, max_size=30), delimiter=st.sampled_from(",;\t"), comma=st.booleans())
-def test_votes_of_random_tables(events, delimiter, comma):
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "table"
-        times = [(f"{onset / 1000}", f"{offset / 1000}") for _, onset, offset, _, _ in events]
-        if comma and delimiter != ",":
-            times = [(onset.replace(".", ","), offset.replace(".", ",")) for onset, offset in times]
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file, delimiter=delimiter).writerows(
-                [("annotator", "label", "offset", "onset", "filename"),
-                 *((event[4], event[3], time[1], time[0], event[0]) for event, time in zip(events, times))])
-        rows, _ = event_checks.known(event_tables.read_tables(path, {}, event_tables.finder(SECONDS)), path, path)
-    marked, _ = event_checks.marked(rows, SECONDS, TINY_TASK)
-    for name, seconds in SECONDS.items():
-        listeners = sorted({event[4] for event in events if event[0] == name}) or [""]
-        found = labels.marks(marked[name], listeners, seconds, TINY_TASK)
-        for label in TINY_TASK.classes:
-            for column, listener in enumerate(listeners):
-                spans = [(onset / 1000, offset / 1000) for recording, onset, offset, of, who in events
-                         if (recording, of, who) == (name, label, listener) and onset < min(offset, 1000 * seconds)]
-                np.testing.assert_array_equal(found[label][:, column], frames(seconds, *spans))
-
-
-def test_a_row_says_where_it_is():
-    assert Row("a", "a", "", "Bell", 0.0, 1.0, "", pathlib.Path("t\n.csv"), 3).where == "t\\n.csv, line 3"
