@@ -57,7 +57,8 @@ def label_notes(rows: list[Row], task: Task) -> list[str]:
     return notes
 
 
-def events_by_recording(rows: list[Row], seconds: Mapping[str, float], task: Task) -> tuple[dict[str, list[Row]], list[str]]:
+def events_by_recording(rows: list[Row], seconds: Mapping[str, float],
+                        task: Task) -> tuple[dict[str, list[Row]], list[str]]:
     """The events of the task's classes in each recording of `seconds`, by onset, and notes on odd ones.
 
     Events that are outside their recording, or do not end after they begin, are left out.
