@@ -12,7 +12,6 @@ from events import SECONDS, frames
 from sedjax.data_prep import check, event_tables, labels, soundscapes
 from tiny import run_command, write_csv
 
-from sedjax.core import files
 from sedjax.core.errors import UserError
 from sedjax.core.task import MLPC_2025
 from sedjax.data.layout import SPLITS, read_layout, read_splits
@@ -53,6 +52,11 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def rows_of(path: pathlib.Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def require_the_events(layout) -> None:
     """The votes are those of EVENTS."""
     assert layout.task.classes == ("Bell", "Crow")
@@ -79,8 +83,7 @@ def test_a_table_becomes_a_directory_that_check_accepts(run, audio):
     for name, seconds in SECONDS.items():
         assert layout.audio_path(name).read_bytes() == (audio / name).read_bytes()
         assert layout.num_frames(name, ("audio",)) == len(layout.features(name, ("audio",))["audio"])
-        assert {row["filename"]: float(row["duration"]) for row in
-                files.read_csv(layout.path / "metadata.csv")}[name] == seconds
+        assert {"filename": name, "duration": str(seconds)} in rows_of(layout.path / "metadata.csv")
     run_command(check, layout.path)
 
 
@@ -225,7 +228,7 @@ def test_unreadable_recordings_are_listed_and_left_out(run, audio):
     assert end.value.code == 1
     layout = read_layout(audio.parent / "out")
     assert layout.filenames == ("a.wav", "c.flac")
-    assert [row["filename"] for row in files.read_csv(layout.path / "bad_recordings.csv")] == ["b.wav"]
+    assert [row["filename"] for row in rows_of(layout.path / "bad_recordings.csv")] == ["b.wav"]
 
 
 # Formats
