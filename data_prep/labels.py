@@ -96,7 +96,7 @@ def write_labels(events: pathlib.Path, audio: pathlib.Path, output: pathlib.Path
     Args:
       events: a table of events or a folder of tables, as event_tables.read_tables takes them.
       audio: folder of recordings.
-      output: a new directory, or one that this command wrote; features in it stay.
+      output: a new directory, or one that this command wrote; features in it stay, and labels get as many frames.
       columns: names of the columns by key of event_tables.COLUMNS.
       classes: classes in order; None for all labels, sorted.
       costs: a file of classes and costs.
@@ -133,7 +133,8 @@ def write_labels(events: pathlib.Path, audio: pathlib.Path, output: pathlib.Path
         raise UserError(f"No recording in {audio} can be read, first {next(iter(bad.values()))}")
     layout = Layout(output, tuple(seconds), task)
     events_of, time_notes = event_checks.events_by_recording(rows, seconds, task)
-    annotators = _annotators(rows, seconds, task)
+    frames = {name: _num_frames(layout, name, seconds[name]) for name in seconds}
+    annotators = _annotators(rows, frames, task)
     if split_of is None and len(seconds) >= len(SPLITS):
         split_of = {name: split for split, names in read_splits(layout, split_seed).items() for name in names}
     content = {"costs.json": costs_text, METADATA: _csv(("filename", "duration"), seconds.items()),
@@ -144,7 +145,7 @@ def write_labels(events: pathlib.Path, audio: pathlib.Path, output: pathlib.Path
     files.make_folder(output / "labels")
     for name in seconds:
         with files.atomic_output(layout.labels_path(name)) as temporary:
-            npz.savez(temporary, marks(events_of[name], annotators[name], seconds[name], task), packed=True)
+            npz.savez(temporary, marks(events_of[name], annotators[name], frames[name], task), packed=True)
     for path in tables:
         _put(path, content[path.name])
     cli.write_bad(output, bad)
@@ -155,9 +156,9 @@ def write_labels(events: pathlib.Path, audio: pathlib.Path, output: pathlib.Path
     return bad
 
 
-def marks(events: Iterable[Row], annotators: Sequence[str], seconds: float, task: Task) -> dict[str, np.ndarray]:
+def marks(events: Iterable[Row], annotators: Sequence[str], frames: int, task: Task) -> dict[str, np.ndarray]:
     """Labels of a recording: for each class (frames, annotators) uint8, 1 where an event overlaps the frame."""
-    frames, column = grid.num_frames(seconds, task), {name: i for i, name in enumerate(annotators)}
+    column = {name: i for i, name in enumerate(annotators)}
     labels = {label: np.zeros((frames, len(annotators)), np.uint8) for label in task.classes}
     for row in events:
         labels[row.label][grid.event_frames(row.onset, row.offset, frames, task), column[row.annotator]] = 1
@@ -219,15 +220,22 @@ def _durations(paths: Mapping[str, pathlib.Path], bad: dict[str, str]) -> dict[s
     return seconds
 
 
-def _annotators(rows: Iterable[Row], seconds: Mapping[str, float], task: Task) -> dict[str, list[str]]:
+def _num_frames(layout: Layout, name: str, seconds: float) -> int:
+    """Frames of a recording: those of its features, if it has any, which may round its length differently."""
+    frames, path = grid.num_frames(seconds, layout.task), layout.features_path(name)
+    stored = layout.num_frames(name, npz.npz_names(path)) if os.path.exists(path) else frames
+    return stored if abs(stored - frames) <= 1 else frames
+
+
+def _annotators(rows: Iterable[Row], frames: Mapping[str, int], task: Task) -> dict[str, list[str]]:
     """Those who are known to have listened to each recording, at least one. Raises UserError for too large labels."""
-    names: dict[str, set[str]] = {name: set() for name in seconds}
+    names: dict[str, set[str]] = {name: set() for name in frames}
     for row in rows:
         if row.recording in names and row.annotator is not None:
             names[row.recording].add(row.annotator)
     annotators = {name: sorted(of) or [""] for name, of in names.items()}
     for name, of in annotators.items():
-        size = grid.num_frames(seconds[name], task) * len(of) * len(task.classes)
+        size = frames[name] * len(of) * len(task.classes)
         if size > npz.ARRAY_BYTES:
             raise UserError(f"The labels of {name} would take {size:,} bytes ({len(of):,} annotators, "
                             f"{len(task.classes):,} classes), but may take {npz.ARRAY_BYTES:,}: cut it into shorter "

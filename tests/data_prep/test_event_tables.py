@@ -65,7 +65,7 @@ def test_votes_of_random_tables(events, delimiter, comma):
     marked, _ = event_checks.events_by_recording(rows, SECONDS, TINY_TASK)
     for name, seconds in SECONDS.items():
         listeners = sorted({event[4] for event in events if event[0] == name}) or [""]
-        found = labels.marks(marked[name], listeners, seconds, TINY_TASK)
+        found = labels.marks(marked[name], listeners, len(frames(seconds)), TINY_TASK)
         for label in TINY_TASK.classes:
             for column, listener in enumerate(listeners):
                 spans = [(onset / 1000, offset / 1000) for recording, onset, offset, of, who in events

@@ -159,7 +159,8 @@ def test_splits_come_from_a_column_or_a_file_or_a_seed(run, audio):
 def test_running_again_replaces_what_it_wrote_and_keeps_features_and_given_tables(run):
     layout, _ = run(text_of(EVENTS[:2]))
     (layout.path / "audio_features").mkdir()
-    layout.features_path("a.wav").write_bytes(b"features")
+    np.savez(layout.features_path("a.wav"), mfcc=np.zeros((17, 3)))
+    features = layout.features_path("a.wav").read_bytes()
     costs = layout.path / "costs.json"
     changed = json.loads(costs.read_text()) | {"Bell": {"TP": 0, "FP": 7, "TN": 0, "FN": 5}}
     costs.write_text(json.dumps(changed))
@@ -170,7 +171,16 @@ def test_running_again_replaces_what_it_wrote_and_keeps_features_and_given_table
     layout, _ = run(text_of(EVENTS), f"--costs={costs}")
     require_the_events(layout)
     assert layout.task.costs[0] == (0, 7, 0, 5)
-    assert layout.features_path("a.wav").read_bytes() == b"features"
+    assert layout.features_path("a.wav").read_bytes() == features
+
+
+@pytest.mark.parametrize(("stored", "expected"), [(16, 16), (18, 18), (15, 17)])
+def test_labels_get_as_many_frames_as_features_that_round_differently(run, tmp_path, stored, expected):
+    (tmp_path / "out/audio_features").mkdir(parents=True)
+    np.savez(tmp_path / "out/audio_features/a.npz", mfcc=np.zeros((stored, 3)))
+    layout, _ = run(text_of([*EVENTS, ("a.wav", 1.8, 2.0, "Bell")]))
+    marked = frames(2, (0.5, 1.5), (1.8, 2.0))
+    np.testing.assert_array_equal(layout.votes("a.wav")[:, 0], np.pad(marked, (0, 1))[:expected])
 
 
 @pytest.mark.parametrize("name", ["labels/a_labels.npz", "metadata.csv", "splits.csv", "audio/b.wav"])
