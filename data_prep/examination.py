@@ -152,6 +152,6 @@ def _absent_everywhere(names: Iterable[str], paths: Iterable[pathlib.Path]) -> l
 def _array_names(path: pathlib.Path) -> tuple[str, ...]:
     """Names of the arrays in an npz file; empty if it is unreadable."""
     try:
-        return tuple(npz.npz_sums(path)[0])
+        return npz.npz_names(path)
     except UserError:
         return ()

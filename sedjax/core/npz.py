@@ -52,6 +52,12 @@ def npz_headers(path: Path, keys: Iterable[str] | None = None) -> dict[str, tupl
         return headers
 
 
+def npz_names(path: Path) -> tuple[str, ...]:
+    """Keys of an npz file, whose arrays may be damaged. Raises UserError as `read_npz` does."""
+    with _open_npz(path, None) as (_, members):
+        return tuple(members)
+
+
 def npz_sums(path: Path) -> tuple[dict[str, int], bytes]:
     """Checksum of each array of an npz file by key, and the comment of the file. Raises UserError as `read_npz`."""
     with _open_npz(path, None) as (archive, members):
