@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 DEMO ?= demo
 
-.PHONY: setup test test-hostile test-accelerators test-colab test-notebooks notebooks demo lint lock clean
+.PHONY: setup test test-hostile test-accelerators test-browser test-colab test-notebooks notebooks demo lint lock clean
 
 setup: .venv/installed
 
@@ -42,6 +42,19 @@ test-accelerators: .venv-accelerators/installed
 	  'jax[tpu,cuda12-local]'
 	@touch $@
 
+# Operates the page that `sedjax predict --formats=html` writes.
+CHROMIUM ?= chromium
+test-browser: .venv-browser/installed
+	@command -v $(CHROMIUM) > /dev/null || \
+	  { echo "test-browser needs Chromium: install it, or name another program with CHROMIUM=..."; exit 2; }
+	CHROMIUM=$$(command -v $(CHROMIUM)) .venv-browser/bin/python -m pytest tests/browser.py
+
+.venv-browser/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv-browser
+	.venv-browser/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable . \
+	  beartype hypothesis playwright pytest
+	@touch $@
+
 # Runs the notebook's cells in environments like Colab's GPU and TPU runtimes; needs 10 GB of disk in TMPDIR and
 # downloads some gigabytes.
 COLAB_PYTHON ?= python3.13
@@ -78,4 +91,4 @@ lock:
 	$(BIN)/uv pip compile pyproject.toml --extra test --universal --python-version 3.11 --no-header --upgrade -o requirements.lock
 
 clean:
-	rm -rf .venv .venv-accelerators $(DEMO)
+	rm -rf .venv .venv-accelerators .venv-browser $(DEMO)

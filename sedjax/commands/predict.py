@@ -31,16 +31,17 @@ from sedjax.core.files import distinct_names, make_folder, require_replaceable, 
 from sedjax.data import identity
 from sedjax.data.layout import SPLITS, read_layout, read_splits
 from sedjax.data.records import directory_clips
-from sedjax.inference import outputs
+from sedjax.inference import outputs, page
 from sedjax.inference.detection import Detection
 from sedjax.inference.detector import Detector, detections, load, warn_of_other_features
 from sedjax.inference.trained import TrainedModel, load_model
 from sedjax.scoring import submission
+from sedjax.scoring.event_rules import EventRules
 
 log = logging.getLogger("sedjax")
 
 FORMATS = {"csv": "predictions.csv", "tsv": "events.tsv", "audacity": "labels", "json": "everything but frames",
-           "png": "picture"}
+           "png": "picture", "html": "page that plays and corrects them"}
 DEFAULT_FORMATS = ("csv", "tsv", "json")
 
 
@@ -103,21 +104,30 @@ def of_recordings(detector: Detector, paths: Sequence[pathlib.Path], folder: pat
     with parallel.all_or_none():
         names = dict(zip(map(str, paths), distinct_names(paths)))
         stems = dict(zip(names, outputs.stems(list(names.values()))))
-    kinds, bad, active, events = set(kinds), {}, {}, {}
-    results = detector.detect(paths, keep=("melspectrogram",) if "png" in kinds else ())
+    kinds, bad, active, events, pages = set(kinds), {}, {}, {}, []
+    results = detector.detect(paths, keep=("melspectrogram",) if kinds & {"png", "html"} else ())
     parallel.on_process_zero(lambda: _prepare(detector, folder, paths, stems.values(), kinds))
-    with (contextlib.closing(results),
+
+    def write(name: str, result: Detection) -> None:
+        outputs.write_files(folder, stems[result.recording], result, detector.model,
+                            [kind for kind in outputs.FILES if kind in kinds])
+        for add in pages:
+            add(name, result, result.recording)
+
+    with (contextlib.closing(results), contextlib.ExitStack() as stack,
           tqdm(total=len(paths), unit="recording", disable=None if parallel.is_process_zero() else True) as progress):
+        if "html" in kinds:
+            parallel.on_process_zero(lambda: pages.append(stack.enter_context(page.new_page(
+                folder / outputs.TABLES["html"], detector.task, EventRules(detector.model.thresholds)))))
         for result in results:
             name = names[result.recording]
             if isinstance(result, Unreadable):
                 bad[name] = str(result.error)
             else:
                 active[name], events[name] = result.active, result.events
-                parallel.on_process_zero(functools.partial(
-                    outputs.write_files, folder, stems[result.recording], result, detector.model,
-                    [kind for kind in outputs.FILES if kind in kinds]))
+                parallel.on_process_zero(functools.partial(write, name, result))
             progress.update()
+        parallel.on_process_zero(stack.close)
 
     def finish() -> None:
         outputs.write_tables(folder, detector.task, active, events, kinds)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ from sedjax.inference.detection import Detection, Event
 from sedjax.inference.trained import TrainedModel
 from sedjax.scoring.submission import write_submission
 
-TABLES = {"csv": "predictions.csv", "tsv": "events.tsv"}
+TABLES = {"csv": "predictions.csv", "tsv": "events.tsv", "html": "index.html"}  # the page is of inference.page
 EVENT_COLUMNS = ("filename", "onset", "offset", "event_label", "score")
 
 
@@ -56,7 +57,8 @@ def write_picture(path: pathlib.Path, detection: Detection, model: TrainedModel)
 
     figure = figures.draw_recording(detection.features["melspectrogram"], detection)
     try:
-        with atomic_output(path) as temporary:
+        with atomic_output(path) as temporary, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph", UserWarning)  # names in scripts that matplotlib's font lacks
             figure.savefig(temporary, dpi=100)
     finally:
         plt.close(figure)

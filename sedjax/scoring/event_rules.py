@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -41,22 +42,37 @@ class EventRules:
                             f"{self.thresholds[number]:g} of class {number}: lower it.")
 
 
+class FrameCounts(NamedTuple):
+    """The durations of EventRules in frames, for each class.
+
+    Attributes:
+      median: odd number of frames; 1 for no filter.
+      merge_gap, min_duration: 0 for none.
+    """
+
+    median: list[int]
+    merge_gap: list[int]
+    min_duration: list[int]
+
+
 def find_events(probabilities: Float[np.ndarray, "frame class"], rules: EventRules,
                 task: Task) -> list[tuple[int, int, int]]:
     """The events in a recording as (class index, first frame, one past the last), sorted by class, then first frame."""
-    smooth = smoothed(probabilities, rules.median, task)
-    low = rules.thresholds if rules.low_thresholds is None else rules.low_thresholds
-    above = smooth > rules.thresholds
+    smooth, counts = smoothed(probabilities, rules.median, task), frame_counts(rules, task)
+    # In the precision of the probabilities, so that a threshold means the same wherever it comes from.
+    thresholds = rules.thresholds.astype(smooth.dtype)
+    low = thresholds if rules.low_thresholds is None else rules.low_thresholds.astype(smooth.dtype)
+    above = smooth > thresholds
     events: list[tuple[int, int, int]] = []
     for label, first, end in grid.runs(smooth > low):
         if not above[first:end, label].any():
             continue
-        if events and events[-1][0] == label and first - events[-1][2] <= _frames(rules.merge_gap, label, task):
+        if events and events[-1][0] == label and first - events[-1][2] <= counts.merge_gap[label]:
             events[-1] = (label, events[-1][1], end)
         else:
             events.append((label, first, end))
     return [(label, first, end) for label, first, end in events
-            if end - first >= _frames(rules.min_duration, label, task, math.ceil)]
+            if end - first >= counts.min_duration[label]]
 
 
 def smoothed(probabilities: Float[np.ndarray, "frame class"], median: PerClass | None,
@@ -65,8 +81,7 @@ def smoothed(probabilities: Float[np.ndarray, "frame class"], median: PerClass |
     if median is None:
         return probabilities
     result = probabilities.copy()
-    for label in range(probabilities.shape[1]):
-        frames = 2 * round((median[label] / task.frame_seconds - 1) / 2) + 1
+    for label, frames in enumerate(_median_frames(median, task)):
         if frames > 1:
             result[:, label] = ndimage.median_filter(probabilities[:, label], frames, mode="nearest")
     return result
@@ -94,6 +109,17 @@ def per_class(text: str, task: Task, otherwise: PerClass | float, flag: str,
     return values
 
 
-def _frames(seconds: PerClass | None, label: int, task: Task, rounding: Callable = math.floor) -> int:
-    """Whole frames of a duration; 0 without one. A duration of 0.24 s is two frames of 0.12 s."""
-    return 0 if seconds is None else rounding(round(float(seconds[label]) / task.frame_seconds, 6))
+def frame_counts(rules: EventRules, task: Task) -> FrameCounts:
+    """The rules' durations in frames. A duration of 0.24 s is two frames of 0.12 s."""
+    def frames(seconds: PerClass | None, rounding: Callable[[float], int]) -> list[int]:
+        return [0 if seconds is None else rounding(round(float(seconds[label]) / task.frame_seconds, 6))
+                for label in range(len(task.classes))]
+
+    return FrameCounts(_median_frames(rules.median, task), frames(rules.merge_gap, math.floor),
+                       frames(rules.min_duration, math.ceil))
+
+
+def _median_frames(median: PerClass | None, task: Task) -> list[int]:
+    if median is None:
+        return [1] * len(task.classes)
+    return [max(2 * round((seconds / task.frame_seconds - 1) / 2) + 1, 1) for seconds in median.tolist()]

@@ -10,6 +10,7 @@ import shutil
 import signal
 import threading
 import tracemalloc
+import warnings
 from typing import ClassVar
 
 import jax
@@ -27,7 +28,7 @@ from tiny import TINY_TASK, run_command
 from workdirs import untrained
 
 import sedjax
-from sedjax.audio import clips, reader
+from sedjax.audio import clips, mel, reader
 from sedjax.audio.mel import SPECTRAL_VERSION
 from sedjax.commands import cli, predict
 from sedjax.core import grid, npz
@@ -368,11 +369,11 @@ def write_short(folder: pathlib.Path, *names: str | bytes) -> None:
     (folder / "first.wav").unlink()
 
 
-ALL = ("--formats=csv,tsv,audacity,json,png", "--frames")
+ALL = ("--formats=csv,tsv,audacity,json,png,html", "--frames")
 
 
 @pytest.mark.parametrize("name", ["x.txt", "x.json", "x.png", "x.npz", "predictions.csv", "events.tsv",
-                                  "bad_recordings.csv"])
+                                  "index.html", "bad_recordings.csv"])
 def test_files_of_the_user_stay(audio_workdir, tmp_path, monkeypatch, name):
     """Nothing is computed, and nothing else is written."""
     write_short(tmp_path, "x.wav", "y.wav")
@@ -708,8 +709,31 @@ def test_a_picture_of_any_length(seconds, label):
     ticks = [tick.get_text() for tick in bottom.get_xticklabels()]
     assert label in ticks
     assert 3 <= len(ticks) < 60
-    bars = sum(len(collection.get_paths()) for collection in bottom.collections[1:])
+    bars = sum(len(collection.get_paths()) for collection in bottom.collections if collection.get_label() == "detected")
     assert bars == len(found.events)
+    plt.close(figure)
+
+
+def test_axes_thresholds_and_title_of_a_picture():
+    """A tone of 1 kHz is at 1,000 Hz, and the title is the name, whatever is in it."""
+    power = np.full((20, 64), 1e-6, np.float32)
+    centres_hz = mel.mel_to_hz(np.linspace(0, mel.hz_to_mel(np.array(8000.0), False), 66), False)[1:-1]
+    tone = np.abs(centres_hz - 1000).argmin()
+    power[:, tone] = 1
+    found = dataclasses.replace(detection(np.full((20, 3), 0.1, np.float32), thresholds=0.25),
+                                recording="folder/$x^{$ 雪 \udce9.wav")
+    figure = figures.draw_recording(power, found)
+    top, bottom = figure.axes
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.canvas.draw()
+    assert top.get_title() == "$x^{$ 雪 \\udce9.wav"
+    heights = {tick.get_text(): height for tick, height in zip(top.get_yticklabels(), top.get_yticks())}
+    assert heights["1,000"] * 64 == pytest.approx(tone + 0.5, abs=0.5)
+    (thresholds,) = (lines for lines in bottom.collections if lines.get_label() == "threshold")
+    curves = [patch.get_data().values[0] for patch in bottom.patches]
+    for label, (line, curve) in enumerate(zip(thresholds.get_segments(), curves, strict=True)):
+        assert (label + 1 - line[0, 1]) / (label + 1 - curve) == pytest.approx(2.5)
     plt.close(figure)
 
 
