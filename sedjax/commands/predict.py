@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from sedjax.audio import reader
 from sedjax.audio.clips import Unreadable, ahead, recut
+from sedjax.commands import rule_flags
 from sedjax.commands.cli import BAD_LIST, SOME_BAD_STATUS, tidy_sigterm, write_bad
 from sedjax.core import parallel
 from sedjax.core.errors import UserError, printable
@@ -36,7 +37,7 @@ from sedjax.inference.detection import Detection
 from sedjax.inference.detector import Detector, detections, load, warn_of_other_features
 from sedjax.inference.trained import TrainedModel, load_model
 from sedjax.scoring import submission
-from sedjax.scoring.event_rules import EventRules
+from sedjax.scoring.event_rules import EventRules, default_rules
 
 log = logging.getLogger("sedjax")
 
@@ -58,6 +59,7 @@ def define_flags() -> None:
     flags.DEFINE_string("source", None, "Directory in MLPC layout, with or without labels, instead of recordings.")
     flags.DEFINE_enum("split", None, SPLITS, "Only the recordings of this split of --source. Default: all.")
     flags.DEFINE_string("checkpoint", "best", "'best' (lowest validation cost), 'last', or a step.")
+    rule_flags.define_flags()
     parallel.define_flags()
 
 
@@ -65,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
     options, arguments = flags.FLAGS, argv[1:]
     if bool(options.source) == bool(arguments):
         raise UserError("Give either recordings and folders of them, or --source=DIR, a directory in MLPC layout.")
-    for flag in ("formats", "frames", "embeddings_from") if options.source else ("split",):
+    for flag in (("formats", "frames", "embeddings_from", *rule_flags.ONLY_EVENTS) if options.source else ("split",)):
         if options[flag].present:
             raise UserError(f"--{flag} is for {'recordings, not for --source' if options.source else '--source'}.")
     formats = tuple(options.formats or DEFAULT_FORMATS)
@@ -75,11 +77,14 @@ def main(argv: Sequence[str]) -> None:
     with tidy_sigterm():
         if options.source:
             parallel.on_process_zero(lambda: require_writable(options.output))
-            of_directory(load_model(options.workdir, options.checkpoint), options.source, options.split, options.output)
+            model = load_model(options.workdir, options.checkpoint)
+            rules = rule_flags.chosen(default_rules(model.thresholds), model.task)
+            of_directory(model, options.source, options.split, options.output, rules)
             return
         with parallel.all_or_none():
             paths = reader.find(arguments)
         detector = load(options.workdir, options.checkpoint, options.embeddings_from)
+        detector = dataclasses.replace(detector, rules=rule_flags.chosen(detector.rules, detector.task))
         bad = of_recordings(detector, paths, pathlib.Path(options.output), (*formats, *["frames"] * options.frames))
     if bad:
         sys.exit(SOME_BAD_STATUS)
@@ -118,7 +123,7 @@ def of_recordings(detector: Detector, paths: Sequence[pathlib.Path], folder: pat
           tqdm(total=len(paths), unit="recording", disable=None if parallel.is_process_zero() else True) as progress):
         if "html" in kinds:
             parallel.on_process_zero(lambda: pages.append(stack.enter_context(page.new_page(
-                folder / outputs.TABLES["html"], detector.task, EventRules(detector.model.thresholds)))))
+                folder / outputs.TABLES["html"], detector.task, detector.rules))))
         for result in results:
             name = names[result.recording]
             if isinstance(result, Unreadable):
@@ -151,22 +156,24 @@ def _prepare(detector: Detector, folder: pathlib.Path, paths: Sequence[pathlib.P
             log.info("%s is from an earlier run and is left unchanged.", printable(folder / name))
 
 
-def of_directory(model: TrainedModel, source: str, split: str | None, output: str) -> None:
+def of_directory(model: TrainedModel, source: str, split: str | None, output: str, rules: EventRules) -> None:
     """Writes the submission for the recordings of a directory in MLPC layout."""
-    active = {name: detection.active for name, detection in predict_directory(model, source, split).items()}
+    active = {name: detection.active for name, detection in predict_directory(model, source, split, rules).items()}
     parallel.on_process_zero(lambda: submission.write_submission(output, model.task, active))
     if parallel.is_process_zero():
         segments = sum(map(len, active.values()))
         print(printable(f"Wrote {len(active):,} recordings, {segments:,} segments, to {output}."))
 
 
-def predict_directory(model: TrainedModel, path: str | os.PathLike, split: str | None = None) -> dict[str, Detection]:
+def predict_directory(model: TrainedModel, path: str | os.PathLike, split: str | None = None,
+                      rules: EventRules | None = None) -> dict[str, Detection]:
     """The detections in the recordings of a directory in MLPC layout, by filename.
 
     Args:
       model: from `load_model`.
       path: directory with the features that the model needs, with or without labels.
       split: split whose recordings to use; all if None.
+      rules: how probabilities become events; the defaults if None.
 
     Raises:
       UserError: the directory is damaged, or its task, feature widths or extractors are not the model's.
@@ -181,4 +188,5 @@ def predict_directory(model: TrainedModel, path: str | os.PathLike, split: str |
         if split:
             layout = dataclasses.replace(layout, filenames=read_splits(layout)[split])
     clips = ahead(recut(directory_clips(layout, model.inputs, model.widths), model.max_frames))
-    return {detection.recording: detection for detection in detections(model, clips)}
+    return {detection.recording: detection for detection in detections(model, clips, rules or default_rules(
+        model.thresholds))}

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from sedjax.core import grid
 from sedjax.core.errors import UserError
 from sedjax.core.task import Task
+from sedjax.scoring.event_rules import EventRules, find_events
 
 if TYPE_CHECKING:
     import pandas
@@ -39,7 +39,7 @@ class Detection:
     Attributes:
       recording: file name as given; empty for an array.
       task: task with the classes and the lengths of frames and segments.
-      thresholds: (C,) decision threshold of each class.
+      rules: rules for events; a segment is active above the threshold of the class.
       seconds: length of the recording.
       frames: (T, C) probability of each class in each frame.
       segments: (S, C) pooled probability of each class in each segment.
@@ -48,7 +48,7 @@ class Detection:
 
     recording: str
     task: Task
-    thresholds: Float[np.ndarray, "class"]
+    rules: EventRules
     seconds: float
     frames: Float[np.ndarray, "frame class"]
     segments: Float[np.ndarray, "segment class"]
@@ -66,23 +66,20 @@ class Detection:
     @property
     def active(self) -> Bool[np.ndarray, "segment class"]:
         """(S, C) whether the segment probability is above the threshold of the class."""
-        return self.segments > self.thresholds[None]
+        return self.segments > self.rules.thresholds[None]
 
     @functools.cached_property
     def events(self) -> tuple[Event, ...]:
-        """Runs of frames above the threshold within active segments, by onset, then in class order.
+        """The events by `rules`, by onset, then in class order.
 
-        With max pooling, every active segment contains part of an event. No event ends after the recording, whose last
-        frame may be incomplete.
+        No event ends after the recording, whose last frame may be incomplete.
         """
-        in_active = self.active.repeat(self.task.frames_per_segment, axis=0)[: len(self.frames)]
-        runs = grid.runs((self.frames > self.thresholds[None]) & in_active)
-
         def seconds(frame: int) -> float:
             return round(min(frame * self.task.frame_seconds, self.seconds), 7)  # a sample is 0.0000625 s
 
         events = [Event(seconds(first), seconds(end), self.task.classes[label],
-                        float(self.frames[first:end, label].max())) for label, first, end in runs]
+                        float(self.frames[first:end, label].max()))
+                  for label, first, end in find_events(self.frames, self.rules, self.task)]
         return tuple(sorted(events, key=lambda event: event.onset))
 
     def __iter__(self) -> Iterator[Event]:

@@ -19,6 +19,7 @@ from sedjax.data.records import require_features
 from sedjax.inference.detection import Detection
 from sedjax.inference.extractors import EMBEDDINGS, Extractor, embed_recordings, extractor_of
 from sedjax.inference.trained import TrainedModel, load_model
+from sedjax.scoring.event_rules import EventRules, Value, changed, default_rules
 
 log = logging.getLogger("sedjax")
 
@@ -31,10 +32,12 @@ class Detector:
 
     Attributes:
       model: trained model.
+      rules: how probabilities become events.
       embeddings_from: path of the extractor of the model's input embeddings, as for extractors.extractor_of.
     """
 
     model: TrainedModel
+    rules: EventRules
     embeddings_from: str | os.PathLike | None = None
 
     @property
@@ -45,6 +48,13 @@ class Detector:
     def extractor(self) -> Extractor | None:
         """The extractor of the model's input embeddings; None if it takes none. Raises UserError if it is missing."""
         return extractor_of(self.model, self.embeddings_from) if EMBEDDINGS in self.model.inputs else None
+
+    def with_rules(self, **changes: Value | None) -> "Detector":
+        """A detector with other rules, for example `threshold=0.4, min_duration={"Siren": 1.0}` (seconds).
+
+        Args and errors are those of event_rules.changed.
+        """
+        return dataclasses.replace(self, rules=changed(self.rules, self.task, **changes))
 
     def __call__(self, recording: reader.Recording, sample_rate_hz: reader.SampleRate | None = None) -> Detection:
         """Detects events in a file, or in an array of samples at `sample_rate_hz`, as sedjax.audio.reader reads them.
@@ -80,7 +90,7 @@ class Detector:
         widths = spectral.WIDTHS | ({EMBEDDINGS: self.extractor.embedding_width} if self.extractor else {})
         require_features(widths, self.model.inputs, self.model.widths, where="a recording")
         stream, frames = self._clips(list(recordings), sample_rate_hz, keep), self.model.max_frames
-        return detections(self.model, recut(stream, frames))
+        return detections(self.model, recut(stream, frames), self.rules)
 
     def _clips(self, recordings: list[reader.Recording], sample_rate_hz: reader.SampleRate | None,
                keep: tuple[str, ...]) -> Generator[Clip | Unreadable]:
@@ -108,10 +118,11 @@ def load(workdir: str | os.PathLike, checkpoint: str | int = "best",
     model = load_model(workdir, checkpoint)
     if embeddings_from and EMBEDDINGS not in model.inputs:
         raise UserError(f"The model in {workdir} takes no embeddings: leave out --embeddings_from={embeddings_from}.")
-    return Detector(model, embeddings_from)
+    return Detector(model, default_rules(model.thresholds), embeddings_from)
 
 
-def detections(model: TrainedModel, stream: Generator[Clip | Unreadable]) -> Generator[Detection | Unreadable]:
+def detections(model: TrainedModel, stream: Generator[Clip | Unreadable],
+               rules: EventRules) -> Generator[Detection | Unreadable]:
     """The detections in recordings, given as a stream of clips of at most max_frames.
 
     Raises UserError if the model outputs NaN.
@@ -128,8 +139,7 @@ def detections(model: TrainedModel, stream: Generator[Clip | Unreadable]) -> Gen
             parts.append(outputs)
             if (seconds := clip.seconds) is not None:
                 joined = {name: np.concatenate([part[name] for part in parts]) for name in outputs}
-                yield Detection(clip.recording, model.task, model.thresholds, seconds, **joined,
-                                features=clip.extras)
+                yield Detection(clip.recording, model.task, rules, seconds, **joined, features=clip.extras)
 
 
 def warn_of_other_features(detector: Detector) -> None:

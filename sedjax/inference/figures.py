@@ -57,7 +57,7 @@ def draw_recording(melspectrogram: Float[np.ndarray, "frame band"],
     edges = np.minimum(np.arange(0, len(melspectrogram) + step, step), len(melspectrogram)) * task.frame_seconds
     bottom.set_title("Probability (blue), threshold (dotted), detected (orange)")
     bottom.hlines(np.arange(1, classes), 0, seconds, color="0.85", linewidth=0.5)
-    bottom.hlines(np.arange(1, classes + 1) - CURVE_HEIGHT * detection.thresholds, 0, seconds, color="0.4",
+    bottom.hlines(np.arange(1, classes + 1) - CURVE_HEIGHT * detection.rules.thresholds, 0, seconds, color="0.4",
                   linewidth=0.7, linestyle="dotted", label="threshold")
     thinnest = seconds / (100 * size[0])  # one pixel
     for label, (name, column) in enumerate(zip(task.classes, _highest(detection.frames, step).T)):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -10,10 +10,12 @@ from jaxtyping import Float
 from scipy import ndimage
 
 from sedjax.core import bounds, grid
-from sedjax.core.errors import UserError
+from sedjax.core.errors import UserError, printable
 from sedjax.core.task import Task
 
 PerClass = Float[np.ndarray, "class"]
+Value = float | Mapping[str, float]
+DEFAULTS = {"median": 0.36, "merge_gap": 0.36, "min_duration": 0.24}  # seconds
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,6 +36,11 @@ class EventRules:
     median: PerClass | None = None
     merge_gap: PerClass | None = None
     min_duration: PerClass | None = None
+
+    def to_dict(self, task: Task) -> dict[str, dict[str, float]]:
+        """The rules by name and class, with four decimals."""
+        return {name: dict(zip(task.classes, np.round(values.astype(np.float64), 4).tolist()))
+                for name, values in vars(self).items() if values is not None}
 
     def __post_init__(self):
         if self.low_thresholds is not None and (too_high := self.low_thresholds > self.thresholds).any():
@@ -87,26 +94,41 @@ def smoothed(probabilities: Float[np.ndarray, "frame class"], median: PerClass |
     return result
 
 
-def per_class(text: str, task: Task, otherwise: PerClass | float, flag: str,
-              allowed: Callable[[float], bool] = lambda value: value >= 0, range_text: str = "0 or more") -> PerClass:
-    """A value for every class from "0.4", or from "Siren=0.3,Dog Bark=0.6" with `otherwise` for the other classes.
+def default_rules(thresholds: PerClass) -> EventRules:
+    """Rules by which the events of a detector with these thresholds are those that a person would draw."""
+    return EventRules(thresholds, **{name: np.full(len(thresholds), value) for name, value in DEFAULTS.items()})
 
-    Raises UserError that names `flag` for an unknown class or an impossible value.
+
+def changed(rules: EventRules, task: Task, **changes: Value | None) -> EventRules:
+    """Rules with other values, each a number for all classes or {class: number}; None leaves a rule as it is.
+
+    Args:
+      rules: rules to change.
+      task: task with the classes.
+      changes: `threshold`, `low_threshold`, `median`, `merge_gap`, `min_duration`.
+
+    Raises:
+      UserError: a class is unknown, a value is impossible, or a low threshold exceeds the threshold of its class.
     """
-    values = np.broadcast_to(np.asarray(otherwise, np.float64), len(task.classes)).copy()
-    for part in text.split(","):
-        name, equals, number = part.rpartition("=")
-        if equals and name.strip() not in task.classes:
-            raise UserError(f"--{flag}: unknown class {name.strip()!r}{bounds.unknown(name.strip(), task.classes)}")
-        try:
-            value = float(number)
-            if not allowed(value):
-                raise ValueError
-        except ValueError:
-            raise UserError(f"--{flag}={text}: {number.strip()!r} is not a number of {range_text}; write one number, "
-                            f"or CLASS=NUMBER,CLASS=NUMBER.") from None
-        values[task.classes.index(name.strip()) if equals else slice(None)] = value
-    return values
+    values = {}
+    for name, value in changes.items():
+        if value is None:
+            continue
+        field, highest = (f"{name}s", 1.0) if name in ("threshold", "low_threshold") else (name, np.inf)
+        present = getattr(rules, field)
+        if present is None:
+            present = rules.thresholds if highest == 1 else np.zeros(len(task.classes))
+        given = value if isinstance(value, Mapping) else dict.fromkeys(task.classes, value)
+        for label, number in given.items():
+            if label not in task.classes:
+                raise UserError(f"{name}: unknown class {printable(label)!r}{bounds.unknown(label, task.classes)}")
+            if not 0 <= number <= highest or number == np.inf:
+                raise UserError(f"{name} = {number:g} is not {'a probability' if highest == 1 else 'a duration'}: "
+                                f"choose a number {'from 0 to 1' if highest == 1 else 'of seconds, 0 or more'}.")
+        # In the precision of probabilities, so that a threshold means the same wherever it comes from.
+        values[field] = np.array([given.get(label, old) for label, old in zip(task.classes, present)],
+                                 np.float32 if highest == 1 else np.float64)
+    return dataclasses.replace(rules, **values)
 
 
 def frame_counts(rules: EventRules, task: Task) -> FrameCounts:

@@ -19,6 +19,7 @@ from sedjax.core.errors import UserError
 from sedjax.inference import extractors
 from sedjax.inference.detector import Detector
 from sedjax.inference.trained import TrainedModel
+from sedjax.scoring.event_rules import EventRules
 
 
 def tone(seconds: float, rate_hz: int, hz: float = 440.0) -> np.ndarray:
@@ -301,9 +302,10 @@ def test_frames_of_another_length(tmp_path):
     soundfile.write(tmp_path / "audio" / layout.filenames[0], tone(1.0, 16000), 16000)
     (tmp_path / "costs.json").write_text(task.to_json())
     model = mock.Mock(spec=TrainedModel, task=task, inputs=("audio",))
+    rules = EventRules(np.full(3, 0.5))
     for attempt in (lambda: layout.features(layout.filenames[0], ("audio",)), lambda: survey(layout, ("audio",)),
                     lambda: extract.extract(tmp_path / "audio", tmp_path, ("mfcc",)),
-                    lambda: Detector(model).detect([]), lambda: extractors.load_extractor("w", 9.6, 0)):
+                    lambda: Detector(model, rules).detect([]), lambda: extractors.load_extractor("w", 9.6, 0)):
         with mock.patch.object(extractors, "load_model", return_value=model), pytest.raises(
                 UserError, match=r"'tiny' has frames of 0\.04 s"):
             attempt()

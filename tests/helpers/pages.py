@@ -18,7 +18,7 @@ from sedjax.scoring.event_rules import EventRules
 def detection(frames: np.ndarray, task: Task, samples: int | None = None, seed: int = 0) -> Detection:
     """A detection with these probabilities and a spectrogram of noise; its segments are not used."""
     power = np.random.default_rng(seed).exponential(size=(len(frames), 64)).astype(np.float32)
-    return Detection("a.wav", task, np.full(len(task.classes), 0.5, np.float32),
+    return Detection("a.wav", task, EventRules(np.full(len(task.classes), 0.5, np.float32)),
                      (samples or len(frames) * FRAME_SAMPLES) / SAMPLE_RATE_HZ, frames, frames[:0],
                      {"melspectrogram": power})
 

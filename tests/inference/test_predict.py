@@ -42,6 +42,7 @@ from sedjax.inference import extractors, figures, outputs, trained
 from sedjax.inference.detection import Detection
 from sedjax.inference.detector import Detector, detections
 from sedjax.models import atst_frame, registry
+from sedjax.scoring.event_rules import EventRules, default_rules
 from sedjax.scoring.submission import read_submission
 
 LENGTHS = {"one.wav": 1, "half.flac": 8000, "below.wav": 159_840, "ten.wav": 160_000, "above.flac": 160_160}
@@ -114,7 +115,8 @@ def test_a_recording_alone_beside_others_and_as_an_array(detectors, folder, key)
     assert detector(str(path)).recording == str(path)
     if key == "audio":
         model = detector.model
-        pmap = Detector(dataclasses.replace(model, config=dataclasses.replace(model.config, parallel="pmap")))
+        pmap = Detector(dataclasses.replace(model, config=dataclasses.replace(model.config, parallel="pmap")),
+                        default_rules(model.thresholds))
         for found, other in zip(together, pmap.detect(paths), strict=True):
             np.testing.assert_allclose(found.frames, other.frames, atol=1e-5)
     assert detector(np.zeros(1), 8000).recording == ""
@@ -134,7 +136,7 @@ def test_a_sound_is_where_it_is_heard(detectors):
     samples = np.zeros(1_000_000, np.float32)
     for start, end in ((0, 1920), (19_200, 40_000), (900_480, 902_400), (998_400, 1_000_000)):
         samples[start:end] = 0.5
-    found = detectors["audio"](samples, 16000)
+    found = detectors["audio"].with_rules(median=0, merge_gap=0, min_duration=0)(samples, 16000)
     drums = [(event.onset, event.offset) for event in found if event.label == "Drum"]
     assert drums == [(0.0, 0.12), (1.2, 2.52), (56.28, 56.4), (62.4, 62.5)]
     assert [tuple(event) for event in found][:2] == [
@@ -178,7 +180,7 @@ def detection(frames: np.ndarray, pooling: str = "max", thresholds: float = 0.5,
               task=TINY_TASK, features=None) -> Detection:
     padded = grid.by_segment(grid.pad_to_segments(frames, task, np.nan), task)
     segments = np.nanmax(padded, axis=1) if pooling == "max" else np.nanmean(padded, axis=1)
-    return Detection("a.wav", task, np.full(frames.shape[1], thresholds, np.float32),
+    return Detection("a.wav", task, EventRules(np.full(frames.shape[1], thresholds, np.float32)),
                      len(frames) * task.frame_seconds if seconds is None else seconds, frames,
                      segments.astype(np.float32), features or {})
 
@@ -194,11 +196,9 @@ def test_events_and_segments_agree(length, seed, pooling, threshold, missing):
         rows = grid.event_frames(event.onset, event.offset, length, TINY_TASK)
         assert 0 <= event.onset < event.offset <= found.seconds + 1e-7
         assert event.score == frames[rows, label].max()
-        assert found.active[rows.start // 10 : (rows.stop - 1) // 10 + 1, label].all()
         assert not marked[rows, label].any()
         marked[rows, label] = True
-    in_active = found.active.repeat(10, axis=0)[:length]
-    np.testing.assert_array_equal(marked, (frames > np.float32(threshold)) & in_active)
+    np.testing.assert_array_equal(marked, frames > np.float32(threshold))
     if pooling == "max":
         np.testing.assert_array_equal(grid.any_frame(grid.pad_to_segments(marked, TINY_TASK), TINY_TASK), found.active)
     assert [event.onset for event in found] == sorted(event.onset for event in found)
@@ -452,7 +452,8 @@ def test_what_is_not_finite_is_never_written(detectors, tmp_path):
     diverged = dataclasses.replace(model, variables=jax.tree.map(lambda x: np.full_like(x, np.nan), model.variables))
     vars(diverged)["_predict"] = model._predict  # compiled
     with pytest.raises(UserError, match=r"audio.*/w .*NaN or infinity at step 0"):
-        predict.of_recordings(Detector(diverged), [tmp_path / "in" / "x.wav"], tmp_path / "out", ["json", "csv"])
+        predict.of_recordings(Detector(diverged, default_rules(diverged.thresholds)), [tmp_path / "in" / "x.wav"],
+                              tmp_path / "out", ["json", "csv"])
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -619,7 +620,7 @@ def test_embeddings_of_an_atst_frame(folder, tmp_path):
     detector = sedjax.load(embedding_workdir(tmp_path, 64, None), embeddings_from=tmp_path / "atst.npz")
     paths = [folder / "half.flac", folder / "above.flac"]
     embeddings = extractors.extract_features(paths, ("embeddings",), detector.extractor)
-    expected = detections(detector.model, clips.recut(embeddings, detector.model.config.data.max_frames))
+    expected = detections(detector.model, clips.recut(embeddings, detector.model.config.data.max_frames), detector.rules)
     for found, other in zip(detector.detect(paths, keep=("mfcc",)), expected, strict=True):
         np.testing.assert_allclose(found.frames, other.frames, atol=1e-5)
         assert found.features["mfcc"].shape == (len(found.frames), 32)
@@ -628,7 +629,7 @@ def test_embeddings_of_an_atst_frame(folder, tmp_path):
 def test_a_model_that_takes_what_no_recording_gives(detectors):
     model = dataclasses.replace(detectors["audio"].model, model=Flux(num_classes=3), features={"flux": {"width": 1}})
     with pytest.raises(UserError, match="a recording .* feature 'flux'"):
-        Detector(model).detect([])
+        Detector(model, default_rules(model.thresholds)).detect([])
 
 
 class Both(Loudness):
@@ -638,7 +639,8 @@ class Both(Loudness):
 def test_a_model_that_takes_sound_and_spectral_features(detectors, folder):
     model = dataclasses.replace(detectors["audio"].model, model=Both(num_classes=3),
                                 features={"audio": {"width": 1920}, "mfcc": {"width": 32}})
-    found, expected = Detector(model)(folder / "above.flac"), detectors["audio"](folder / "above.flac")
+    found = Detector(model, default_rules(model.thresholds))(folder / "above.flac")
+    expected = detectors["audio"](folder / "above.flac")
     np.testing.assert_allclose(found.frames, expected.frames, atol=1e-5)
     assert found.events == expected.events
 

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sedjax.commands import rule_flags
 from sedjax.core.errors import UserError
 from sedjax.core.task import MLPC_2025
-from sedjax.scoring.event_rules import EventRules, find_events, per_class, smoothed
+from sedjax.scoring.event_rules import EventRules, changed, find_events, smoothed
 
 TASK = dataclasses.replace(MLPC_2025, classes=MLPC_2025.classes[:2], costs=MLPC_2025.costs[:2])
 
@@ -76,21 +77,27 @@ def test_gaps_are_merged_before_short_events_are_dropped():
 
 def test_rules_differ_by_class():
     probabilities = np.full((4, 2), 0.6)
-    by_class = per_class("Shout=0.7", TASK, 0.5, "threshold")
-    assert find_events(probabilities, EventRules(by_class), TASK) == [(0, 0, 4)]
+    assert find_events(probabilities, changed(rules(), TASK, threshold={"Shout": 0.7}), TASK) == [(0, 0, 4)]
 
 
 @pytest.mark.parametrize(("text", "expected"), [("0.4", [0.4, 0.4]), ("Shout=0.7", [0.5, 0.7]),
                                                 ("Speech=0.1, Shout=0.2", [0.1, 0.2])])
 def test_values_by_class(text, expected):
-    np.testing.assert_array_equal(per_class(text, TASK, 0.5, "threshold"), expected)
+    np.testing.assert_array_equal(changed(rules(), TASK, threshold=rule_flags.parse(text)).thresholds,
+                                  np.float32(expected))
 
 
-@pytest.mark.parametrize(("text", "key"), [("Shoot=1", "Shout"), ("much", "much"), ("Shout=", "Shout"), ("-1", "-1"),
-                                           ("nan", "nan"), ("", "''"), ("Shout=1,", "Shout=1,")])
-def test_bad_values_name_the_flag(text, key):
-    with pytest.raises(UserError, match=f"--threshold.*{key}"):
-        per_class(text, TASK, 0.5, "threshold")
+@pytest.mark.parametrize(("text", "key"), [("Shoot=1", "Shout"), ("much", "NUMBER"), ("Shout=", "NUMBER"), ("-1", "-1"),
+                                           ("nan", "nan"), ("", "NUMBER"), ("Shout=1,", "NUMBER"), ("1.5", "1.5")])
+def test_bad_values_are_refused(text, key):
+    with pytest.raises(UserError, match=key):
+        changed(rules(), TASK, threshold=rule_flags.parse(text))
+
+
+@pytest.mark.parametrize("text", ["-1", "inf", "nan"])
+def test_durations_are_finite(text):
+    with pytest.raises(UserError, match=f"{text}.*duration|duration.*{text}"):
+        changed(rules(), TASK, merge_gap=rule_flags.parse(text))
 
 
 def test_a_low_threshold_above_the_threshold_is_refused():
