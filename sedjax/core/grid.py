@@ -73,6 +73,12 @@ def onset_text(segment: int, task: Task) -> str:
     return f"{seconds:.1f}" if abs(round(seconds, 1) - seconds) < 1e-9 else f"{seconds:.4f}".rstrip("0")
 
 
+def seconds_text(seconds: float) -> str:
+    """Seconds with three decimals, or as many as it takes to be exact to a sample."""
+    integer, _, digits = f"{seconds:.7f}".partition(".")
+    return f"{integer}.{digits.rstrip('0'):0<3}"
+
+
 def onset_segment(seconds: float, task: Task) -> int | None:
     """The segment that starts at `seconds`, or None if none starts there (to 1 % of a segment)."""
     position = seconds / task.segment_seconds

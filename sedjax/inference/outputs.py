@@ -12,19 +12,21 @@ import numpy as np
 from sedjax.core import files, grid
 from sedjax.core.errors import UserError
 from sedjax.core.files import atomic_output
+from sedjax.core.grid import seconds_text
 from sedjax.core.task import Task
 from sedjax.inference import figures
 from sedjax.inference.detection import Detection, Event
 from sedjax.inference.trained import TrainedModel
+from sedjax.scoring.events import EVENT_COLUMNS
 from sedjax.scoring.submission import write_submission
 
 TABLES = {"csv": "predictions.csv", "tsv": "events.tsv", "html": "index.html"}  # the page is of inference.page
-EVENT_COLUMNS = ("filename", "onset", "offset", "event_label", "score")
 
 
 def write_labels(path: pathlib.Path, detection: Detection, model: TrainedModel) -> None:
     """Labels for Audacity: onset, offset and class of each event."""
-    files.write_csv(path, ((_text(event.onset), _text(event.offset), event.label) for event in detection), "\t")
+    files.write_csv(path, ((seconds_text(event.onset), seconds_text(event.offset), event.label)
+                           for event in detection), "\t")
 
 
 def write_json(path: pathlib.Path, detection: Detection, model: TrainedModel) -> None:
@@ -106,9 +108,9 @@ def write_tables(folder: pathlib.Path, task: Task, active: Mapping[str, np.ndarr
     if "csv" in kinds:
         write_submission(folder / TABLES["csv"], task, dict(active))
     if "tsv" in kinds:
-        rows = ((filename, _text(event.onset), _text(event.offset), event.label, f"{event.score:.4f}")
+        rows = ((filename, seconds_text(event.onset), seconds_text(event.offset), event.label, f"{event.score:.4f}")
                 for filename, detected in events.items() for event in detected)
-        files.write_csv(folder / TABLES["tsv"], [EVENT_COLUMNS, *rows], "\t")
+        files.write_csv(folder / TABLES["tsv"], [(*EVENT_COLUMNS, "score"), *rows], "\t")
 
 
 def stems(names: Sequence[str]) -> list[str]:
@@ -133,12 +135,6 @@ def _shortened(stem: str, name: str) -> str:
         return stem
     checksum = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
     return f"{stem.encode()[: room - len(checksum) - 1].decode(errors='ignore')}~{checksum}"
-
-
-def _text(seconds: float) -> str:
-    """Seconds with three decimals, or as many as it takes to be exact."""
-    integer, _, digits = f"{seconds:.7f}".partition(".")
-    return f"{integer}.{digits.rstrip('0'):0<3}"
 
 
 def _short(values: np.ndarray) -> list[float]:

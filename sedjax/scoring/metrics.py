@@ -71,13 +71,16 @@ def bootstrap_interval(clip_counts: Int[np.ndarray, "clip class outcome"], task:
     if clips > MOST_DRAWN:
         cost, half = _pooled(costs, sizes), 1.96 * _deviations(costs, sizes).std(ddof=1) / np.sqrt(clips)
         return float(cost - half), float(cost + half)
-    rng, block, values = np.random.default_rng(seed), max(1, DRAWS_AT_ONCE // clips), []
-    for first in range(0, resamples, block):
-        # Drawing how often each recording occurs is the same as drawing recordings.
-        drawn = rng.multinomial(clips, np.full(clips, 1 / clips), size=min(block, resamples - first)).astype(np.float64)
-        values.append(drawn @ costs / np.maximum(drawn @ sizes, 1))
+    values = [drawn @ costs / np.maximum(drawn @ sizes, 1) for drawn in resampled(clips, resamples, seed)]
     low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
     return float(low), float(high)
+
+
+def resampled(clips: int, resamples: int, seed: int = 0) -> Iterator[Float64[np.ndarray, "resample clip"]]:
+    """How often each recording occurs in each resample of a bootstrap, some resamples at a time."""
+    rng, block = np.random.default_rng(seed), max(1, DRAWS_AT_ONCE // clips)
+    for first in range(0, resamples, block):
+        yield rng.multinomial(clips, np.full(clips, 1 / clips), size=min(block, resamples - first)).astype(np.float64)
 
 
 def difference_interval(runs: Int[np.ndarray, "run clip class outcome"],
