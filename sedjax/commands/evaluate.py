@@ -1,4 +1,4 @@
-"""`sedjax evaluate`: cost per minute and detection figures of each class on one split."""
+"""`sedjax evaluate`: cost per minute, detection figures and the field's metrics of each class on one split."""
 
 import pathlib
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from absl import flags
 
 from sedjax.commands.cli import require_no_arguments
 from sedjax.core import files, parallel
-from sedjax.scoring import metrics
+from sedjax.scoring import field_metrics, metrics
 from sedjax.scoring.metrics import format_score
 from sedjax.studies.results import evaluate_workdir
 
@@ -18,6 +18,8 @@ def define_flags() -> None:
     flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Split to evaluate.")
     flags.DEFINE_string("data", None, "Records to evaluate on. Default: those of the training.")
     flags.DEFINE_string("checkpoint", "best", "'best' (lowest validation cost), 'last', or a step.")
+    flags.DEFINE_list("metrics", [field_metrics.COST], f"Any of {', '.join(field_metrics.METRICS)}; the cost is always "
+                                                       "given.")
     flags.DEFINE_string("json", None, "Also write the result to this file.")
     parallel.define_flags()
 
@@ -27,9 +29,11 @@ def main(argv: Sequence[str]) -> None:
     parallel.start()
     options = flags.FLAGS
     folder = pathlib.Path(options.workdir)
+    field_metrics.require(options.metrics)
     if options.json:
         files.require_writable(options.json)
-    result = evaluate_workdir(folder, options.split, options.data, options.checkpoint)
+    more = [name for name in options.metrics if name != field_metrics.COST]
+    result = evaluate_workdir(folder, options.split, options.data, options.checkpoint, more)
     if not parallel.is_process_zero():
         return
     step, recordings = result.pop("step"), len(result.pop("counts"))
@@ -38,6 +42,8 @@ def main(argv: Sequence[str]) -> None:
           f"{recordings} recordings\n")
     print(format_score(score))
     print("\nFrames:\n" + format_figures(result["frames"]))
+    if more:
+        print("\nEvents:\n" + field_metrics.format_metrics(result["metrics"]))
     if options.json:
         files.write_json(options.json, result)
 

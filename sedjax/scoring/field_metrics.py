@@ -4,7 +4,7 @@ Classes without an event in the ground truth have no value and are left out of a
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import NamedTuple
+from typing import TypedDict
 
 import numpy as np
 import scipy.sparse
@@ -27,22 +27,18 @@ RESAMPLES = 2000
 PSDS_RESAMPLES = 200  # each takes some 10 ms for 120 recordings
 
 
-class Figure(NamedTuple):
-    """A value and its 95 % interval over recordings; both are None where the ground truth has no event."""
+class Figure(TypedDict):
+    """A value and its 95 % interval over recordings; both are None if the ground truth has no event."""
 
     value: float | None
     interval: tuple[float, float] | None
 
 
-class Metric(NamedTuple):
+class Metric(TypedDict):
     """The figures of all classes together, by kind of average, and of each class."""
 
     overall: dict[str, Figure]
     classes: dict[str, Figure]
-
-    def to_dict(self) -> dict:
-        return {group: {name: figure._asdict() for name, figure in figures.items()}
-                for group, figures in self._asdict().items()}
 
 
 def require(names: Collection[str]) -> None:
@@ -106,7 +102,7 @@ def _by_class(events: Iterable[Event]) -> dict[str, np.ndarray]:
     times: dict[str, list[tuple[float, float]]] = {}
     for onset, offset, label, *_ in events:
         times.setdefault(label, []).append((onset, offset))
-    return {label: np.array(sorted(rows)) for label, rows in times.items()}
+    return {label: np.array(sorted(rows), np.float64) for label, rows in times.items()}
 
 
 def segment_outcomes(predicted: Float[np.ndarray, "predicted 2"],
@@ -185,18 +181,18 @@ def _metric(overall: tuple[str, ...], task: Task, values: np.ndarray, resample: 
       resamples: number of resamples.
     """
     drawn = np.array([resample(weights) for block in resampled(recordings, resamples) for weights in block])
-    figures = [Figure(None, None) if np.isnan(value) else
-               Figure(float(value), tuple(map(float, np.nanpercentile(column, [2.5, 97.5]))))
+    figures = [Figure(value=None, interval=None) if np.isnan(value) else
+               Figure(value=float(value), interval=tuple(map(float, np.nanpercentile(column, [2.5, 97.5]))))
                for value, column in zip(values, drawn.T)]
-    return Metric(dict(zip(overall, figures)), dict(zip(task.classes, figures[len(overall):])))
+    return Metric(overall=dict(zip(overall, figures)), classes=dict(zip(task.classes, figures[len(overall):])))
 
 
 def format_metrics(metrics: Mapping[str, Metric]) -> str:
     """A table of all figures with their intervals, one column per metric."""
-    averages = dict.fromkeys(name for metric in metrics.values() for name in metric.overall)
-    rows = {label: [metric.classes[label] for metric in metrics.values()]
-            for label in next(iter(metrics.values())).classes}
-    rows |= {f"({name})": [metric.overall.get(name) for metric in metrics.values()] for name in averages}
+    averages = dict.fromkeys(name for metric in metrics.values() for name in metric["overall"])
+    rows = {label: [metric["classes"][label] for metric in metrics.values()]
+            for label in next(iter(metrics.values()))["classes"]}
+    rows |= {f"({name})": [metric["overall"].get(name) for metric in metrics.values()] for name in averages}
     width = max(map(len, rows))
     lines = [" " * width + "".join(f"{name:>24}" for name in metrics)]
     for label, row in rows.items():
@@ -207,4 +203,7 @@ def format_metrics(metrics: Mapping[str, Metric]) -> str:
 def _cell(figure: Figure | None) -> str:
     if figure is None:
         return ""
-    return "-" if figure.value is None else f"{figure.value:.3f} [{figure.interval[0]:.3f}, {figure.interval[1]:.3f}]"
+    if figure["value"] is None:
+        return "-"
+    low, high = figure["interval"]
+    return f"{figure['value']:.3f} [{low:.3f}, {high:.3f}]"

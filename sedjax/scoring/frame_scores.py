@@ -75,8 +75,8 @@ def _read(path: pathlib.Path, suffix: str, task: Task) -> FrameScores:
 def _read_npz(path: pathlib.Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     arrays = read_npz(path, KEYS)
     scores, classes, frame_seconds = (arrays[key] for key in KEYS)
-    if scores.ndim != 2 or scores.dtype.kind != "f" or classes.dtype.kind != "U" or frame_seconds.dtype.kind != "f" \
-            or frame_seconds.size != 1:
+    if (scores.ndim != 2 or scores.dtype.kind != "f" or classes.dtype.kind != "U" or frame_seconds.dtype.kind != "f"
+            or frame_seconds.size != 1 or not np.isfinite(frame_seconds)):
         raise UserError(f"{printable(path)} does not hold what predict --frames writes: probabilities of shape "
                         "(frames, classes), the classes, and frame_seconds.")
     return classes.ravel().tolist(), frame_times(len(scores), float(frame_seconds.item())), scores

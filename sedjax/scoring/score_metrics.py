@@ -152,7 +152,8 @@ def _area(rate: np.ndarray, ratio: np.ndarray) -> float:
     return float((ratio * np.diff(rate, append=MOST_FALSE_POSITIVES)).sum() / MOST_FALSE_POSITIVES)
 
 
-def _of_all_classes(overall: float, of_classes: Sequence[float], inputs: _Inputs, task: Task) -> np.ndarray:
+def _of_all_classes(overall: float, of_classes: Sequence[float] | np.ndarray, inputs: _Inputs,
+                    task: Task) -> np.ndarray:
     """The overall value, then that of each class of the task: NaN for one without events."""
     values = np.full(1 + len(task.classes), np.nan)
     values[0], values[1 + inputs.labels] = overall, of_classes

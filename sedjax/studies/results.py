@@ -9,30 +9,34 @@ import logging
 import math
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from sedjax.audio.clips import Clip, ahead, recut
 from sedjax.core import files, parallel
 from sedjax.core.errors import UserError
 from sedjax.core.task import Task
 from sedjax.data import identity
-from sedjax.data.records import open_records, require_features
-from sedjax.inference.trained import load_model
+from sedjax.data.records import Records, open_records, require_features
+from sedjax.inference.detector import detections
+from sedjax.inference.trained import TrainedModel, load_model
 from sedjax.models import registry
 from sedjax.models.variables import count_parameters
-from sedjax.scoring import metrics
+from sedjax.scoring import field_metrics, metrics
 from sedjax.scoring.evaluator import Evaluator
+from sedjax.scoring.events import Event, frame_events
+from sedjax.scoring.frame_scores import FrameScores, frame_times
 from sedjax.training import workdir
 from sedjax.training.metric_writer import read_metrics
 
 log = logging.getLogger("sedjax")
 
 
-def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = None,
-                     which: str | int = "best") -> dict:
+def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = None, which: str | int = "best",
+                     more: Collection[str] = ()) -> dict:
     """Evaluates a trained model on a split.
 
     Args:
@@ -40,11 +44,12 @@ def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = N
       split: "train", "validation" or "test".
       data: records to evaluate on; those of the training if None.
       which: checkpoint, as for inference.trained.load_model.
+      more: metrics besides the cost, as for field_metrics.compute.
 
     Returns:
       A dict that can be written as JSON: `step` of the checkpoint, segment `counts` (recording, class, outcome), the
-      fields of metrics.Score, `frames` (from metrics.detection_figures), and `records` with their `path` and
-      fingerprints (`identity`).
+      fields of metrics.Score, `frames` (from metrics.detection_figures), `records` with their `path` and
+      fingerprints (`identity`), and `metrics` if there are `more`.
 
     Raises:
       UserError: it is not a workdir, the checkpoint is missing, the records have another task or lack a feature, or a
@@ -72,8 +77,30 @@ def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = N
                         "features of that recording.")
     score = metrics.score(evaluation.segments[:, 0], task)
     frames = metrics.detection_figures(evaluation.frames[:, 0].sum(0), task)
-    return {"step": trained.step, "counts": evaluation.segments[:, 0].tolist(), **score.to_dict(), "frames": frames,
-            "records": records}
+    result = {"step": trained.step, "counts": evaluation.segments[:, 0].tolist(), **score.to_dict(), "frames": frames,
+              "records": records}
+    return result | {"metrics": _field_metrics(more, trained, source)} if more else result
+
+
+def _field_metrics(names: Collection[str], trained: TrainedModel, source: Records) -> dict[str, field_metrics.Metric]:
+    """Metrics of the events and frame probabilities that `predict` would give for the recordings of a split."""
+    task, lengths = source.task, source.lengths.tolist()
+
+    def clips() -> Iterator[Clip]:
+        for number, (filename, frames) in enumerate(zip(source.filenames, lengths)):
+            features, _ = source.read(number, trained.inputs)
+            # A model without inputs takes one empty row per frame.
+            yield Clip(number, filename, features or {"": np.zeros((frames, 0), np.float32)},
+                       frames * task.frame_seconds)
+
+    truth = {filename: frame_events(source.read(number, ())[1] > 0, task)
+             for number, filename in enumerate(source.filenames)}
+    predicted, scores = {}, {}
+    for detection in detections(trained, ahead(recut(clips(), trained.config.data.max_frames))):
+        predicted[detection.recording] = [Event(*event[:3]) for event in detection.events]
+        scores[detection.recording] = FrameScores(frame_times(len(detection.frames), task.frame_seconds),
+                                                  detection.frames)
+    return field_metrics.compute(names, truth, task, predicted, scores)
 
 
 @dataclasses.dataclass(frozen=True)
