@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 DEMO ?= demo
 
-.PHONY: setup test test-hostile test-accelerators test-browser test-colab test-notebooks notebooks demo lint lock clean
+.PHONY: setup test test-hostile test-accelerators test-browser test-metrics test-colab test-notebooks notebooks demo lint lock clean
 
 setup: .venv/installed
 
@@ -53,6 +53,16 @@ test-browser: .venv-browser/installed
 	$(PYTHON) -m venv .venv-browser
 	.venv-browser/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable . \
 	  beartype hypothesis playwright pytest
+
+# Compares the field's metrics with sed_eval and sed_scores_eval; building these takes a C++ compiler.
+test-metrics: .venv-metrics/installed
+	.venv-metrics/bin/python -m pytest tests/scoring/test_field_metrics.py tests/scoring/test_event_tables.py
+
+.venv-metrics/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv-metrics
+	.venv-metrics/bin/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	.venv-metrics/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock \
+	  --editable '.[metrics]'
 	@touch $@
 
 # Runs the notebook's cells in environments like Colab's GPU and TPU runtimes; needs 10 GB of disk in TMPDIR and
@@ -91,4 +101,4 @@ lock:
 	$(BIN)/uv pip compile pyproject.toml --extra test --universal --python-version 3.11 --no-header --upgrade -o requirements.lock
 
 clean:
-	rm -rf .venv .venv-accelerators .venv-browser $(DEMO)
+	rm -rf .venv .venv-accelerators .venv-browser .venv-metrics $(DEMO)

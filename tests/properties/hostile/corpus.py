@@ -440,6 +440,47 @@ add("score", "BOM and CRLF", spoilt(score, "predictions.csv", damage.change(
     lambda content: b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"))), fine())
 
 
+def score_events(box: Box) -> list:
+    for name in ("said.tsv", "real.tsv"):
+        (box / name).write_text(EVENTS + "100.mp3\t0.5\t1.5\tBell\n200.mp3\t\t\t\n")
+    return ["--predictions", box / "said.tsv", "--ground_truth", box / "real.tsv", "--costs", box.costs,
+            "--metrics=segment_f1,event_f1"]
+
+
+def spoilt_events(file: str, spoil: damage.Damage) -> Callable[[Box], list]:
+    def make(box: Box) -> list:
+        arguments = score_events(box)
+        spoil(box / file)
+        return arguments
+
+    return make
+
+
+EVENTS = "filename\tonset\toffset\tevent_label\n"
+EVENT = EVENTS + "100.mp3\t0.5\t1.5\tBell\n"
+EVENT_TABLES = {
+    "a column missing": EVENT.replace("offset", "end"), "a column twice": EVENT.replace("offset", "onset"),
+    "commas": EVENT.replace("\t", ","), "an onset of nan": EVENT.replace("0.5", "nan"),
+    "an onset of text": EVENT.replace("0.5", "x"), "a negative onset": EVENT.replace("0.5", "-0.5"),
+    "an onset of 10^5 digits": EVENT.replace("0.5", "9" * 100_000), "an offset of inf": EVENT.replace("1.5", "inf"),
+    "an offset of 1e300": EVENT.replace("1.5", "1e300"), "an offset before the onset": EVENT.replace("1.5", "0.1"),
+    "an unknown class": EVENT.replace("Bell", "Music"), "no class": EVENT.replace("Bell", ""),
+    "no filename": EVENT.replace("100.mp3", ""), "a field missing": EVENT.replace("\tBell", ""),
+    "the same event twice": EVENT + EVENT.splitlines()[1] + "\n", "events that overlap": EVENT
+    + "100.mp3\t1\t2\tBell\n",
+}
+for file in ("said.tsv", "real.tsv"):
+    for what, spoil in (damage.NO_FILE | damage.NO_CSV | {
+            name: damage.write(text) for name, text in EVENT_TABLES.items()}).items():
+        add("score", f"{file}: {what}", spoilt_events(file, spoil), refused(file))
+add("score", "said.tsv: other recordings", spoilt_events("said.tsv", damage.write(EVENT.replace("100", "300"))),
+    refused("said.tsv"))
+add("score", "real.tsv: no events", spoilt_events("real.tsv", damage.write(EVENTS + "100.mp3\t\t\t\n200.mp3\t\t\t\n")),
+    refused("no event"))
+add("score", "said.tsv: events of 100 days", spoilt_events("said.tsv", damage.write(EVENT.replace("1.5", "8640000"))),
+    fine())
+
+
 def many_recordings(box: Box) -> list:
     text = HEADER + "".join(f"{i},0.0,0,1,0\n" for i in range(100_000))
     for path in (box.predictions, box.truth):
@@ -1066,7 +1107,7 @@ for command, names in REQUIRED_FLAGS.items():
     for flag, empty in itertools.product(names, (False, True)):
         add(command, f"--{flag} is {'empty' if empty else 'missing'}", without(VALID[command], flag, empty),
             refused(flag))
-for command, flag in (("score", "ground_truth"), ("score", "costs"), ("score", "json"), ("evaluate", "data"),
+for command, flag in (("score", "ground_truth"), ("score", "costs"), ("score", "json"), ("score", "metrics"), ("evaluate", "data"),
                       ("evaluate", "json"),
                       ("report", "output"), ("bench", "json"), ("records", "costs"), ("extract", "output"),
                       ("extract", "audio"),
@@ -1084,8 +1125,8 @@ FLAGS = {
                 ["--drop_layers=-1"],
                 ["--drop_layers=1"], ["--source=x"], ["--audio=nothing"], ["--output=gs://x/y"]],
     "score": [["--split=test"], ["--split=other"], ["--dataset=nothing"], ["--costs=nothing"],
-              ["--predictions=nothing"]],
-    "evaluate": [["--split=other"], ["--checkpoint=other"], ["--checkpoint=-1"], ["--checkpoint=99"],
+              ["--predictions=nothing"], ["--metrics=other"], ["--metrics=cost,event_f1"], ["--metrics=event_f1"]],
+    "evaluate": [["--metrics=other"], ["--split=other"], ["--checkpoint=other"], ["--checkpoint=-1"], ["--checkpoint=99"],
                  ["--workdir=nothing"],
                  ["--data=nothing"], ["--checkpoint=../1"], ["--num_processes=2"], ["--process_id=-1"],
                  ["--coordinator_address=x"]],
