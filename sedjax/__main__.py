@@ -15,7 +15,7 @@ COMMANDS = {
         "extract": ("sedjax.data_prep.extract", "computes features of recordings"),
         "check": ("sedjax.data_prep.check", "checks a directory in MLPC layout"),
         "records": ("sedjax.data_prep.records", "builds the records that models are trained on"),
-        "truth": ("sedjax.data_prep.ground_truth", "writes the ground truth of a directory as a CSV to score against"),
+        "truth": ("sedjax.data_prep.ground_truth", "writes the ground truth of a directory, as segments or events, to score against"),
         "import-weights": ("sedjax.data_prep.import_weights", "converts pretrained weights and published checkpoints"),
     },
     "Training": {
@@ -25,7 +25,7 @@ COMMANDS = {
     "Results": {
         "evaluate": ("sedjax.commands.evaluate", "computes cost and figures of a trained model on one split"),
         "predict": ("sedjax.commands.predict", "detects events in recordings"),
-        "score": ("sedjax.commands.score", "scores a submission CSV, or checks its format"),
+        "score": ("sedjax.commands.score", "scores predictions, or checks the format of a submission"),
         "report": ("sedjax.commands.report", "compares trained models in tables and figures"),
     },
     "Machines": {

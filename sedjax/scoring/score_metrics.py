@@ -5,6 +5,7 @@ same sums with each recording counted a number of times, which the package does 
 leaves out a fifth of the recordings, and its intervals are half as wide.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -37,12 +38,13 @@ Resample = Callable[[Float64[np.ndarray, "recording"]], Float64[np.ndarray, "fig
 
 
 def require_package(name: str) -> None:
-    """Raises UserError unless sed_scores_eval, which computes the metric `name`, is installed."""
+    """Raises UserError unless sed_scores_eval, which computes the metric `name`, can be imported."""
     try:
-        import sed_scores_eval  # noqa: F401
+        with warnings.catch_warnings(action="ignore"):  # of what it depends on, which uses the old pkg_resources
+            import sed_scores_eval  # noqa: F401
     except ImportError as error:
-        raise UserError(f"The metric {name!r} needs the package sed_scores_eval, which is not installed: "
-                        "pip install sed_scores_eval.") from error
+        raise UserError(f"The metric {name!r} needs the package sed_scores_eval, which cannot be imported "
+                        f"({error}): pip install sed_scores_eval 'setuptools<82'.") from error
 
 
 class _Inputs(NamedTuple):
