@@ -15,7 +15,7 @@ COMMANDS = {
         "extract": ("sedjax.data_prep.extract", "computes features of recordings"),
         "check": ("sedjax.data_prep.check", "checks a directory in MLPC layout"),
         "records": ("sedjax.data_prep.records", "builds the records that models are trained on"),
-        "truth": ("sedjax.data_prep.ground_truth", "writes the ground truth of a directory, as segments or events, to score against"),
+        "truth": ("sedjax.data_prep.ground_truth", "writes the ground truth of a directory to score against"),
         "import-weights": ("sedjax.data_prep.import_weights", "converts pretrained weights and published checkpoints"),
     },
     "Training": {

@@ -2,7 +2,7 @@
 
 The package computes what each recording contributes at each threshold, and from that the values. A bootstrap needs the
 same sums with each recording counted a number of times, which the package does not offer: what it calls bootstrap
-leaves out a fifth of the recordings, and its intervals are half as wide.
+leaves out a fifth of the recordings, which gives intervals about half as wide.
 """
 
 import warnings
