@@ -124,6 +124,7 @@ def score_events(names: Collection[str], predictions: str, truth: Events, task: 
 
 
 def _require_among(names: Collection[str], expected: Collection[str], where: str, where_expected: str) -> None:
+    expected = set(expected)
     if unknown := [name for name in names if name not in expected]:
         raise UserError(f"{printable(where)} names {len(unknown):,} recordings that {printable(where_expected)} lacks, "
                         f"first {unknown[0]!r}: a recording without events is a row with only its filename.")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TypedDict
 
 import numpy as np
-import scipy.sparse
 from jaxtyping import Float, Float64, Int
+from scipy.sparse import csgraph, csr_array
 
 from sedjax.core.errors import UserError
 from sedjax.core.task import Task
@@ -138,9 +138,9 @@ def event_outcomes(predicted: Float[np.ndarray, "predicted 2"],
     allowed = np.maximum(COLLAR_SECONDS, COLLAR_SHARE * (actual[columns, 1] - actual[columns, 0]))
     hits = (np.round(distance - np.stack([np.full_like(allowed, COLLAR_SECONDS), allowed], axis=1), DECIMALS) <= 0)
     hits = hits.all(axis=1)
-    graph = scipy.sparse.csr_array((np.ones(hits.sum(), np.int8), (rows[hits], columns[hits])),
-                                   (len(predicted), len(actual)))
-    true_positives = int((scipy.sparse.csgraph.maximum_bipartite_matching(graph) >= 0).sum()) if hits.any() else 0
+    graph = csr_array((np.ones(hits.sum(), np.int8), (rows[hits], columns[hits])),
+                      (len(predicted), len(actual)))
+    true_positives = int((csgraph.maximum_bipartite_matching(graph) >= 0).sum()) if hits.any() else 0
     return true_positives, len(predicted) - true_positives, len(actual) - true_positives
 
 
