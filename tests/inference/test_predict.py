@@ -620,7 +620,7 @@ def test_embeddings_of_an_atst_frame(folder, tmp_path):
     detector = sedjax.load(embedding_workdir(tmp_path, 64, None), embeddings_from=tmp_path / "atst.npz")
     paths = [folder / "half.flac", folder / "above.flac"]
     embeddings = extractors.extract_features(paths, ("embeddings",), detector.extractor)
-    expected = detections(detector.model, clips.recut(embeddings, detector.model.config.data.max_frames), detector.rules)
+    expected = detections(detector.model, clips.recut(embeddings, detector.model.max_frames), detector.rules)
     for found, other in zip(detector.detect(paths, keep=("mfcc",)), expected, strict=True):
         np.testing.assert_allclose(found.frames, other.frames, atol=1e-5)
         assert found.features["mfcc"].shape == (len(found.frames), 32)
