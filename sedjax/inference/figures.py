@@ -75,7 +75,7 @@ def draw_recording(melspectrogram: Float[np.ndarray, "frame band"],
 
 def decibels(power: Float[np.ndarray, "frame band"]) -> tuple[Float[np.ndarray, "frame band"], float, float]:
     """The spectrogram in dB, and the lowest and highest level to show: the loudest RANGE_DB, darkness for silence."""
-    values = power_to_db(power)
+    values = np.asarray(power_to_db(power))
     high = max(float(values.max()), SILENCE_DB)
     return values, high - RANGE_DB, high
 

@@ -31,8 +31,8 @@ Events = Mapping[str, Sequence[Event]]  # events by filename
 
 def frame_events(active: np.ndarray, task: Task) -> list[Event]:
     """Runs of active frames (T, C) bool as events, by onset, then in class order."""
-    events = [Event(round(onset, 7), round(offset, 7), task.classes[label])
-              for label, onset, offset in grid.events(active, task.frame_seconds)]
+    events = [Event(round(first * task.frame_seconds, 7), round(end * task.frame_seconds, 7), task.classes[label])
+              for label, first, end in grid.runs(active)]
     return sorted(events, key=lambda event: event.onset)
 
 
