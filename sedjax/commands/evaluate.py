@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
+from sedjax.commands import rule_flags
 from sedjax.commands.cli import require_no_arguments
 from sedjax.core import files, parallel
 from sedjax.scoring import field_metrics, metrics
@@ -21,6 +22,7 @@ def define_flags() -> None:
     flags.DEFINE_list("metrics", [field_metrics.COST], f"Any of {', '.join(field_metrics.METRICS)}; the cost is always "
                                                        "given.")
     flags.DEFINE_string("json", None, "Also write the result to this file.")
+    rule_flags.define_flags()
     parallel.define_flags()
 
 
@@ -33,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     if options.json:
         files.require_writable(options.json)
     more = [name for name in options.metrics if name != field_metrics.COST]
-    result = evaluate_workdir(folder, options.split, options.data, options.checkpoint, more)
+    result = evaluate_workdir(folder, options.split, options.data, options.checkpoint, more, **rule_flags.changes())
     if not parallel.is_process_zero():
         return
     step, recordings = result.pop("step"), len(result.pop("counts"))

@@ -37,7 +37,7 @@ from sedjax.inference.detection import Detection
 from sedjax.inference.detector import Detector, detections, load, warn_of_other_features
 from sedjax.inference.trained import TrainedModel, load_model
 from sedjax.scoring import submission
-from sedjax.scoring.event_rules import EventRules, default_rules
+from sedjax.scoring.event_rules import EventRules, changed, default_rules
 
 log = logging.getLogger("sedjax")
 
@@ -73,18 +73,18 @@ def main(argv: Sequence[str]) -> None:
     formats = tuple(options.formats or DEFAULT_FORMATS)
     if unknown := [name for name in formats if name not in FORMATS]:
         raise UserError(f"--formats takes any of {', '.join(FORMATS)}, not {unknown[0]!r}.")
+    changes = rule_flags.changes()
     parallel.start()
     with tidy_sigterm():
         if options.source:
             parallel.on_process_zero(lambda: require_writable(options.output))
             model = load_model(options.workdir, options.checkpoint)
-            rules = rule_flags.chosen(default_rules(model.thresholds), model.task)
+            rules = changed(default_rules(model.thresholds), model.task, **changes)
             of_directory(model, options.source, options.split, options.output, rules)
             return
         with parallel.all_or_none():
             paths = reader.find(arguments)
-        detector = load(options.workdir, options.checkpoint, options.embeddings_from)
-        detector = dataclasses.replace(detector, rules=rule_flags.chosen(detector.rules, detector.task))
+        detector = load(options.workdir, options.checkpoint, options.embeddings_from).with_rules(**changes)
         bad = of_recordings(detector, paths, pathlib.Path(options.output), (*formats, *["frames"] * options.frames))
     if bad:
         sys.exit(SOME_BAD_STATUS)

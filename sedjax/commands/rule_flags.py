@@ -3,8 +3,7 @@
 from absl import flags
 
 from sedjax.core.errors import UserError, printable
-from sedjax.core.task import Task
-from sedjax.scoring.event_rules import DEFAULTS, EventRules, Value, changed
+from sedjax.scoring.event_rules import DEFAULTS, Value
 
 SECONDS = " in seconds; a number, or CLASS=NUMBER,CLASS=NUMBER. Default: {}."
 FLAGS = {
@@ -24,19 +23,13 @@ def define_flags() -> None:
         flags.DEFINE_string(name, None, text)
 
 
-def chosen(rules: EventRules, task: Task) -> EventRules:
-    """The rules with what the flags say. Raises UserError that names the flag."""
-    for name in FLAGS:
-        if (text := flags.FLAGS[name].value) is not None:
-            try:
-                rules = changed(rules, task, **{name: parse(text)})
-            except UserError as error:
-                raise UserError(f"--{name}={printable(text)}: {error}") from error
-    return rules
+def changes() -> dict[str, Value]:
+    """What the flags change, as for event_rules.changed. Raises UserError that names the flag."""
+    return {name: parse(name, flags.FLAGS[name].value) for name in FLAGS if flags.FLAGS[name].value is not None}
 
 
-def parse(text: str) -> Value:
-    """The number, or the numbers by class, in "0.4" or "Siren=0.3,Dog Bark=0.6". Raises UserError."""
+def parse(name: str, text: str) -> Value:
+    """The number, or the numbers by class, in "0.4" or "Siren=0.3,Dog Bark=0.6", the value of the flag `name`."""
     by_class = {}
     try:
         for part in text.split(","):
@@ -45,5 +38,5 @@ def parse(text: str) -> Value:
                 return float(text)
             by_class[label.strip()] = float(number)
     except ValueError:
-        raise UserError("write one number, or CLASS=NUMBER,CLASS=NUMBER.") from None
+        raise UserError(f"--{name}={printable(text)}: write one number, or CLASS=NUMBER,CLASS=NUMBER.") from None
     return by_class

@@ -27,6 +27,7 @@ from sedjax.models import registry
 from sedjax.models.variables import count_parameters
 from sedjax.scoring import field_metrics, metrics
 from sedjax.scoring.evaluator import Evaluator
+from sedjax.scoring.event_rules import EventRules, Value, changed, default_rules
 from sedjax.scoring.events import Event, frame_events
 from sedjax.scoring.frame_scores import FrameScores, frame_times
 from sedjax.training import workdir
@@ -36,7 +37,7 @@ log = logging.getLogger("sedjax")
 
 
 def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = None, which: str | int = "best",
-                     more: Collection[str] = ()) -> dict:
+                     more: Collection[str] = (), **changes: Value | None) -> dict:
     """Evaluates a trained model on a split.
 
     Args:
@@ -45,6 +46,7 @@ def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = N
       data: records to evaluate on; those of the training if None.
       which: checkpoint, as for inference.trained.load_model.
       more: metrics besides the cost, as for field_metrics.compute.
+      changes: changes of the rules for events, as for event_rules.changed; a threshold applies to the cost too.
 
     Returns:
       A dict that can be written as JSON: `step` of the checkpoint, segment `counts` (recording, class, outcome), the
@@ -67,9 +69,9 @@ def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = N
     if not data and (differing := identity.difference(trained.features, source.metadata.entries)):
         log.warning("The records in %s differ from those that %s was trained on, in: %s.", source.path, folder,
                     differing)
-    mesh = parallel.make_mesh()
+    mesh, rules = parallel.make_mesh(), changed(default_rules(trained.thresholds), task, **changes)
     evaluate = Evaluator(trained.model, config, task, source, mesh)
-    evaluation = evaluate(parallel.replicate(trained.variables, mesh), trained.thresholds[None])
+    evaluation = evaluate(parallel.replicate(trained.variables, mesh), rules.thresholds[None])
     if len(evaluation.non_finite):
         raise UserError(f"The checkpoint of step {trained.step} in {folder} gives NaN or infinite probabilities for "
                         f"{len(evaluation.non_finite)} of {len(source.lengths)} recordings, the first of them "
@@ -79,10 +81,11 @@ def evaluate_workdir(folder: str | os.PathLike, split: str, data: str | None = N
     frames = metrics.detection_figures(evaluation.frames[:, 0].sum(0), task)
     result = {"step": trained.step, "counts": evaluation.segments[:, 0].tolist(), **score.to_dict(), "frames": frames,
               "records": records}
-    return result | {"metrics": _field_metrics(more, trained, source)} if more else result
+    return result | {"metrics": _field_metrics(more, trained, source, rules)} if more else result
 
 
-def _field_metrics(names: Collection[str], trained: TrainedModel, source: Records) -> dict[str, field_metrics.Metric]:
+def _field_metrics(names: Collection[str], trained: TrainedModel, source: Records,
+                   rules: EventRules) -> dict[str, field_metrics.Metric]:
     """Metrics of the events and frame probabilities that `predict` would give for the recordings of a split."""
     task, lengths = source.task, source.lengths.tolist()
 
@@ -96,7 +99,7 @@ def _field_metrics(names: Collection[str], trained: TrainedModel, source: Record
     truth = {filename: frame_events(source.read(number, ())[1] > 0, task)
              for number, filename in enumerate(source.filenames)}
     predicted, scores = {}, {}
-    for detection in detections(trained, ahead(recut(clips(), trained.config.data.max_frames))):
+    for detection in detections(trained, ahead(recut(clips(), trained.max_frames)), rules):
         predicted[detection.recording] = [Event(*event[:3]) for event in detection.events]
         scores[detection.recording] = FrameScores(frame_times(len(detection.frames), task.frame_seconds),
                                                   detection.frames)

@@ -83,7 +83,7 @@ def test_rules_differ_by_class():
 @pytest.mark.parametrize(("text", "expected"), [("0.4", [0.4, 0.4]), ("Shout=0.7", [0.5, 0.7]),
                                                 ("Speech=0.1, Shout=0.2", [0.1, 0.2])])
 def test_values_by_class(text, expected):
-    np.testing.assert_array_equal(changed(rules(), TASK, threshold=rule_flags.parse(text)).thresholds,
+    np.testing.assert_array_equal(changed(rules(), TASK, threshold=rule_flags.parse("flag", text)).thresholds,
                                   np.float32(expected))
 
 
@@ -91,13 +91,13 @@ def test_values_by_class(text, expected):
                                            ("nan", "nan"), ("", "NUMBER"), ("Shout=1,", "NUMBER"), ("1.5", "1.5")])
 def test_bad_values_are_refused(text, key):
     with pytest.raises(UserError, match=key):
-        changed(rules(), TASK, threshold=rule_flags.parse(text))
+        changed(rules(), TASK, threshold=rule_flags.parse("flag", text))
 
 
 @pytest.mark.parametrize("text", ["-1", "inf", "nan"])
 def test_durations_are_finite(text):
     with pytest.raises(UserError, match=f"{text}.*duration|duration.*{text}"):
-        changed(rules(), TASK, merge_gap=rule_flags.parse(text))
+        changed(rules(), TASK, merge_gap=rule_flags.parse("flag", text))
 
 
 def test_a_low_threshold_above_the_threshold_is_refused():
