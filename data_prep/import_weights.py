@@ -20,13 +20,15 @@ from sedjax.audio import mel
 from sedjax.commands import cli
 from sedjax.commands.config_flag import define_flag, from_flag
 from sedjax.core import config as config_lib
-from sedjax.core import errors, files, npz
+from sedjax.core import errors, files
 from sedjax.core.errors import UserError
 from sedjax.core.task import MLPC_2025, Task
+from sedjax.core.torch_file import read_state_dict
 from sedjax.data.layout import read_task
 from sedjax.models import registry
 from sedjax.models.atst_frame import PATCH_FRAMES, STRONG_CLASSES, AtstFrame
 from sedjax.models.resnet import ResNet34
+from sedjax.models.torch_weights import RULES, place, split_heads, strip_prefix
 from sedjax.models.variables import example_inputs
 from sedjax.training import checkpoint, workdir
 from sedjax.training.progress import Progress
@@ -36,45 +38,8 @@ from . import staging
 
 log = logging.getLogger("data_prep")
 
-# Per network: the prefix of its tensors in published checkpoints, and the rules that turn a parameter's path into a
-# tensor's key, applied in order.
-_LAYER = r"^encoder/layer_(\d+)/"
-RULES: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
-    "embedding_transformer": ("model.", (
-        (r"^proj1/", "proj.0/"),
-        (r"^proj2/", "proj.2/"),
-        (r"^encoder/positions$", "pos_encoder.pe"),
-        (r"^head/linear1/", "classifier.0/"),
-        (r"^head/linear2/", "classifier.3/"),
-        (_LAYER + r"attention/qkv/kernel", r"transformer.layers.\1.self_attn.in_proj_weight"),
-        (_LAYER + r"attention/qkv/bias", r"transformer.layers.\1.self_attn.in_proj_bias"),
-        (_LAYER + r"attention/out/", r"transformer.layers.\1.self_attn.out_proj/"),
-        (_LAYER, r"transformer.layers.\1."),
-        (r"/(kernel|scale)$", ".weight"),
-        (r"/bias$", ".bias"),
-    )),
-    "resnet34": ("", (
-        (r"^(layer\d)_(\d)/", r"\1.\2."),
-        (r"downsample_conv/", "downsample.0/"),
-        (r"downsample_bn/", "downsample.1/"),
-        (r"/(kernel|scale)$", ".weight"),
-        (r"/bias$", ".bias"),
-        (r"/(mean|var)$", r".running_\1"),
-    )),
-    "atst_frame": ("model.atst.", (
-        (r"^block_(\d+)/(qkv|proj)/", r"blocks.\1.attn.\2/"),
-        (r"^block_(\d+)/(fc1|fc2)/", r"blocks.\1.mlp.\2/"),
-        (r"^block_(\d+)/", r"blocks.\1."),
-        (r"^patch_embed/", "patch_embed.patch_embed/"),
-        (r"/(kernel|scale)$", ".weight"),
-        (r"/bias$", ".bias"),
-    )),
-    "strong_head": ("", ((r"^kernel$", "weight"),)),
-}
 # Tensors of an image classifier that a stem does not need: the last layer, and counters that affect no output.
 NOT_IN_STEM = re.compile(r"^fc\.|\.num_batches_tracked$")
-# The heads in a checkpoint of ATST-Frame depend on its training.
-ATST_HEAD = re.compile(r"^(?:model\.)?((?:strong|weak)_head)\.(weight|bias)$")
 
 
 def define_flags() -> None:
@@ -164,48 +129,20 @@ def import_atst(path: str, output: pathlib.Path, strong_head: bool = False) -> N
     """Writes the ATST-Frame from the PretrainedSED checkpoint at `path` to the npz file `output`."""
     _require_npz(output)
     tensors = read_state_dict(path)
-    encoder, heads = split_atst(tensors)
+    encoder, heads = split_heads(tensors, "atst_frame")
     part = atst_part(encoder, AtstFrame(), where=path)
     loaded = len(part)
     if strong_head:
-        head = {key.removeprefix("strong_head."): value for key, value in heads.items() if key.startswith("strong_")}
-        shapes = {"kernel": (part["params/atst/norm_frame/bias"].size, STRONG_CLASSES), "bias": (STRONG_CLASSES,)}
+        head = {key: value for key, value in heads.items() if key.startswith("strong_")}
+        width = part["params/atst/norm_frame/bias"].size
+        shapes = {"strong_head/kernel": (width, STRONG_CLASSES), "strong_head/bias": (STRONG_CLASSES,)}
         expected = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-        arrays = _place(head, expected, "strong_head", path)
-        part |= {f"params/strong_head/{name}": value for name, value in arrays.items()}
+        part |= {f"params/{name}": value for name, value in place(head, expected, "heads", path).items()}
     with files.atomic_output(output) as temporary:
         np.savez(temporary, **part)
     print(f"Loaded {loaded} of {len(encoder)} tensors of the encoder, "
           f"{sum(value.size for value in encoder.values()):,} parameters, and {len(part) - loaded} of {len(heads)} "
           f"tensors of heads, into {errors.printable(output)}.")
-
-
-def read_state_dict(path: str) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint by key; those of a Lightning checkpoint are under `state_dict`.
-
-    Never executes code from the file. Raises UserError if it is damaged or holds anything but tensors.
-    """
-    if path.endswith(".npz"):
-        return npz.read_npz(path)
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError("Reading a PyTorch checkpoint needs PyTorch: pip install 'sedjax[torch]'.") from error
-    with files.open_file(path) as file:
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-            content = content.get("state_dict", content)
-            return {str(key): value.detach().float().numpy() for key, value in content.items()}
-        except Exception as error:  # for damaged files torch raises errors of pickle, zipfile and its own
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"{path} is not a readable PyTorch checkpoint of tensors: {reason}") from error
-
-
-def strip_prefix(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """Removes `prefix` from the keys if all of them start with it."""
-    if all(key.startswith(prefix) for key in tensors):
-        return {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return dict(tensors)
 
 
 def convert(tensors: Mapping[str, np.ndarray], model: nn.Module, name: str, widths: dict[str, int],
@@ -224,7 +161,7 @@ def convert(tensors: Mapping[str, np.ndarray], model: nn.Module, name: str, widt
     """
     variables = jax.eval_shape(model.init, jax.random.key(0), *example_inputs(model, widths))
     shapes = traverse_util.flatten_dict(variables["params"], sep="/")
-    return traverse_util.unflatten_dict(_place(tensors, shapes, name, where), sep="/")
+    return traverse_util.unflatten_dict(place(tensors, shapes, name, where), sep="/")
 
 
 def resnet34_part(tensors: Mapping[str, np.ndarray], channels: int, width: int = 64,
@@ -249,21 +186,12 @@ def resnet34_part(tensors: Mapping[str, np.ndarray], channels: int, width: int =
     variables = jax.eval_shape(lambda key: ResNet34(width).init(
         key, jnp.zeros((1, 10, 64, 3)), jnp.ones((1, 10), bool), False), jax.random.key(0))
     shapes = {name: traverse_util.flatten_dict(tree, sep="/") for name, tree in variables.items()}
-    arrays = _place({key: value for key, value in tensors.items() if not NOT_IN_STEM.search(key)},
-                    shapes["params"] | shapes["batch_stats"], "resnet34", where)
+    arrays = place({key: value for key, value in tensors.items() if not NOT_IN_STEM.search(key)},
+                   shapes["params"] | shapes["batch_stats"], "resnet34", where)
     if channels != 3:
         total = arrays["conv1/kernel"].sum(axis=2, keepdims=True)
         arrays["conv1/kernel"] = np.repeat(total / channels, channels, axis=2)
     return {f"{name}/stem/{path}": arrays[path] for name, paths in shapes.items() for path in paths}
-
-
-def split_atst(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The tensors of the encoder, without prefix, and those of the heads, such as `strong_head.weight`."""
-    heads = {".".join(match.groups()): value for key, value in tensors.items() if (match := ATST_HEAD.match(key))}
-    encoder = {key: value for key, value in tensors.items() if not ATST_HEAD.match(key)}
-    for prefix in (RULES["atst_frame"][0], "atst."):
-        encoder = strip_prefix(encoder, prefix)
-    return encoder, heads
 
 
 def atst_part(tensors: Mapping[str, np.ndarray], model: AtstFrame,
@@ -279,7 +207,7 @@ def atst_part(tensors: Mapping[str, np.ndarray], model: AtstFrame,
       UserError: a tensor is missing, unexpected or misshapen.
     """
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1 + PATCH_FRAMES, mel.ATST.bands)))
-    arrays = _place(tensors, traverse_util.flatten_dict(variables["params"], sep="/"), "atst_frame", where)
+    arrays = place(tensors, traverse_util.flatten_dict(variables["params"], sep="/"), "atst_frame", where)
     return {f"params/atst/{path}": value for path, value in arrays.items()}
 
 
@@ -287,40 +215,6 @@ def _require_npz(output: pathlib.Path) -> None:
     if output.suffix != ".npz":
         raise UserError(f"--output must end in .npz, not {output.name!r}.")
     files.require_replaceable(output)
-
-
-def _place(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, jax.ShapeDtypeStruct], name: str,
-           where: str) -> dict[str, np.ndarray]:
-    """Maps PyTorch tensors to paths by the rules of `name`. Raises UserError unless all fit and none is left over."""
-    keys = {path: _tensor_key(path, RULES[name][1]) for path in shapes}
-    missing = sorted(set(keys.values()) - set(tensors))
-    unexpected = sorted(set(tensors) - set(keys.values()))
-    if missing or unexpected:
-        raise UserError(f"{where} does not fit the model {name!r}: {len(missing)} tensors are missing "
-                     f"{missing[:3]}, {len(unexpected)} are unexpected {unexpected[:3]}.")
-    arrays = {}
-    for path, expected in shapes.items():
-        value = tensors[keys[path]]
-        if value.dtype.kind not in "fiu":
-            raise UserError(f"{where} does not fit the model {name!r}: {keys[path]!r} holds {value.dtype}.")
-        with np.errstate(over="ignore"):
-            value = value.astype(np.float32)
-        if not np.isfinite(value).all():
-            raise UserError(f"{where} holds NaN, infinity or numbers beyond float32 in {keys[path]!r}.")
-        # PyTorch stores (out, in) and (out, in, height, width), Flax (in, out) and (height, width, in, out).
-        if path.endswith("kernel") and value.ndim > 1:
-            value = np.moveaxis(value, (0, 1), (-1, -2))
-        if value.shape != expected.shape:
-            raise UserError(f"{where} does not fit the model {name!r}: {keys[path]!r} has the shape "
-                         f"{tensors[keys[path]].shape}, but the model's {path} is {expected.shape}.")
-        arrays[path] = value
-    return arrays
-
-
-def _tensor_key(path: str, rules: tuple[tuple[str, str], ...]) -> str:
-    for pattern, replacement in rules:
-        path = re.sub(pattern, replacement, path)
-    return path
 
 
 if __name__ == "__main__":

@@ -18,6 +18,10 @@ Array = jax.Array | np.ndarray
 ATST_RANGE_DB = 80.0
 ATST_CLAMP_DB = (-50.0, 80.0)
 ATST_SCALE_DB = (-79.6482, 50.6842)
+# Frame-MobileNet (SPEC section 8): preemphasis, floor of the power, and the shift and scale of its logarithm.
+PREEMPHASIS = 0.97
+FRAME_MN_FLOOR = 1e-7
+FRAME_MN_SHIFT, FRAME_MN_SCALE = 4.5, 5.0
 PART_WINDOWS = 512  # number of windows, over all clips, that a CPU transforms at once
 
 
@@ -99,6 +103,13 @@ def atst_log_mel(audio: Float[jax.Array, "clip sample"], sample_mask: Bool[jax.A
     low, high = ATST_SCALE_DB
     scaled = (decibels - low) / (high - low) * 2 - 1
     return jnp.where(frame_mask[..., None], scaled, -1), frame_mask
+
+
+def frame_mn_log_mel(audio: Float[jax.Array, "clip sample"]) -> Float[jax.Array, "clip frame band"]:
+    """The input of Frame-MobileNet (SPEC section 8), of windows without padding. 10 s are 1000 frames."""
+    audio = audio[:, 1:] - PREEMPHASIS * audio[:, :-1]
+    power, _ = mel_power(audio, jnp.ones(audio.shape, bool), mel.FRAME_MN)
+    return (jnp.log(jnp.maximum(power, FRAME_MN_FLOOR)) + FRAME_MN_SHIFT) / FRAME_MN_SCALE
 
 
 def mfcc(power: Float[jax.Array, "*batch band"]) -> Float[jax.Array, "*batch coefficient"]:

@@ -76,9 +76,37 @@ class Mel:
         return filters.T
 
 
+@dataclasses.dataclass(frozen=True)
+class KaldiMel(Mel):
+    """As Mel, by Kaldi's rule: short symmetric windows, and triangles in mel rather than in Hz, without the last bin.
+
+    Attributes:
+      hann_samples: length of the Hann window, in the middle of the Fourier transform's.
+    """
+
+    hann_samples: int = 400
+
+    @functools.cached_property
+    def window(self) -> Float[np.ndarray, "sample"]:
+        """The symmetric Hann window between zeros."""
+        outside = (self.window_samples - self.hann_samples) // 2
+        return np.pad(scipy.signal.get_window("hann", self.hann_samples, fftbins=False), outside).astype(np.float32)
+
+    @functools.cached_property
+    def filters(self) -> Float[np.ndarray, "frequency band"]:
+        """Triangles of height 1."""
+        corners = np.linspace(*hz_to_mel(np.array([self.low_hz, self.high_hz]), htk=True), self.bands + 2)
+        mels = hz_to_mel(np.fft.rfftfreq(self.window_samples, 1 / SAMPLE_RATE_HZ), htk=True)
+        distances, widths = np.subtract.outer(mels, corners), np.diff(corners)
+        filters = np.maximum(0, np.minimum(distances[:, :-2] / widths[:-1], -distances[:, 2:] / widths[1:]))
+        filters[-1] = 0
+        return filters.astype(np.float32)
+
+
 # A single window of 64 ms per frame of 120 ms would miss the sound outside the window.
 MLPC = Mel(hop_samples=FRAME_SAMPLES // 4, windows_per_frame=4)
 ATST = Mel(hop_samples=160, low_hz=60.0, high_hz=7800.0, htk=True, reflect=True)
+FRAME_MN = KaldiMel(hop_samples=160, window_samples=512, bands=128, high_hz=7000.0, reflect=True)
 MFCC_COEFFICIENTS = 32
 
 

@@ -1,13 +1,14 @@
-"""`sedjax predict`: detects events in recordings with a trained model.
+"""`sedjax predict`: detects events in recordings with a trained model, or with a pretrained one.
 
     sedjax predict --workdir=W street.mp3 FOLDER --output=OUT
+    sedjax predict --model=frame_mn10_strong street.mp3 FOLDER --output=OUT
     sedjax predict --workdir=W --source=DIR --output=PREDICTIONS.csv
 
-The first form takes audio files and folders of them, computes the features that the model needs, and writes to the
+The first two forms take audio files and folders of them, compute the features that the model needs, and write to the
 folder OUT: predictions.csv (segments of all recordings, in submission format), events.tsv (events of all recordings, in
 DCASE format) and files for each recording. Unreadable recordings are listed in bad_recordings.csv. Files of an earlier
 run in OUT are replaced if they have the same names and kept otherwise; files that sedjax did not write are never
-replaced. The second form takes the features in a directory in MLPC layout, and writes only the submission.
+replaced. The third form takes the features in a directory in MLPC layout, and writes only the submission.
 """
 
 import contextlib
@@ -32,7 +33,7 @@ from sedjax.core.files import distinct_names, make_folder, require_replaceable, 
 from sedjax.data import identity
 from sedjax.data.layout import SPLITS, read_layout, read_splits
 from sedjax.data.records import directory_clips
-from sedjax.inference import outputs, page
+from sedjax.inference import outputs, page, pretrained
 from sedjax.inference.detection import Detection
 from sedjax.inference.detector import Detector, detections, load, warn_of_other_features
 from sedjax.inference.trained import TrainedModel, load_model
@@ -47,7 +48,13 @@ DEFAULT_FORMATS = ("csv", "tsv", "json")
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("workdir", None, "Run directory of the training.", required=True)
+    flags.DEFINE_string("workdir", None, "Run directory of the training.")
+    flags.DEFINE_enum("model", None, list(pretrained.FILES), "Pretrained detector of the classes of AudioSet Strong, "
+                      "instead of --workdir; its weights are fetched once.")
+    flags.DEFINE_string("weights", None, "File of the weights of --model, instead of fetching it.")
+    flags.DEFINE_list("classes", None, "Classes of --model to detect; names with commas in quotes. Default: all 447.")
+    flags.DEFINE_string("map", None, "Table that groups the classes of --model into others: mlpc, for those of MLPC "
+                        "2025, or a .json or .csv file.")
     flags.DEFINE_string("output", None, "Folder for the detections; with --source, the submission CSV.",
                         required=True)
     flags.DEFINE_list("formats", None, "What to write for recordings: any of "
@@ -67,9 +74,15 @@ def main(argv: Sequence[str]) -> None:
     options, arguments = flags.FLAGS, argv[1:]
     if bool(options.source) == bool(arguments):
         raise UserError("Give either recordings and folders of them, or --source=DIR, a directory in MLPC layout.")
-    for flag in (("formats", "frames", "embeddings_from", *rule_flags.ONLY_EVENTS) if options.source else ("split",)):
+    of_recordings_only = "formats", "frames", "embeddings_from", "model", *rule_flags.ONLY_EVENTS
+    for flag in of_recordings_only if options.source else ("split",):
         if options[flag].present:
             raise UserError(f"--{flag} is for {'recordings, not for --source' if options.source else '--source'}.")
+    if bool(options.workdir) == bool(options.model):
+        raise UserError("Give either --workdir=FOLDER, a trained model, or --model=NAME, a pretrained one.")
+    for flag in ("checkpoint", "embeddings_from") if options.model else ("weights", "classes", "map"):
+        if options[flag].present:
+            raise UserError(f"--{flag} is for {'--workdir' if options.model else '--model'}.")
     formats = tuple(options.formats or DEFAULT_FORMATS)
     if unknown := [name for name in formats if name not in FORMATS]:
         raise UserError(f"--formats takes any of {', '.join(FORMATS)}, not {unknown[0]!r}.")
@@ -84,7 +97,9 @@ def main(argv: Sequence[str]) -> None:
             return
         with parallel.all_or_none():
             paths = reader.find(arguments)
-        detector = load(options.workdir, options.checkpoint, options.embeddings_from).with_rules(**changes)
+        detector = (pretrained.load_pretrained(options.model, options.weights, options.classes, options.map)
+                    if options.model else load(options.workdir, options.checkpoint, options.embeddings_from))
+        detector = detector.with_rules(**changes)
         bad = of_recordings(detector, paths, pathlib.Path(options.output), (*formats, *["frames"] * options.frames))
     if bad:
         sys.exit(SOME_BAD_STATUS)

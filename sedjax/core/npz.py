@@ -65,23 +65,30 @@ def npz_sums(path: Path) -> tuple[dict[str, int], bytes]:
 
 
 @contextlib.contextmanager
-def _open_npz(path: Path, keys: Iterable[str] | None) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]]:
-    """Opens an npz file; yields it and its members for `keys` (None: all). Raises UserError if it is damaged."""
+def open_zip(path: Path, kind: str) -> Iterator[zipfile.ZipFile]:
+    """Opens a zip file of a kind, such as "an npz file". Raises UserError, also for errors in the block."""
     with open_file(path) as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                # A key is not a file name: `foo.npy` is stored as foo.npy.npy. numpy confuses the two.
-                members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-                if len(members) < len(archive.infolist()):
-                    raise ValueError("two of its arrays have the same name")
-                if keys is not None:
-                    _require_keys(path, keys, members)
-                    members = {key: members[key] for key in keys}
-                yield archive, members
+                yield archive
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, ValueError, EOFError, LookupError, RuntimeError,
                 struct.error, MemoryError) as error:  # RuntimeError: encrypted, or an unknown compression
             reason = str(error).rstrip(".").partition("\n")[0] or type(error).__name__
-            raise UserError(f"{printable(path)} is damaged or not an npz file: {printable(reason)}.") from error
+            raise UserError(f"{printable(path)} is damaged or not {kind}: {printable(reason)}.") from error
+
+
+@contextlib.contextmanager
+def _open_npz(path: Path, keys: Iterable[str] | None) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]]:
+    """Opens an npz file; yields it and its members for `keys` (None: all). Raises UserError if it is damaged."""
+    with open_zip(path, "an npz file") as archive:
+        # A key is not a file name: `foo.npy` is stored as foo.npy.npy. numpy confuses the two.
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        if len(members) < len(archive.infolist()):
+            raise ValueError("two of its arrays have the same name")
+        if keys is not None:
+            _require_keys(path, keys, members)
+            members = {key: members[key] for key in keys}
+        yield archive, members
 
 
 def _require_keys(path: Path, keys: Iterable[str], members: dict[str, zipfile.ZipInfo]) -> None:
@@ -113,11 +120,16 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray
     with archive.open(member) as file:
         shape, fortran_order, dtype = _read_header(file, member)
         array = np.empty(math.prod(shape), dtype)
-        target, filled = memoryview(array.view(np.uint8)) if array.nbytes else memoryview(b""), 0
-        while chunk := file.read(MEBIBYTE):  # to the end, where zipfile verifies the checksum
-            target[filled : filled + len(chunk)] = chunk
-            filled += len(chunk)
+        read_into(array, file)
     return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
+
+
+def read_into(array: np.ndarray, file: io.BufferedIOBase) -> None:
+    """Fills a contiguous array with the rest of a member of a zip file, of the same size."""
+    target, filled = memoryview(array.view(np.uint8)) if array.nbytes else memoryview(b""), 0
+    while chunk := file.read(MEBIBYTE):  # to the end, where zipfile verifies the checksum
+        target[filled : filled + len(chunk)] = chunk
+        filled += len(chunk)
 
 
 def savez(file: Path, arrays: Mapping[str, np.ndarray], packed: bool = False) -> None:

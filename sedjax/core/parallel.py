@@ -195,7 +195,7 @@ def all_or_none() -> Iterator[None]:
         raise failure
 
 
-def on_process_zero(action: Callable[[], None]) -> None:
+def on_process_zero(action: Callable[[], object]) -> None:
     """Runs `action` in process 0; the other processes wait for it, and raise UserError if it fails."""
     with all_or_none():
         if is_process_zero():

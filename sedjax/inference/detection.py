@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import pandas
 
 
+MOST_CLASSES = 40  # that are shown whether or not they occur
+
+
 class Event(NamedTuple):
     """A sound event.
 
@@ -95,8 +98,10 @@ class Detection:
         return pandas.DataFrame(self.events, columns=list(Event._fields))
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the events on a time axis, one row per class."""
-        rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{self._bar(name)}</td></tr>" for name in self.task.classes)
+        """What a notebook shows: the events on a time axis, one row per class; of many classes, those with events."""
+        detected = {event.label for event in self}
+        names = [name for name in self.task.classes if name in detected or len(self.task.classes) <= MOST_CLASSES]
+        rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{self._bar(name)}</td></tr>" for name in names)
         return f"<p>{html.escape(repr(self))}</p><table>{rows}</table>"
 
     def _bar(self, label: str) -> str:

@@ -85,11 +85,15 @@ class Detector:
             raise UserError("Detector.detect takes a list of recordings: for a single one, call the detector itself.")
         if unknown := [key for key in keep if key not in spectral.SPECTRAL]:
             raise UserError(f"keep = {unknown[0]!r} is not a spectral feature; choose from {list(spectral.SPECTRAL)}.")
+        return self._detections(list(recordings), sample_rate_hz, keep)
+
+    def _detections(self, recordings: list[reader.Recording], sample_rate_hz: reader.SampleRate | None,
+                    keep: tuple[str, ...]) -> Iterator[Detection | Unreadable]:
         # Checked here, not in the generator: an unsuitable model is an error before anything is read.
         task.require_frame_seconds(self.task)
         widths = spectral.WIDTHS | ({EMBEDDINGS: self.extractor.embedding_width} if self.extractor else {})
         require_features(widths, self.model.inputs, self.model.widths, where="a recording")
-        stream, frames = self._clips(list(recordings), sample_rate_hz, keep), self.model.max_frames
+        stream, frames = self._clips(recordings, sample_rate_hz, keep), self.model.max_frames
         return detections(self.model, recut(stream, frames), self.rules)
 
     def _clips(self, recordings: list[reader.Recording], sample_rate_hz: reader.SampleRate | None,

@@ -10,7 +10,7 @@ from sedjax.audio.frontend import power_to_db
 from sedjax.audio.mel import MLPC, hz_to_mel
 from sedjax.core.errors import printable
 from sedjax.core.numbers import ceil_div
-from sedjax.inference.detection import Detection
+from sedjax.inference.detection import MOST_CLASSES, Detection
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -30,7 +30,8 @@ def draw_recording(melspectrogram: Float[np.ndarray, "frame band"],
                    detection: Detection) -> "matplotlib.figure.Figure":
     """The spectrogram in dB above the probability and threshold of each class, with detected events as bars.
 
-    For long recordings, neighbouring frames are reduced to their maximum. The title is the name of the recording.
+    For long recordings, neighbouring frames are reduced to their maximum. Of many classes, those with the highest
+    probabilities are shown. The title is the name of the recording.
 
     Args:
       melspectrogram: (T, bands) linear power.
@@ -40,7 +41,8 @@ def draw_recording(melspectrogram: Float[np.ndarray, "frame band"],
     from matplotlib.ticker import FuncFormatter, MultipleLocator
 
     task = detection.task
-    seconds, classes = len(melspectrogram) * task.frame_seconds, len(task.classes)
+    shown = np.sort(np.argsort(-detection.frames.max(axis=0), kind="stable")[:MOST_CLASSES])
+    seconds, classes = len(melspectrogram) * task.frame_seconds, len(shown)
     step = ceil_div(len(melspectrogram), MOST_COLUMNS)
     size = float(np.clip(seconds / SECONDS_PER_INCH, *WIDTH_INCHES)), 2.9 + 0.29 * classes
     figure, (top, bottom) = plt.subplots(2, 1, figsize=size, sharex=True, layout="constrained",
@@ -57,14 +59,15 @@ def draw_recording(melspectrogram: Float[np.ndarray, "frame band"],
     edges = np.minimum(np.arange(0, len(melspectrogram) + step, step), len(melspectrogram)) * task.frame_seconds
     bottom.set_title("Probability (blue), threshold (dotted), detected (orange)")
     bottom.hlines(np.arange(1, classes), 0, seconds, color="0.85", linewidth=0.5)
-    bottom.hlines(np.arange(1, classes + 1) - CURVE_HEIGHT * detection.rules.thresholds, 0, seconds, color="0.4",
+    bottom.hlines(np.arange(1, classes + 1) - CURVE_HEIGHT * detection.rules.thresholds[shown], 0, seconds, color="0.4",
                   linewidth=0.7, linestyle="dotted", label="threshold")
     thinnest = seconds / (100 * size[0])  # one pixel
-    for label, (name, column) in enumerate(zip(task.classes, _highest(detection.frames, step).T)):
-        bottom.stairs(label + 1 - CURVE_HEIGHT * column, edges, baseline=label + 1, fill=True, color="#9DB9E8")
+    names = [task.classes[label] for label in shown]
+    for place, (name, column) in enumerate(zip(names, _highest(detection.frames[:, shown], step).T)):
+        bottom.stairs(place + 1 - CURVE_HEIGHT * column, edges, baseline=place + 1, fill=True, color="#9DB9E8")
         bars = [(event.onset, max(event.offset - event.onset, thinnest)) for event in detection if event.label == name]
-        bottom.broken_barh(bars, (label + 0.06, 0.14), facecolors="#D55E00", label="detected")
-    bottom.set(yticks=np.arange(classes) + 0.5, yticklabels=task.classes, ylim=(classes, 0),
+        bottom.broken_barh(bars, (place + 0.06, 0.14), facecolors="#D55E00", label="detected")
+    bottom.set(yticks=np.arange(classes) + 0.5, yticklabels=names, ylim=(classes, 0),
                xlim=(0, detection.seconds), xlabel="seconds" if seconds < 120 else "time")
     ticks = next((ticks for ticks in TICKS_SECONDS if seconds <= 2 * size[0] * ticks), TICKS_SECONDS[-1])
     bottom.xaxis.set_major_locator(MultipleLocator(ticks))

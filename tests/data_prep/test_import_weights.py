@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from sedjax.data_prep import import_weights
 from tiny import run_command
+from torch_files import save_torch
 
 from sedjax.core.errors import UserError
 from sedjax.core.task import MLPC_2025
 from sedjax.inference.trained import load_model
 from sedjax.models.embedding_transformer import EmbeddingTransformer
+from sedjax.models.torch_weights import strip_prefix
 from sedjax.models.variables import count_parameters
 
 MODEL = EmbeddingTransformer(num_classes=10, width=8, heads=2, layers=2, feed_forward=12, positions=40, head_width=6)
@@ -36,7 +38,7 @@ def tensors():
 
 
 def convert(tensors):
-    bare = import_weights.strip_prefix(tensors, "model.")
+    bare = strip_prefix(tensors, "model.")
     return import_weights.convert(bare, MODEL, "embedding_transformer", WIDTHS)
 
 
@@ -118,19 +120,14 @@ def test_an_output_of_the_user_stays(tmp_path):
 
 
 def test_a_lightning_checkpoint(tensors, tmp_path):
-    torch = pytest.importorskip("torch")
-    saved = {"state_dict": {key: torch.from_numpy(value) for key, value in tensors.items()}, "epoch": 16}
-    torch.save(saved, tmp_path / "best.ckpt")
-    found = import_weights.read_state_dict(str(tmp_path / "best.ckpt"))
-    for key, value in tensors.items():
-        np.testing.assert_array_equal(found[key], value)
-    torch.save({"state_dict": saved, "code": print}, tmp_path / "evil.ckpt")
-    with pytest.raises(UserError, match="not a readable PyTorch checkpoint"):
-        import_weights.read_state_dict(str(tmp_path / "evil.ckpt"))
+    save_torch(tmp_path / "best.ckpt", tensors, epoch=16)
+    run_command(import_weights, *FLAGS, f"--checkpoint={tmp_path / 'best.ckpt'}", f"--workdir={tmp_path / 'w'}")
+    np.testing.assert_array_equal(load_model(tmp_path / "w", "last").variables["params"]["proj1"]["bias"],
+                                  tensors["model.proj.0.bias"])
     whole = (tmp_path / "best.ckpt").read_bytes()
     (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="not a readable PyTorch checkpoint"):
-        import_weights.read_state_dict(str(tmp_path / "half.ckpt"))
+    with pytest.raises(UserError, match=r"half\.ckpt is damaged or not a PyTorch checkpoint"):
+        run_command(import_weights, *FLAGS, f"--checkpoint={tmp_path / 'half.ckpt'}", f"--workdir={tmp_path / 'v'}")
 
 
 @pytest.fixture(scope="module")
@@ -225,10 +222,8 @@ def test_workdir_or_output(flags, words):
 
 
 def test_a_torchvision_checkpoint(image_classifier, tmp_path):
-    torch = pytest.importorskip("torch")
-    saved = {key: torch.from_numpy(value) for key, value in image_classifier.items()}
-    saved["conv1.weight"] = torch.nn.Parameter(saved["conv1.weight"])  # older files hold parameters, not tensors
-    torch.save(saved, tmp_path / "resnet34.pth")
-    found = import_weights.resnet34_part(import_weights.read_state_dict(str(tmp_path / "resnet34.pth")), 1)
-    for name, value in import_weights.resnet34_part(image_classifier, 1).items():
-        np.testing.assert_array_equal(found[name], value)
+    save_torch(tmp_path / "resnet34.pth", image_classifier)
+    run_command(import_weights, *STEM_FLAGS, f"--checkpoint={tmp_path / 'resnet34.pth'}",
+                f"--output={tmp_path / 'stem.npz'}")
+    with np.load(tmp_path / "stem.npz") as stem:
+        np.testing.assert_array_equal(stem["params/stem/layer2_0/bn1/scale"], image_classifier["layer2.0.bn1.weight"])

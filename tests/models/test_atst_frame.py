@@ -1,16 +1,16 @@
 """ATST-Frame against PretrainedSED (SPEC section 7), and its windows on the grid of frames."""
 
 import pathlib
-import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
-from golden import reference_waveform
+from golden import read_golden, reference_tensor, reference_tensors, reference_waveform
 from sedjax.data_prep import extract, import_weights
 from tiny import change_npz, embed_alone, run_command
+from torch_files import save_torch
 
 from sedjax.audio import reader
 from sedjax.core import grid
@@ -20,28 +20,20 @@ from sedjax.inference import extractors
 from sedjax.models import atst_frame
 from sedjax.models.atst_frame import AtstFrame
 from sedjax.models.encoder import Dense
+from sedjax.models.torch_weights import split_heads
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "atst_frame.npz"
 SMALL = AtstFrame(layers=2, width=64, feed_forward=32)
-
-
-def reference_tensor(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The weight that SPEC section 7 prescribes for a state-dict key."""
-    w = (0.02 * np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape)).astype(np.float32)
-    return 1 + w if len(shape) == 1 and key.endswith("weight") else w
 
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, np.ndarray]:
-    with np.load(GOLDEN, allow_pickle=False) as archive:
-        return dict(archive)
+    return read_golden("atst_frame")
 
 
 @pytest.fixture(scope="module")
 def tensors(golden) -> dict[str, np.ndarray]:
     """Of the encoder, by key without prefix."""
-    shapes = [tuple(map(int, str(shape).strip("()").rstrip(",").split(","))) for shape in golden["shapes"]]
-    return {str(key): reference_tensor(str(key), shape) for key, shape in zip(golden["keys"], shapes)}
+    return reference_tensors(golden)
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +58,8 @@ def test_parameters():
 
 def test_the_command_and_the_golden_features(tmp_path, golden, tensors, bare, capsys):
     """With and without a prefix and heads."""
-    np.savez(tmp_path / "a.npz", **{f"model.atst.{key}": value for key, value in tensors.items()}, **heads())
-    for checkpoint, output, more, of_heads in ((tmp_path / "a.npz", tmp_path / "b.npz", ["--strong_head"], "2 of 4"),
+    save_torch(tmp_path / "a.pt", {f"model.atst.{key}": value for key, value in tensors.items()} | heads())
+    for checkpoint, output, more, of_heads in ((tmp_path / "a.pt", tmp_path / "b.npz", ["--strong_head"], "2 of 4"),
                                                (bare, tmp_path / "c.npz", [], "0 of 0")):
         run_command(import_weights, f"--checkpoint={checkpoint}", "--network=atst_frame", f"--output={output}", *more)
         printed = capsys.readouterr().out
@@ -91,8 +83,8 @@ def test_the_command_and_the_golden_features(tmp_path, golden, tensors, bare, ca
 @pytest.mark.parametrize("key", ["mask_embed", "blocks.11.attn.qkv.weight"])
 def test_a_missing_a_renamed_and_a_misshapen_tensor(tensors, key):
     def convert(changed):
-        import_weights.atst_part(import_weights.split_atst({f"model.atst.{k}": v for k, v in changed.items()})[0],
-                                 AtstFrame())
+        encoder, _ = split_heads({f"model.atst.{k}": v for k, v in changed.items()}, "atst_frame")
+        import_weights.atst_part(encoder, AtstFrame())
 
     others = {name: value for name, value in tensors.items() if name != key}
     with pytest.raises(UserError, match=rf"1 tensors are missing \['{key}'\], 0 are unexpected"):
@@ -118,15 +110,6 @@ def test_a_strong_head_that_is_not_there(bare, tmp_path):
     with pytest.raises(UserError, match="2 tensors are missing"):
         import_weights.import_atst(str(bare), tmp_path / "b.npz", strong_head=True)
     assert not (tmp_path / "b.npz").exists()
-
-
-def test_a_checkpoint_of_pytorch(tensors, tmp_path):
-    torch = pytest.importorskip("torch")
-    held = {f"model.atst.{key}": torch.from_numpy(value) for key, value in tensors.items()}
-    torch.save(held, tmp_path / "ATST-F_ssl.pt")
-    import_weights.import_atst(str(tmp_path / "ATST-F_ssl.pt"), tmp_path / "b.npz")
-    with np.load(tmp_path / "b.npz") as found:
-        np.testing.assert_array_equal(found["params/atst/block_3/fc1/kernel"], tensors["blocks.3.mlp.fc1.weight"].T)
 
 
 @pytest.fixture(scope="module")

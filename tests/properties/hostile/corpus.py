@@ -1072,6 +1072,26 @@ for what, text in {"config:word": f"{CONFIG}:small", "no suffix": str(CONFIG.wit
     add("train", f"--config is {what}", lambda box, text=text: [f"--config={text}", f"--workdir={box / 'out'}"],
         refused())
 
+# Pretrained detectors: the file of the weights, the classes and the table of groups
+
+
+def pretrained(box: Box, *flags: str) -> list:
+    """Flags name files in the box as BOX/name."""
+    (box / "wrong.csv").write_text("class,member\nDog,Dogg\n")
+    (box / "none.json").write_text("{}")
+    (box / "text.pt").write_text("text")
+    return ["--model=frame_mn06_strong", wavs(box), "--output", box / "out",
+            *[flag.replace("BOX", str(box.folder)) for flag in flags]]
+
+
+for what, (flags, key) in {
+        "no weights": (["--weights=nothing.pt"], "nothing.pt"), "weights are text": (["--weights=BOX/text.pt"], "text.pt"),
+        "a class that is not there": (["--classes=Sirens"], "Siren"), "an empty class": (["--classes=,"], "--classes"),
+        "classes and groups": (["--classes=Dog", "--map=mlpc"], "groups"), "no table": (["--map=x.csv"], "x.csv"),
+        "a wrong member": (["--map=BOX/wrong.csv"], "Dogg"), "an empty table": (["--map=BOX/none.json"], "class"),
+        "a table of another kind": (["--map=BOX/text.pt"], "text.pt")}.items():
+    add("predict", f"--model: {what}", lambda box, flags=flags: pretrained(box, *flags), refused(key))
+
 # Flags
 
 REQUIRED_FLAGS = {"labels": ("events", "audio", "output"), "records": ("source", "output"), "ground_truth": ("source", "output"),
@@ -1131,7 +1151,8 @@ FLAGS = {
                  ["--data=nothing"], ["--checkpoint=../1"], ["--num_processes=2"], ["--process_id=-1"],
                  ["--coordinator_address=x"]],
     "predict": [["--split=test"], ["--formats=other"], ["--formats=csv,other"], ["nothing.wav"], ["--workdir=nothing"],
-                ["--checkpoint=99"], ["--embeddings_from=x"], ["--source=x"]],
+                ["--checkpoint=99"], ["--embeddings_from=x"], ["--source=x"], ["--model=frame_mn06_strong"],
+                ["--model=other"], ["--weights=x.pt"], ["--classes=Dog"], ["--map=mlpc"]],
     "report": [["--split=other"], ["nothing"], ["."]],
     "sweep": [["--only=other"], ["--only=a,other"], ["--config.seeds=()"], ["--config.seeds=('a',)"],
               ["--config.seeds=(-1,)"]],
