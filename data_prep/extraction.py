@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
+from sedjax.audio import mel
 from sedjax.audio.clips import Unreadable
-from sedjax.audio.mel import SPECTRAL_VERSION
 from sedjax.core import files, npz
 from sedjax.core.errors import UserError
 from sedjax.data import provenance
@@ -46,7 +46,7 @@ class Job:
 
     def origins(self, extractor) -> dict[str, Extractor]:
         """The origin of each feature."""
-        origins = dict.fromkeys(self.wanted, Extractor(parameters=SPECTRAL_VERSION))
+        origins = dict.fromkeys(self.wanted, Extractor(parameters=mel.SPECTRAL_VERSION))
         if extractor:
             windows = ({"hop_seconds": self.hop_seconds, "drop_layers": self.drop_layers}
                        if self.embeddings_from.endswith(".npz") else {})

@@ -16,6 +16,8 @@ from sedjax.core.errors import Path, UserError, printable
 
 STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 SHOWN_CHARACTERS = 80
+OUT_OF_BOUNDS = "out_of_bounds"  # error type that an AfterValidator raises for a violated bound
+BOUNDS = {OUT_OF_BOUNDS, "greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number"}
 
 Size = Annotated[int, Field(ge=1, le=16_384)]  # width of a layer
 SizeOrNone = Annotated[int, Field(ge=0, le=16_384)]
@@ -79,6 +81,16 @@ def check(kind: type, values: Mapping[str, Any], prefix: str = "", without: Iter
         typo = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
         raise UserError(_sentence(form, typo, prefix)) from error
     return {name: getattr(checked, name) for name in form.model_fields}
+
+
+def out_of_bounds(kind: type, values: Mapping[str, Any]) -> list[str]:
+    """Names of the fields whose values have the right type but violate a bound that `check` enforces."""
+    form = _form(kind, frozenset())
+    try:
+        form.__pydantic_validator__.validate_python(_tuples(dict(values)))
+    except pydantic.ValidationError as error:
+        return list(dict.fromkeys(problem["loc"][0] for problem in error.errors() if problem["type"] in BOUNDS))
+    return []
 
 
 def unknown(name: Any, known: Collection[str], prefix: str = "") -> str:

@@ -8,6 +8,7 @@ import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from sedjax.core import bounds
 from sedjax.core.bounds import BatchSize, FilePath, Frames, FramesOrNone, Seed, Share, ShareBelowOne
@@ -26,7 +27,7 @@ def _parse_duration(text: str) -> tuple[float, str]:
         raise ValueError("must be a duration such as '100 steps', '5000 examples', '10 epochs' or '5 percent'")
     unit = {"%": "percent", "percent": "percent"}.get(match[2], f"{match[2]}s")
     if float(match[1]) > MAX_AMOUNT[unit]:
-        raise ValueError(f"must be at most {MAX_AMOUNT[unit]:,.0f} {unit}")
+        raise PydanticCustomError(bounds.OUT_OF_BOUNDS, f"must be at most {MAX_AMOUNT[unit]:,.0f} {unit}")
     return float(match[1]), unit
 
 
@@ -38,7 +39,7 @@ def _normal_duration(text: str) -> str:
 
 def _not_zero(duration: str) -> str:
     if _parse_duration(duration)[0] == 0:
-        raise ValueError("must be a duration greater than 0")
+        raise PydanticCustomError(bounds.OUT_OF_BOUNDS, "must be a duration greater than 0")
     return duration
 
 

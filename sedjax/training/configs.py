@@ -2,14 +2,17 @@
 
 import dataclasses
 import functools
+import logging
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from sedjax.core import bounds, errors
-from sedjax.core.config import Config
+from sedjax.core.config import Config, LossConfig, OptimizerConfig, TrainConfig
 from sedjax.core.errors import UserError
 from sedjax.models import registry
+
+log = logging.getLogger("sedjax")
 
 
 def base_config(model: str) -> ConfigDict:
@@ -58,8 +61,17 @@ def freeze(fields: dict) -> Config:
 
 
 def from_json(text: str, where: errors.Path = "config.json") -> Config:
-    """Reads the config that Config.to_json wrote. Raises UserError that names `where`."""
+    """Reads the config that Config.to_json wrote.
+
+    Training values that only earlier versions accepted, such as a negative patience, are replaced by their defaults
+    with a warning, so that the trained model can still be used. Raises UserError that names `where`.
+    """
     fields = bounds.parse_json(text, dict[str, Any], where)
+    for section, kind in (("loss", LossConfig), ("optimizer", OptimizerConfig), ("train", TrainConfig)):
+        values = fields.get(section)
+        for key in bounds.out_of_bounds(kind, values) if isinstance(values, dict) else ():
+            log.warning("%s: %s.%s = %s is no longer supported; using the default.", errors.printable(where),
+                        section, key, bounds.shown(values.pop(key)))
     try:
         return freeze(fields)
     except UserError as error:
