@@ -56,7 +56,7 @@ test-browser: .venv-browser/installed
 
 # Compares the field's metrics with sed_eval and sed_scores_eval; building these takes a C++ compiler.
 test-metrics: .venv-metrics/installed
-	.venv-metrics/bin/python -m pytest tests/scoring/test_field_metrics.py tests/scoring/test_event_tables.py
+	.venv-metrics/bin/python -m pytest tests/scoring/test_field_metrics.py tests/scoring/test_events.py
 
 .venv-metrics/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv-metrics

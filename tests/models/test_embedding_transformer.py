@@ -13,6 +13,7 @@ from sedjax.data_prep.import_weights import convert
 
 from sedjax.core.config import OptimizerConfig
 from sedjax.models.embedding_transformer import EmbeddingTransformer
+from sedjax.models.torch_weights import tensor_key
 from sedjax.models.variables import count_parameters
 from sedjax.training import optimizer, train_state, train_step
 
@@ -95,9 +96,8 @@ def test_loss_gradients_and_four_adamw_steps(golden, params, batch):
 def convert_back(tree) -> dict[str, np.ndarray]:
     """A tree like the parameters, by the reference's keys."""
     from flax import traverse_util
-    from sedjax.data_prep.import_weights import RULES, _tensor_key
 
-    return {_tensor_key(path, RULES["embedding_transformer"][1]): np.asarray(value)
+    return {tensor_key(path, "embedding_transformer"): np.asarray(value)
             for path, value in traverse_util.flatten_dict(tree, sep="/").items()}
 
 
