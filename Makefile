@@ -71,7 +71,7 @@ COLAB_PYTHON ?= python3.13
 test-colab:
 	$(COLAB_PYTHON) tests/colab_runtimes.py
 
-# Runs both notebooks with tiny settings; `make test` runs the first.
+# Runs both notebooks with tiny settings.
 test-notebooks: setup
 	SEDJAX_NOTEBOOKS=1 $(BIN)/python -m pytest tests/properties/test_notebook.py
 

@@ -15,7 +15,7 @@ from sedjax.core.task import Task
 
 PerClass = Float[np.ndarray, "class"]
 Value = float | Mapping[str, float]
-DEFAULTS = {"median": 0.36, "merge_gap": 0.36, "min_duration": 0.24}  # seconds
+DEFAULTS = {"median": 0.36, "merge_gap": 1.2, "min_duration": 0.36}  # seconds; see docs/prediction.md
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

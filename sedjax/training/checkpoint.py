@@ -265,7 +265,7 @@ def _ignore_abandoned_tasks() -> None:
     When Orbax fails to read or write an array, it closes its event loop while others are in progress; each of those
     then raises an exception that cannot be caught.
     """
-    report = sys.unraisablehook
+    report, report_uncaught = sys.unraisablehook, sys.excepthook
 
     def is_closed_loop(error: BaseException | None) -> bool:
         return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
@@ -274,11 +274,15 @@ def _ignore_abandoned_tasks() -> None:
         if not is_closed_loop(event.exc_value):
             report(event)
 
+    def uncaught(kind, error, trace):  # TensorStore's threads print theirs as uncaught
+        if not is_closed_loop(error):
+            report_uncaught(kind, error, trace)
+
     def shows(record: logging.LogRecord) -> bool:
         return not ((record.exc_info and is_closed_loop(record.exc_info[1]))
                     or record.getMessage().startswith("Task was destroyed but it is pending"))
 
-    sys.unraisablehook = hook
+    sys.unraisablehook, sys.excepthook = hook, uncaught
     for name in ("asyncio", "concurrent.futures"):
         logging.getLogger(name).addFilter(shows)
 
