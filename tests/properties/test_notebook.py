@@ -23,8 +23,6 @@ wait $!
 TINY = """
 from configs import conv_transformer_small
 
-pytestmark = pytest.mark.skipif("SEDJAX_NOTEBOOKS" not in os.environ, reason="takes minutes: make test-notebooks")
-
 def get_config():
     config = conv_transformer_small.get_config()
     config.data.max_frames = config.data.bucket_frames = config.model.positions = 100
@@ -56,6 +54,7 @@ def kinds(cells) -> set[str]:
             for kind in output.get("data", {})}
 
 
+@pytest.mark.skipif("SEDJAX_NOTEBOOKS" not in os.environ, reason="takes a minute: make test-notebooks")
 def test_quickstart_on_tiny_settings(run, tmp_path):
     cells = run("quickstart", RECORDINGS=10, EPOCHS=1, CONFIG=str(tmp_path / "tiny.py"))
     printed = notebooks.text(cells)
@@ -64,6 +63,7 @@ def test_quickstart_on_tiny_settings(run, tmp_path):
     assert {"image/png"} <= kinds(cells)
 
 
+@pytest.mark.skipif("SEDJAX_NOTEBOOKS" not in os.environ, reason="takes a minute: make test-notebooks")
 def test_train_from_drive_on_tiny_settings(run, tmp_path):
     cells = run("train_from_drive", EXAMPLES=10, EPOCHS=12, CONFIG=str(tmp_path / "tiny.py"))
     first, second = (notebooks.text([cell]) for cell in cells if "{train}" in cell.source)
