@@ -13,6 +13,7 @@ replaced. The third form takes the features in a directory in MLPC layout, and w
 
 import contextlib
 import dataclasses
+import datetime
 import functools
 import logging
 import os
@@ -25,15 +26,16 @@ from tqdm import tqdm
 
 from sedjax.audio import reader
 from sedjax.audio.clips import Unreadable, ahead, recut
+from sedjax.audio.start_time import parse_start
 from sedjax.commands import rule_flags
 from sedjax.commands.cli import BAD_LIST, SOME_BAD_STATUS, tidy_sigterm, write_bad
 from sedjax.core import parallel
 from sedjax.core.errors import UserError, printable
-from sedjax.core.files import distinct_names, make_folder, require_replaceable, require_writable
+from sedjax.core.files import distinct_names, make_folder, require_replaceable, require_writable, write_csv
 from sedjax.data import identity
 from sedjax.data.layout import SPLITS, read_layout, read_splits
 from sedjax.data.records import directory_clips
-from sedjax.inference import outputs, page, pretrained
+from sedjax.inference import outputs, page, pretrained, summary
 from sedjax.inference.detection import Detection
 from sedjax.inference.detector import Detector, detections, load, warn_of_other_features
 from sedjax.inference.trained import TrainedModel, load_model
@@ -43,7 +45,7 @@ from sedjax.scoring.event_rules import EventRules, changed, default_rules
 log = logging.getLogger("sedjax")
 
 FORMATS = {"csv": "predictions.csv", "tsv": "events.tsv", "audacity": "labels", "json": "everything but frames",
-           "png": "picture", "html": "page that plays and corrects them"}
+           "png": "picture", "html": "page that plays and corrects them", "hourly": "events by hour and class"}
 DEFAULT_FORMATS = ("csv", "tsv", "json")
 
 
@@ -66,6 +68,8 @@ def define_flags() -> None:
     flags.DEFINE_string("source", None, "Directory in MLPC layout, with or without labels, instead of recordings.")
     flags.DEFINE_enum("split", None, SPLITS, "Only the recordings of this split of --source. Default: all.")
     flags.DEFINE_string("checkpoint", "best", "'best' (lowest validation cost), 'last', or a step.")
+    flags.DEFINE_string("start", None, "For the format hourly: when a recording began whose name does not say it, like "
+                        "2024-01-31T05:30.")
     rule_flags.define_flags()
     parallel.define_flags()
 
@@ -74,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
     options, arguments = flags.FLAGS, argv[1:]
     if bool(options.source) == bool(arguments):
         raise UserError("Give either recordings and folders of them, or --source=DIR, a directory in MLPC layout.")
-    of_recordings_only = "formats", "frames", "embeddings_from", "model", *rule_flags.ONLY_EVENTS
+    of_recordings_only = "formats", "frames", "embeddings_from", "model", "start", *rule_flags.ONLY_EVENTS
     for flag in of_recordings_only if options.source else ("split",):
         if options[flag].present:
             raise UserError(f"--{flag} is for {'recordings, not for --source' if options.source else '--source'}.")
@@ -86,7 +90,9 @@ def main(argv: Sequence[str]) -> None:
     formats = tuple(options.formats or DEFAULT_FORMATS)
     if unknown := [name for name in formats if name not in FORMATS]:
         raise UserError(f"--formats takes any of {', '.join(FORMATS)}, not {unknown[0]!r}.")
-    changes = rule_flags.changes()
+    if options.start and "hourly" not in formats:
+        raise UserError("--start is for --formats=hourly.")
+    start, changes = parse_start(options.start) if options.start else None, rule_flags.changes()
     parallel.start()
     with tidy_sigterm():
         if options.source:
@@ -100,13 +106,14 @@ def main(argv: Sequence[str]) -> None:
         detector = (pretrained.load_pretrained(options.model, options.weights, options.classes, options.map)
                     if options.model else load(options.workdir, options.checkpoint, options.embeddings_from))
         detector = detector.with_rules(**changes)
-        bad = of_recordings(detector, paths, pathlib.Path(options.output), (*formats, *["frames"] * options.frames))
+        kinds = (*formats, *["frames"] * options.frames)
+        bad = of_recordings(detector, paths, pathlib.Path(options.output), kinds, start)
     if bad:
         sys.exit(SOME_BAD_STATUS)
 
 
 def of_recordings(detector: Detector, paths: Sequence[pathlib.Path], folder: pathlib.Path,
-                  kinds: Iterable[str]) -> dict[str, str]:
+                  kinds: Iterable[str], start: datetime.datetime | None = None) -> dict[str, str]:
     """Writes the detections in recordings to a folder.
 
     Args:
@@ -114,6 +121,7 @@ def of_recordings(detector: Detector, paths: Sequence[pathlib.Path], folder: pat
       paths: distinct files.
       folder: output folder, created if missing.
       kinds: keys of outputs.TABLES and outputs.FILES.
+      start: when a recording began whose name does not say so, for the hourly table.
 
     Returns:
       The reason why a recording cannot be read, by its name.
@@ -124,7 +132,9 @@ def of_recordings(detector: Detector, paths: Sequence[pathlib.Path], folder: pat
     with parallel.all_or_none():
         names = dict(zip(map(str, paths), distinct_names(paths)))
         stems = dict(zip(names, outputs.stems(list(names.values()))))
-    kinds, bad, active, events, pages = set(kinds), {}, {}, {}, []
+        kinds = set(kinds)
+        starts = summary.starts_of(names.values(), start) if "hourly" in kinds else {}
+    bad, active, events, seconds, pages = {}, {}, {}, {}, []
     results = detector.detect(paths, keep=("melspectrogram",) if kinds & {"png", "html"} else ())
     parallel.on_process_zero(lambda: _prepare(detector, folder, paths, stems.values(), kinds))
 
@@ -144,17 +154,22 @@ def of_recordings(detector: Detector, paths: Sequence[pathlib.Path], folder: pat
             if isinstance(result, Unreadable):
                 bad[name] = str(result.error)
             else:
-                active[name], events[name] = result.active, result.events
+                active[name], events[name], seconds[name] = result.active, result.events, result.seconds
                 parallel.on_process_zero(functools.partial(write, name, result))
             progress.update()
         parallel.on_process_zero(stack.close)
 
     def finish() -> None:
         outputs.write_tables(folder, detector.task, active, events, kinds)
+        if "hourly" in kinds:
+            write_csv(folder / outputs.TABLES["hourly"],
+                      [summary.HOURLY_COLUMNS, *summary.hourly(events, seconds, starts)])
         write_bad(folder, bad)
         unreadable = f"; {len(bad):,} cannot be read, listed in {folder / BAD_LIST}" if bad else ""
         print(printable(f"Found {sum(map(len, events.values())):,} events in {len(active):,} recordings, written to "
                         f"{folder}{unreadable}."))
+        if by_class := summary.text(events):
+            print(by_class)
 
     parallel.on_process_zero(finish)
     return bad

@@ -20,7 +20,8 @@ from sedjax.inference.trained import TrainedModel
 from sedjax.scoring.events import EVENT_COLUMNS
 from sedjax.scoring.submission import write_submission
 
-TABLES = {"csv": "predictions.csv", "tsv": "events.tsv", "html": "index.html"}  # the page is of inference.page
+# The page is written by inference.page, the hourly table by inference.summary.
+TABLES = {"csv": "predictions.csv", "tsv": "events.tsv", "html": "index.html", "hourly": "hourly.csv"}
 
 
 def write_labels(path: pathlib.Path, detection: Detection, model: TrainedModel) -> None:

@@ -204,6 +204,20 @@ def test_events_and_segments_agree(length, seed, pooling, threshold, missing):
     assert [event.onset for event in found] == sorted(event.onset for event in found)
 
 
+def test_hours_by_the_names_of_recorders(audio_workdir, folder, tmp_path, capsys):
+    shutil.copy(folder / "one.wav", tmp_path / "20240131_055959.wav")
+    arguments = f"--workdir={audio_workdir}", str(tmp_path / "20240131_055959.wav"), f"--output={tmp_path / 'out'}"
+    run_command(predict, *arguments, "--formats=hourly", "--min_duration=0", "--median=0", "--threshold=0")
+    with open(tmp_path / "out" / "hourly.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["hour"] for row in rows} == {"2024-01-31T05:00", "2024-01-31T06:00"} - (
+        {"2024-01-31T06:00"} if soundfile.info(folder / "one.wav").duration <= 1 else set())
+    assert all(row["events"] == "1" for row in rows if row["event_label"])
+    assert "Bell" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--start"):
+        run_command(predict, *arguments, "--start=2024-01-31")
+
+
 def test_every_output_reads_back(detectors, audio_workdir, folder, tmp_path, capsys):
     out = tmp_path / "out"
     run_command(predict, f"--workdir={audio_workdir}", folder / "one.wav", str(folder), f"--output={out}",

@@ -1092,6 +1092,21 @@ for what, (flags, key) in {
         "a table of another kind": (["--map=BOX/text.pt"], "text.pt")}.items():
     add("predict", f"--model: {what}", lambda box, flags=flags: pretrained(box, *flags), refused(key))
 
+# Rules for events, and hours
+
+for what, (flags, key) in {
+        "a class that is not there": (["--threshold=Sirens=0.5"], "Sirens"), "no number": (["--median=long"], "--median"),
+        "no number of a class": (["--merge_gap=Bell="], "--merge_gap"), "a threshold above 1": (["--threshold=1.5"], "1.5"),
+        "a negative duration": (["--min_duration=-1"], "-1"), "no finite duration": (["--median=inf"], "inf"),
+        "a threshold that is no number": (["--threshold=nan"], "nan"),
+        "a low threshold above the other": (["--threshold=0.2", "--low_threshold=0.9"], "0.9")}.items():
+    for command, get in (("predict", predict), ("evaluate", evaluate)):
+        add(command, f"rules: {what}", lambda box, get=get, flags=flags: [*get(box), *flags], refused(key))
+for what, (flags, key) in {
+        "hours of nothing known": (["--formats=hourly"], "--start"), "a start without hours": (["--start=2024-01-31"], "hourly"),
+        "a start that is no time": (["--formats=hourly", "--start=dawn"], "dawn")}.items():
+    add("predict", f"hours: {what}", lambda box, flags=flags: [*predict(box), *flags], refused(key))
+
 # Flags
 
 REQUIRED_FLAGS = {"labels": ("events", "audio", "output"), "records": ("source", "output"), "ground_truth": ("source", "output"),
