@@ -36,10 +36,12 @@ def starts_of(names: Iterable[str], start: datetime.datetime | None = None) -> d
     """
     starts = {name: start_of(name) for name in names}
     unknown = [name for name, begun in starts.items() if begun is None]
-    if unknown and (start is None or len(unknown) > 1):
+    if unknown and start and len(unknown) == 1:
+        starts[unknown[0]] = start
+    elif unknown:
         raise UserError(f"--formats=hourly: the name of {printable(unknown[0])} does not say when the recording began: "
                         "rename it like 20240131_053000.wav, or, if it is the only one, give --start=2024-01-31T05:30.")
-    return {name: begun or start for name, begun in starts.items()}
+    return {name: begun for name, begun in starts.items() if begun}
 
 
 def hourly(events: Events, seconds: Mapping[str, float], starts: Mapping[str, datetime.datetime]) -> list[tuple]:
@@ -51,7 +53,8 @@ def hourly(events: Events, seconds: Mapping[str, float], starts: Mapping[str, da
     Args:
       events, seconds, starts: events, length and start of each recording.
     """
-    recorded, lengths = collections.Counter(), collections.defaultdict(list)
+    recorded: dict[datetime.datetime, float] = collections.defaultdict(float)
+    lengths = collections.defaultdict(list)
     for name, detected in events.items():
         now, end = starts[name], starts[name] + datetime.timedelta(seconds=seconds[name])
         while now < end:
