@@ -2,8 +2,8 @@
 
     sedjax labels --events=TABLE --audio=RECORDINGS --output=DIR [--columns=filename=file,label=class]
 
-TABLE is a CSV or TSV file with a row for each event, or a folder of tables: Audacity's labels, Raven's selections, or
-any other, each called as its recording. A recording without a row has no events. What looks like a mistake is noted.
+TABLE is a CSV or TSV file with a row for each event, or a folder of tables (Audacity labels, Raven selections, CSV or
+TSV), each named after its recording. A recording without a row has no events. Likely mistakes are reported as notes.
 """
 
 import contextlib

@@ -9,6 +9,7 @@ from absl import flags
 from sedjax.commands import rule_flags
 from sedjax.commands.cli import require_no_arguments
 from sedjax.core import files, parallel
+from sedjax.core.errors import UserError
 from sedjax.scoring import field_metrics, metrics
 from sedjax.scoring.metrics import format_score
 from sedjax.studies.results import evaluate_workdir
@@ -35,6 +36,10 @@ def main(argv: Sequence[str]) -> None:
     if options.json:
         files.require_writable(options.json)
     more = [name for name in options.metrics if name != field_metrics.COST]
+    given = [name for name in rule_flags.ONLY_EVENTS if options[name].present]
+    if given and not set(field_metrics.FROM_EVENTS) & set(more):
+        raise UserError(f"--{given[0]}={options[given[0]].value} is for events: add --metrics="
+                        f"{','.join(field_metrics.FROM_EVENTS)}.")
     result = evaluate_workdir(folder, options.split, options.data, options.checkpoint, more, **rule_flags.changes())
     if not parallel.is_process_zero():
         return

@@ -1,6 +1,5 @@
 """Event tables in DCASE format: tab-separated, one row per event, or per recording without events."""
 
-import csv
 import itertools
 import os
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ import numpy as np
 
 from sedjax.core import grid
 from sedjax.core.errors import UserError, printable
-from sedjax.core.files import TABLE_BYTES, atomic_output, csv_rows
+from sedjax.core.files import TABLE_BYTES, csv_rows, write_csv
 from sedjax.core.task import Task
 
 EVENT_COLUMNS = ("filename", "onset", "offset", "event_label")
@@ -102,9 +101,8 @@ def write_events(path: str | os.PathLike, events: Events) -> None:
 
     Raises UserError if the file cannot be written.
     """
-    with atomic_output(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(EVENT_COLUMNS)
-        for filename, of_recording in events.items():
-            writer.writerows([(filename, grid.seconds_text(event.onset), grid.seconds_text(event.offset), event.label)
-                              for event in of_recording] or [(filename, "", "", "")])
+    rows: list[tuple[str, ...]] = [EVENT_COLUMNS]
+    for filename, of_recording in events.items():
+        rows += [(filename, grid.seconds_text(event.onset), grid.seconds_text(event.offset), event.label)
+                 for event in of_recording] or [(filename, "", "", "")]
+    write_csv(path, rows, "\t")
